@@ -1,0 +1,62 @@
+# How every target of wsync is compiled: one place for flags, include root and test labels.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+find_program(WSYNC_CCACHE ccache)
+if(WSYNC_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${WSYNC_CCACHE}")
+endif()
+
+# Flags for our own code; generated code takes only the sanitizers (wsync_sanitize).
+add_library(wsync_flags INTERFACE)
+target_compile_options(wsync_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-missing-field-initializers)
+if(WSYNC_WERROR)
+  target_compile_options(wsync_flags INTERFACE -Werror)
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  target_compile_options(wsync_flags INTERFACE -Wthread-safety)
+endif()
+# IEEE arithmetic is part of the wire contract: no contraction into fused multiply-add.
+target_compile_options(wsync_flags INTERFACE -ffp-contract=off)
+target_include_directories(wsync_flags INTERFACE "${PROJECT_SOURCE_DIR}")
+
+if(WSYNC_SANITIZE)
+  add_compile_options(-fsanitize=${WSYNC_SANITIZE} -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=${WSYNC_SANITIZE})
+  if(WSYNC_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()
+
+# wsync_library(name SOURCES a.cc b.cc DEPS x y): one static library per folder; headers are included from the root.
+function(wsync_library name)
+  cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${A_SOURCES})
+  target_link_libraries(${name} PUBLIC ${A_DEPS} PRIVATE wsync_flags)
+  target_include_directories(${name} PUBLIC "${PROJECT_SOURCE_DIR}")
+endfunction()
+
+function(wsync_executable name)
+  cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${A_SOURCES})
+  target_link_libraries(${name} PRIVATE ${A_DEPS} wsync_flags)
+endfunction()
+
+# wsync_test(name_test LABEL unit SOURCES name_test.cc DEPS x [TIMEOUT 60]): one ctest entry per binary.
+function(wsync_test name)
+  cmake_parse_arguments(A "" "LABEL;TIMEOUT" "SOURCES;DEPS;ARGS" ${ARGN})
+  add_executable(${name} ${A_SOURCES})
+  target_link_libraries(${name} PRIVATE ${A_DEPS} GTest::gmock GTest::gtest GTest::gtest_main wsync_flags)
+  target_compile_definitions(${name} PRIVATE WSYNC_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
+  add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 120)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${A_LABEL}" TIMEOUT ${A_TIMEOUT}
+    ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1;UBSAN_OPTIONS=print_stacktrace=1")
+endfunction()

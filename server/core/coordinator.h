@@ -1,0 +1,60 @@
+// The coordinator's mind: membership, rounds, commit decisions. (now, event) -> actions, nothing else.
+//
+// Pure: no clock, no I/O, no threads, no randomness (session tokens come from an injected generator). The shell
+// (server/trainer/coordinator_service) feeds it events under a lock and carries out the actions outside of it, in
+// order. The same object runs in the simulator.
+//
+// Rules it keeps (DESIGN §6): versions only grow; all replicas of a round switch or none (policy), those left out are
+// fenced until they took a complete version; every wait has a deadline; messages of an old epoch change nothing.
+#ifndef WSYNC_SERVER_CORE_COORDINATOR_H_
+#define WSYNC_SERVER_CORE_COORDINATOR_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "server/core/events.h"
+#include "server/core/status.h"
+
+namespace wsync {
+
+struct CoordinatorOptions {
+  std::string job = "default";
+  int32_t quorum = 0;  // 0: policy `all`; k > 0: policy `quorum: k`
+  int32_t min_replicas = 1;
+  absl::Duration min_replicas_wait = absl::Seconds(5);
+  absl::Duration heartbeat_timeout = absl::Seconds(3);
+  absl::Duration stage_timeout = absl::Seconds(10);  // plus wire_bytes / min_rate
+  double min_rate_bytes_per_second = 50e6;
+  absl::Duration apply_timeout = absl::Seconds(30);
+  int32_t event_history = 100;
+  bool source_retains = true;  // source mode `full`: a committed version can be sent again
+  std::string backend = "host";
+  std::function<std::string()> new_session_token;  // unguessable in the daemon, counted in tests
+};
+
+class Coordinator {
+ public:
+  Coordinator(CoordinatorOptions options, absl::Time now);
+  ~Coordinator();
+
+  // Everything that must be done because of `event`, in order. Never fails: nonsense from a peer becomes a Refuse, a
+  // Log, or nothing.
+  Actions Step(absl::Time now, const Event& event);
+
+  // When a Tick is due at the latest: the nearest deadline.
+  absl::Time NextDeadline() const;
+
+  StatusSnapshot Snapshot(absl::Time now) const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_CORE_COORDINATOR_H_
