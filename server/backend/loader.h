@@ -1,0 +1,34 @@
+// Sink side: checks what landed against its digests, and copies it to its destinations.
+//
+// Used from one thread. One instance serves one (plan, destinations) pair, version after version.
+#ifndef WSYNC_SERVER_BACKEND_LOADER_H_
+#define WSYNC_SERVER_BACKEND_LOADER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/backend/completion.h"
+#include "server/core/destinations.h"
+#include "server/core/plan.h"
+
+namespace wsync {
+
+class Loader {
+ public:
+  virtual ~Loader() = default;
+  // Digests every piece of a bucket at `wire` once `after` is done and compares with the bucket's digest table. The
+  // completion fails with DATA_LOSS naming tensor, rows and bucket, or with `after`'s error.
+  virtual CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
+  // Copies a bucket's pieces to their destinations once `after` is done.
+  virtual CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
+  // Waits for everything started; digests of all pieces checked since the last Finish, by piece index.
+  virtual absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) = 0;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_BACKEND_LOADER_H_

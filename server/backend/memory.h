@@ -1,0 +1,60 @@
+// Memory of the agent's device: its own, and what client processes lend it.
+//
+// Buffers and mappings are owners: they free or unmap when they go, and must not outlive the Memory they came from.
+// Thread-safe.
+#ifndef WSYNC_SERVER_BACKEND_MEMORY_H_
+#define WSYNC_SERVER_BACKEND_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "absl/status/statusor.h"
+
+namespace wsync {
+
+struct SharedMemoryHandle {
+  std::string name;  // for shm_open; begins with '/'
+  int64_t bytes = 0;
+};
+struct CudaIpcHandle {
+  std::string handle;  // 64 bytes
+  std::string device_uuid;
+  int64_t bytes = 0;
+};
+using MemoryHandle = std::variant<SharedMemoryHandle, CudaIpcHandle>;
+
+// Bytes of the device at a fixed address, released on destruction.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ protected:
+  std::byte* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+enum class Access { kRead, kReadWrite };
+
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  // Zeroed memory, aligned for the device (at least 128 bytes). RESOURCE_EXHAUSTED says how much was asked for, for
+  // what, and how much there is. bytes > 0.
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes, std::string_view purpose) = 0;
+  // Memory that another process can open: as Allocate, and `handle` names it while the buffer lives.
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> AllocateShared(int64_t bytes, std::string_view purpose,
+                                                                 MemoryHandle* handle) = 0;
+  // Maps what another process exported. Errors name the handle: NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (a
+  // handle of another kind, a malformed name, fewer bytes behind it than it claims).
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Open(const MemoryHandle& handle, Access access) = 0;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_BACKEND_MEMORY_H_

@@ -1,0 +1,44 @@
+// The data plane of one session: a fixed set of ranks, rank 0 sends, all others receive the same bytes.
+//
+// Calls match by order: the k-th Broadcast of every rank is the same broadcast, with the same number of bytes. To add
+// a transport, implement this class and pass tests/backend's contract suite. Connect, Broadcast: one thread.
+// Cancel, sent_bytes: any thread.
+#ifndef WSYNC_SERVER_BACKEND_TRANSPORT_H_
+#define WSYNC_SERVER_BACKEND_TRANSPORT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/backend/completion.h"
+
+namespace wsync {
+
+struct SessionSpec {
+  std::string token;  // names the session on every rank; secret, never logged
+  int32_t rank = 0;
+  int32_t world = 1;
+  std::string root_address;  // host:port of rank 0's data plane, where the backend needs one
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;  // cancels what is pending and waits until no one touches the callers' memory
+  // Opens the session: returns when this rank can broadcast. DEADLINE_EXCEEDED names the ranks that did not come.
+  virtual absl::Status Connect(absl::Time deadline) = 0;
+  // Rank 0: sends data[0, bytes) once `after` is done; complete when the memory may be overwritten. Others: receives
+  // into data[0, bytes), starting after `after`; complete when all bytes are there. Fails when a rank is gone (naming
+  // it) or on Cancel. A failed or cancelled broadcast may have delivered part of its bytes.
+  virtual CompletionPtr Broadcast(std::byte* data, int64_t bytes, CompletionPtr after) = 0;
+  // Fails everything pending and to come with `why`, soon. Idempotent.
+  virtual void Cancel(const absl::Status& why) = 0;
+  // Bytes moved so far by this rank (rank 0: by the slowest peer), for progress reports.
+  virtual int64_t moved_bytes() const = 0;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_BACKEND_TRANSPORT_H_

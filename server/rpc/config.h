@@ -1,0 +1,55 @@
+// Daemon configuration: YAML + environment + flags -> one protobuf message, strictly, with the origin of every value.
+//
+// Everything is driven by the descriptors of proto/wsync/v1/config.proto (defaults, ranges, help): a key added there is
+// a YAML key, a flag --a.b, a variable WSYNC_A_B and a line of `config show` with no code. Precedence:
+// flag > environment > file > default. Not thread-safe; used at start.
+#ifndef WSYNC_SERVER_RPC_CONFIG_H_
+#define WSYNC_SERVER_RPC_CONFIG_H_
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace google::protobuf {
+class Message;
+}
+
+namespace wsync {
+
+// One leaf of the schema, for flags, help and `config show`.
+struct ConfigField {
+  std::string path;      // "transfer.bucket_bytes"
+  std::string flag;      // "--transfer.bucket_bytes"
+  std::string variable;  // "WSYNC_TRANSFER_BUCKET_BYTES"
+  std::string type;      // "bytes", "duration", "integer", "text", "true/false", "list of text"
+  std::string default_text;
+  std::string expected;  // "64KiB to 8GiB", "one of: all, quorum", ...
+  std::string help;
+  bool repeated = false;
+};
+std::vector<ConfigField> ConfigFields(const google::protobuf::Message& schema);
+
+struct ConfigInputs {
+  std::string file;                                        // empty: no file
+  std::function<const char*(const char*)> getenv;          // injected for tests; null: ::getenv
+  std::vector<std::pair<std::string, std::string>> flags;  // path -> text; repeated fields: comma-separated or repeated
+};
+struct ConfigValue {
+  std::string path;
+  std::string text;    // as it would be written in YAML: "256MiB", "3s"
+  std::string origin;  // "default", "file /etc/wsync/trainer.yaml:12", "environment WSYNC_JOB", "flag --job"
+};
+
+// Fills `message` (a TrainerConfig or RolloutConfig) and returns where each value came from, in schema order.
+// INVALID_ARGUMENT with one line per problem, all problems at once:
+//   trainer.yaml:12: transfer.bucket_bytes: "12 apples" is not a size; expected 64KiB to 8GiB, such as 256MiB
+//   trainer.yaml:9: unknown key "transfr"; did you mean "transfer"?
+absl::StatusOr<std::vector<ConfigValue>> LoadConfig(const ConfigInputs& inputs, google::protobuf::Message* message);
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_RPC_CONFIG_H_

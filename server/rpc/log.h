@@ -1,0 +1,33 @@
+// Process-wide structured log on spdlog: text for people, JSON for collectors. One line per event; key=value fields.
+#ifndef WSYNC_SERVER_RPC_LOG_H_
+#define WSYNC_SERVER_RPC_LOG_H_
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace wsync {
+
+struct LogOptions {
+  std::string component;        // "trainer", "rollout"
+  std::string level = "info";   // trace | debug | info | warn | error
+  std::string format = "text";  // text | json
+  std::string file;             // empty: stderr
+};
+// INVALID_ARGUMENT or the errno of a file that cannot be opened. Before it is called, lines go to stderr as text.
+absl::Status InitLog(const LogOptions& options);
+
+using LogFields = std::vector<std::pair<std::string_view, std::string>>;
+// text: 2026-11-22T10:00:00.123Z info  trainer  version committed  version=7 replicas=2/2
+// json: {"time":"...","level":"info","component":"trainer","message":"version committed","version":"7",...}
+void LogDebug(std::string_view message, const LogFields& fields = {});
+void LogInfo(std::string_view message, const LogFields& fields = {});
+void LogWarn(std::string_view message, const LogFields& fields = {});
+void LogError(std::string_view message, const LogFields& fields = {});
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_RPC_LOG_H_
