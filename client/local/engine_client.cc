@@ -1,0 +1,162 @@
+#include "client/local/engine_client.h"
+
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/local/connect.h"
+#include "server/rpc/convert.h"
+#include "wsync/v1/rollout.grpc.pb.h"
+
+namespace wsync {
+namespace {
+
+constexpr int kDestinationsPerMessage = 4000;  // far below gRPC's 4 MiB cap for names of 512 bytes
+
+void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+}
+
+}  // namespace
+
+struct EngineClient::Impl {
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::Rollout::Stub> stub;
+  std::string attachment_id;
+  std::unique_ptr<grpc::ClientContext> updates_context;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::EngineMessage, v1::UpdateEvent>> updates;
+};
+
+EngineClient::EngineClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+EngineClient::~EngineClient() {
+  if (!impl_->updates) return;
+  impl_->updates_context->TryCancel();
+  v1::UpdateEvent drained;
+  while (impl_->updates->Read(&drained)) {
+  }
+  (void)impl_->updates->Finish();
+}
+
+absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Connect(const std::string& socket, absl::Duration timeout) {
+  auto channel = ConnectLocal(socket, timeout, "wsync-rollout", "local_socket in rollout.yaml");
+  if (!channel.ok()) return channel.status();
+  auto impl = std::make_unique<Impl>();
+  impl->channel = *channel;
+  impl->stub = v1::Rollout::NewStub(impl->channel);
+  return std::unique_ptr<EngineClient>(new EngineClient(std::move(impl)));
+}
+
+absl::StatusOr<EngineOutputs> EngineClient::GetOutputs(absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  auto reader = impl_->stub->GetOutputs(&context, v1::GetOutputsRequest());
+  EngineOutputs result;
+  v1::OutputsReply reply;
+  while (reader->Read(&reply)) {
+    if (reply.has_rules()) {
+      auto rules = FromProto(reply.rules());
+      if (!rules.ok()) return rules.status();
+      result.rules = *std::move(rules);
+      result.payload_bytes = static_cast<int64_t>(reply.payload_bytes());
+    }
+    for (const v1::OutputTensor& output : reply.outputs()) {
+      auto tensor = FromProto(output.tensor());
+      if (!tensor.ok()) return tensor.status();
+      result.outputs.push_back({*std::move(tensor), output.is_scale(), output.quantized()});
+    }
+  }
+  const grpc::Status status = reader->Finish();
+  if (!status.ok()) return FromGrpc(status);
+  return result;
+}
+
+absl::StatusOr<v1::AttachReply> EngineClient::Attach(const std::string& engine,
+                                                     const std::vector<MemoryHandle>& handles,
+                                                     const std::vector<Destination>& destinations, bool allow_partial,
+                                                     absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  v1::AttachReply reply;
+  auto writer = impl_->stub->Attach(&context, &reply);
+  v1::AttachRequest request;
+  request.mutable_header()->set_pid(getpid());
+  request.mutable_header()->set_engine(engine);
+  request.mutable_header()->set_allow_partial(allow_partial);
+  for (const MemoryHandle& handle : handles) *request.mutable_header()->add_handles() = ToProto(handle);
+  bool writable = true;
+  for (const Destination& destination : destinations) {
+    *request.add_destinations() = ToProto(destination);
+    if (request.destinations_size() == kDestinationsPerMessage) {
+      writable = writer->Write(request);
+      request.Clear();
+      if (!writable) break;  // the agent has answered already: Finish says why
+    }
+  }
+  if (writable && (request.has_header() || request.destinations_size() > 0)) writer->Write(request);
+  writer->WritesDone();
+  const grpc::Status status = writer->Finish();
+  if (!status.ok()) return FromGrpc(status);
+
+  impl_->attachment_id = reply.attachment_id();
+  impl_->updates_context = std::make_unique<grpc::ClientContext>();
+  impl_->updates = impl_->stub->Updates(impl_->updates_context.get());
+  v1::EngineMessage hello;
+  hello.mutable_hello()->set_attachment_id(reply.attachment_id());
+  if (!impl_->updates->Write(hello)) {
+    const grpc::Status why = impl_->updates->Finish();
+    impl_->updates.reset();
+    return FromGrpc(why);
+  }
+  return reply;
+}
+
+absl::StatusOr<v1::UpdateEvent> EngineClient::Next() {
+  if (!impl_->updates) return absl::FailedPreconditionError("not attached to a wsync-rollout: call Attach first");
+  v1::UpdateEvent event;
+  if (impl_->updates->Read(&event)) return event;
+  const grpc::Status status = impl_->updates->Finish();
+  impl_->updates.reset();
+  if (status.ok()) return absl::UnavailableError("wsync-rollout ended the updates: it is shutting down");
+  return FromGrpc(status);
+}
+
+absl::Status EngineClient::Paused(uint64_t version) {
+  if (!impl_->updates) return absl::FailedPreconditionError("not attached to a wsync-rollout: call Attach first");
+  v1::EngineMessage message;
+  message.mutable_paused()->set_version(version);
+  if (impl_->updates->Write(message)) return absl::OkStatus();
+  return absl::UnavailableError("wsync-rollout is gone");
+}
+
+absl::Status EngineClient::Detach() {
+  grpc::ClientContext context;
+  SetDeadline(context, absl::Seconds(10));
+  v1::DetachRequest request;
+  request.set_attachment_id(impl_->attachment_id);
+  v1::DetachReply reply;
+  return FromGrpc(impl_->stub->Detach(&context, request, &reply));
+}
+
+void EngineClient::Cancel() {
+  if (impl_->updates_context) impl_->updates_context->TryCancel();
+}
+
+Destination WholeTensor(const Tensor& output, int32_t handle, int64_t offset_bytes) {
+  const MatrixView view = ViewOf(output);
+  Destination destination;
+  destination.output = output.name;
+  destination.dtype = output.dtype;
+  destination.shape = output.shape;
+  destination.row_end = view.rows;
+  destination.col_end = view.cols;
+  destination.handle = handle;
+  destination.offset_bytes = offset_bytes;
+  destination.row_pitch_bytes = view.cols * DtypeBytes(output.dtype);
+  return destination;
+}
+
+}  // namespace wsync

@@ -1,0 +1,56 @@
+// The training process's side of the trainer agent's local API: register once, publish versions.
+//
+// Blocking calls; one thread at a time, except that Publish may run on one thread while another waits. Errors are the
+// agent's own texts; UNAVAILABLE when it cannot be reached says at which socket and how to start one.
+#ifndef WSYNC_CLIENT_LOCAL_TRAINER_CLIENT_H_
+#define WSYNC_CLIENT_LOCAL_TRAINER_CLIENT_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/backend/memory.h"
+#include "server/core/catalog.h"
+#include "wsync/v1/trainer.pb.h"
+
+namespace wsync {
+
+struct SourceTensor {
+  Tensor tensor;
+  uint32_t handle = 0;  // index into the handles given to Register
+  uint64_t offset_bytes = 0;
+};
+
+// Called on the publishing thread while a version is on its way; any may be empty.
+struct PublishObserver {
+  std::function<void(const v1::Accepted&)> accepted;
+  std::function<void(const v1::PublishProgress&)> progress;
+  std::function<void(const v1::Released&)> released;
+};
+
+class TrainerClient {
+ public:
+  // `socket` as in trainer.yaml's local_socket: "unix:///run/wsync/trainer.sock".
+  static absl::StatusOr<std::unique_ptr<TrainerClient>> Connect(const std::string& socket, absl::Duration timeout);
+  ~TrainerClient();
+
+  absl::StatusOr<v1::RegisterReply> Register(const std::vector<MemoryHandle>& handles,
+                                             const std::vector<SourceTensor>& tensors,
+                                             const std::vector<std::string>& modules_to_not_convert, bool replace);
+  // Returns when every replica applied the version or was given up.
+  absl::StatusOr<v1::VersionReport> Publish(uint64_t version, const PublishObserver& observer);
+  absl::Status Unregister();
+
+ private:
+  struct Impl;
+  explicit TrainerClient(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_CLIENT_LOCAL_TRAINER_CLIENT_H_

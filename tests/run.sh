@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs packages, builds and runs every test: tests/run.sh [preset] [ctest options...], preset release by default.
+#   tests/run.sh                 all tests, optimised build
+#   tests/run.sh asan -L system  only the system tests, under AddressSanitizer and UBSan
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=release
+if [ $# -gt 0 ] && [[ $1 != -* ]]; then
+  preset=$1
+  shift
+fi
+deploy/install_packages.sh
+deploy/build.sh "$preset"
+exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
