@@ -24,6 +24,7 @@ endif()
 # IEEE arithmetic is part of the wire contract: no contraction into fused multiply-add.
 target_compile_options(wsync_flags INTERFACE -ffp-contract=off)
 target_include_directories(wsync_flags INTERFACE "${PROJECT_SOURCE_DIR}")
+target_compile_definitions(wsync_flags INTERFACE WSYNC_VERSION="${PROJECT_VERSION}")
 
 if(WSYNC_SANITIZE)
   add_compile_options(-fsanitize=${WSYNC_SANITIZE} -fno-omit-frame-pointer -g1)

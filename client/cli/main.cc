@@ -1,0 +1,43 @@
+// wsync: what a person types to see and move weights.
+#include <csignal>
+#include <cstdio>
+
+#include "client/cli/command.h"
+#include "server/rpc/version.h"
+
+namespace {
+
+constexpr char kExamples[] =
+    "\nExit codes: 0 done or in sync, 1 error, 2 usage, 3 degraded, 4 unreachable."
+    "\nData goes to stdout, messages to stderr; NO_COLOR turns colour off."
+    "\n\nExamples:"
+    "\n  wsync status -w                         watch the job on this machine"
+    "\n  wsync plan --model DIR                  what would be quantized, and why not the rest"
+    "\n  wsync quantize DIR OUT                  an FP8 checkpoint, no daemon needed"
+    "\n  wsync publish --model DIR --version 7   send a checkpoint to every rollout"
+    "\n  wsync demo                              the whole thing on one machine\n";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // `wsync status | head` ends by a failed write, not by a signal
+  CLI::App app("wsync carries a model's weights, as FP8, from trainers to rollouts", "wsync");
+  app.set_version_flag("--version", std::string("wsync ") + wsync::kSoftwareVersion);
+  app.footer(kExamples);
+  app.require_subcommand(1);
+  wsync::cli::AddStatus(app);
+  wsync::cli::AddVerify(app);
+  wsync::cli::AddPublish(app);
+  wsync::cli::AddExport(app);
+  wsync::cli::AddQuantize(app);
+  wsync::cli::AddPlan(app);
+  wsync::cli::AddConfig(app);
+  wsync::cli::AddBench(app);
+  wsync::cli::AddDemo(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? wsync::cli::kOk : wsync::cli::kUsage;
+  }
+  return wsync::cli::LastExit();
+}

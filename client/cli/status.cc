@@ -1,0 +1,96 @@
+// wsync status, wsync verify: what the coordinator knows.
+#include <cstdio>
+#include <memory>
+
+#include "absl/time/clock.h"
+#include "client/cli/command.h"
+#include "client/cli/coordinator_options.h"
+#include "client/cli/status_view.h"
+#include "client/cli/terminal.h"
+#include "client/local/status_client.h"
+
+namespace wsync::cli {
+namespace {
+
+struct StatusOptions {
+  CoordinatorOptions coordinator;
+  std::string output = "table";
+  bool watch = false;
+};
+
+std::string Render(const v1::JobStatus& status, const std::string& output) {
+  if (output == "json") return StatusJson(status);
+  StatusViewOptions view;
+  view.wide = output == "wide";
+  view.color = UseColor(stdout);
+  return RenderStatus(status, view);
+}
+
+ExitCode Watch(const StatusOptions& options) {
+  ExitCode last = kOk;
+  const bool redraw = IsTerminal(stdout) && options.output != "json";
+  const absl::Status result = WatchJobStatus(options.coordinator.address, options.coordinator.Tls(),
+                                             absl::Milliseconds(500), [&](const v1::JobStatus& status) {
+                                               last = StatusExit(status);
+                                               if (redraw) std::fputs("\033[H\033[2J", stdout);
+                                               const std::string text = Render(status, options.output);
+                                               const bool written =
+                                                   std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+                                               if (!redraw && options.output != "json") std::fputs("\n", stdout);
+                                               return std::fflush(stdout) == 0 && written;
+                                             });
+  return result.ok() ? last : Fail(result);
+}
+
+ExitCode RunStatus(const StatusOptions& options) {
+  if (options.watch) return Watch(options);
+  const auto status =
+      GetJobStatus(options.coordinator.address, options.coordinator.Tls(), options.coordinator.Timeout());
+  if (!status.ok()) return Fail(status.status());
+  const std::string text = Render(*status, options.output);
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  return StatusExit(*status);
+}
+
+ExitCode RunVerify(const StatusOptions& options) {
+  const auto status =
+      GetJobStatus(options.coordinator.address, options.coordinator.Tls(), options.coordinator.Timeout());
+  if (!status.ok()) return Fail(status.status());
+  bool agree = false;
+  const std::string text = RenderVerify(*status, UseColor(stdout), &agree);
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (!status->has_last_version()) {
+    std::fprintf(stderr, "wsync: nothing was published yet: there is nothing to compare\n");
+  }
+  return agree ? kOk : kDegraded;
+}
+
+}  // namespace
+
+void AddStatus(CLI::App& app) {
+  auto options = std::make_shared<StatusOptions>();
+  CLI::App* command = AddCommand(app, "status", "Show a job: version, members, last sync, recent events",
+                                 "  wsync status\n"
+                                 "  wsync status -w                 redraw on every change\n"
+                                 "  wsync status -o json | jq .members[].serving.version\n"
+                                 "  wsync status -c trainer-0:7470 -o wide\n"
+                                 "\nExit codes: 0 in sync, 3 degraded, 4 unreachable.\n",
+                                 [options] { return RunStatus(*options); });
+  options->coordinator.AddTo(*command);
+  command->add_option("-o,--output", options->output, "table, wide or json")
+      ->check(CLI::IsMember({"table", "wide", "json"}))
+      ->capture_default_str();
+  command->add_flag("-w,--watch", options->watch, "show it again on every change, until interrupted");
+}
+
+void AddVerify(CLI::App& app) {
+  auto options = std::make_shared<StatusOptions>();
+  CLI::App* command = AddCommand(app, "verify", "Compare the content digest of what every member serves",
+                                 "  wsync verify\n"
+                                 "  wsync verify -c trainer-0:7470 && start_evaluation\n"
+                                 "\nExit codes: 0 all equal the committed version, 3 not all, 4 unreachable.\n",
+                                 [options] { return RunVerify(*options); });
+  options->coordinator.AddTo(*command);
+}
+
+}  // namespace wsync::cli

@@ -1,0 +1,209 @@
+#include "client/cli/status_view.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "client/cli/terminal.h"
+
+namespace wsync::cli {
+namespace {
+
+struct StateText {
+  const char* text;
+  Color color;
+};
+
+StateText TextOf(v1::SyncState state) {
+  switch (state) {
+    case v1::SYNC_STATE_IN_SYNC:
+      return {"in sync", Color::kGreen};
+    case v1::SYNC_STATE_SYNCING:
+      return {"syncing", Color::kYellow};
+    case v1::SYNC_STATE_DEGRADED:
+      return {"degraded", Color::kRed};
+    case v1::SYNC_STATE_EMPTY:
+      return {"nothing published yet", Color::kDim};
+    default:
+      return {"unknown", Color::kRed};
+  }
+}
+
+Color ColorOfMember(const std::string& state) {
+  if (state == "ready") return Color::kGreen;
+  if (state == "torn" || state == "lost") return Color::kRed;
+  return Color::kYellow;
+}
+
+std::string VersionText(const v1::ServedVersion& served) {
+  return served.version() == 0 ? "-" : std::to_string(served.version());
+}
+
+std::string Timing(const v1::VersionReport& report) {
+  v1::StageTimings slowest;
+  for (const v1::ReplicaOutcome& replica : report.replicas()) {
+    const v1::StageTimings& t = replica.timings();
+    slowest.set_transfer_ms(std::max(slowest.transfer_ms(), t.transfer_ms()));
+    slowest.set_check_ms(std::max(slowest.check_ms(), t.check_ms()));
+    slowest.set_apply_ms(std::max(slowest.apply_ms(), t.apply_ms()));
+    slowest.set_pause_ms(std::max(slowest.pause_ms(), t.pause_ms()));
+  }
+  return absl::StrCat("encode ", FormatMs(report.encode_ms()), ", transfer ", FormatMs(slowest.transfer_ms()),
+                      ", check ", FormatMs(slowest.check_ms()), ", apply ", FormatMs(slowest.apply_ms()), ", pause ",
+                      FormatMs(slowest.pause_ms()));
+}
+
+// GB/s each sink saw from publish to staged.
+std::string Rate(const v1::VersionReport& report) {
+  if (report.staged_ms() <= 0 || report.replicas().empty()) return "";
+  return absl::StrCat(", ", FormatRate(static_cast<double>(report.payload_bytes()) / report.staged_ms() * 1e3),
+                      " to each sink");
+}
+
+void AddVersion(const v1::JobStatus& status, const StatusViewOptions& options, Table& out) {
+  if (!status.has_last_version()) {
+    out.Add({"version", "none"});
+    return;
+  }
+  const v1::VersionReport& report = status.last_version();
+  out.Add({"version", absl::StrCat(report.version(), "  ", FormatCount(report.tensors()), " tensors, ",
+                                   FormatBytes(static_cast<double>(report.payload_bytes())), ", digest ",
+                                   options.wide ? HashHex(report.content_digest()) : ShortHash(report.content_digest()),
+                                   ", ", FormatAge(status.last_version_age_s()), " ago")});
+  if (report.committed_ms() <= 0) return;
+  out.Add({"last sync", absl::StrCat(FormatMs(report.committed_ms()), " (released after ",
+                                     FormatMs(report.released_ms()), ")", Rate(report))});
+  out.Add({"stages", Timing(report)});
+}
+
+void AddCatalog(const v1::JobStatus& status, Table& out) {
+  const v1::CatalogStatus& catalog = status.catalog();
+  if (!catalog.registered()) {
+    out.Add({"catalog", "no trainer registered"});
+    return;
+  }
+  out.Add(
+      {"catalog", absl::StrCat(FormatCount(catalog.tensors()), " tensors, ", FormatCount(catalog.quantized_tensors()),
+                               " quantized, ", FormatBytes(static_cast<double>(catalog.source_bytes())), " -> ",
+                               FormatBytes(static_cast<double>(catalog.payload_bytes())), " in ",
+                               FormatCount(catalog.buckets()), catalog.buckets() == 1 ? " bucket" : " buckets")});
+}
+
+std::string Phase(const v1::MemberStatus& member) {
+  if (member.state() != "syncing") return "-";
+  if (member.phase() == "receive") return absl::StrFormat("receive %.0f%%", member.received_fraction() * 100);
+  return member.phase();
+}
+
+std::string Members(const v1::JobStatus& status, const StatusViewOptions& options) {
+  std::vector<std::string> header = {"MEMBER", "ROLE", "STATE", "SERVING", "LAG", "PHASE", "SEEN"};
+  if (options.wide) header.insert(header.end(), {"DIGEST", "REPLICA", "RANK", "ENGINE", "BACKEND", "HOST", "PID"});
+  header.push_back("LAST ERROR");
+  Table table(header);
+  table.AlignRight(3);
+  table.AlignRight(4);
+  table.AlignRight(6);
+  for (const v1::MemberStatus& m : status.members()) {
+    std::vector<std::string> row = {m.name(),
+                                    m.role(),
+                                    Paint(m.state(), ColorOfMember(m.state()), options.color),
+                                    VersionText(m.serving()),
+                                    m.role() == "trainer" ? "-" : std::to_string(m.lag()),
+                                    Phase(m),
+                                    FormatAge(m.last_seen_s())};
+    if (options.wide) {
+      row.insert(row.end(), {ShortHash(m.serving().content_digest()), m.replica(), std::to_string(m.rank()), m.engine(),
+                             m.backend(), m.host(), m.pid() == 0 ? "-" : std::to_string(m.pid())});
+    }
+    row.push_back(m.last_error().empty() ? "-" : m.last_error());
+    table.Add(std::move(row));
+  }
+  return table.empty() ? "no members\n" : table.Render(options.color);
+}
+
+std::string Events(const v1::JobStatus& status, const StatusViewOptions& options) {
+  std::string out;
+  const int first = std::max(0, status.events_size() - options.max_events);
+  for (int i = first; i < status.events_size(); ++i) {
+    const v1::StatusEvent& event = status.events(i);
+    const Color color = event.severity() == "error"  ? Color::kRed
+                        : event.severity() == "warn" ? Color::kYellow
+                                                     : Color::kNone;
+    absl::StrAppend(&out,
+                    Paint(absl::FormatTime("%H:%M:%S", absl::FromUnixMillis(event.unix_ms()), absl::LocalTimeZone()),
+                          Color::kDim, options.color),
+                    "  ", Paint(event.text(), color, options.color), "\n");
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string HashHex(const v1::Hash& hash) { return absl::StrFormat("%016x%016x", hash.high(), hash.low()); }
+
+std::string ShortHash(const v1::Hash& hash) {
+  return hash.high() == 0 && hash.low() == 0 ? "-" : HashHex(hash).substr(0, 12);
+}
+
+std::string RenderStatus(const v1::JobStatus& status, const StatusViewOptions& options) {
+  const StateText state = TextOf(status.state());
+  std::string out = absl::StrCat(Paint(status.job(), Color::kBold, options.color), "  ",
+                                 Paint(state.text, state.color, options.color));
+  if (!status.reason().empty()) absl::StrAppend(&out, ": ", status.reason());
+  absl::StrAppend(&out, "\n\n");
+  Table facts({"", ""});
+  facts.Add(
+      {"epoch", absl::StrCat(status.epoch(), "  policy ", status.policy(), ", min replicas ", status.min_replicas(),
+                             ", backend ", status.backend(), ", up ", FormatAge(status.uptime_s()))});
+  AddCatalog(status, facts);
+  AddVersion(status, options, facts);
+  if (status.has_round()) {
+    facts.Add(
+        {"running", absl::StrCat("version ", status.round().version(), status.round().catch_up() ? " (catch-up)" : "",
+                                 ", ", status.round().phase(), ", ", FormatAge(status.round().age_s()))});
+  }
+  std::string fact_text = facts.Render(false);
+  fact_text.erase(0, fact_text.find('\n') + 1);  // the facts need no header
+  absl::StrAppend(&out, fact_text, "\n", Members(status, options));
+  const std::string events = Events(status, options);
+  if (!events.empty()) absl::StrAppend(&out, "\n", Paint("RECENT EVENTS", Color::kBold, options.color), "\n", events);
+  return out;
+}
+
+std::string StatusJson(const v1::JobStatus& status) {
+  google::protobuf::util::JsonPrintOptions print;
+  print.add_whitespace = true;
+  print.always_print_primitive_fields = true;
+  print.preserve_proto_field_names = true;
+  std::string json;
+  const auto result = google::protobuf::util::MessageToJsonString(status, &json, print);
+  return result.ok() ? json : absl::StrCat("{\"error\": \"", std::string(result.message()), "\"}\n");
+}
+
+ExitCode StatusExit(const v1::JobStatus& status) { return status.state() == v1::SYNC_STATE_DEGRADED ? kDegraded : kOk; }
+
+std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
+  const v1::Hash& want = status.last_version().content_digest();
+  Table table({"MEMBER", "SERVING", "CONTENT DIGEST", "VERDICT"});
+  table.AlignRight(1);
+  *agree = status.has_last_version();
+  for (const v1::MemberStatus& m : status.members()) {
+    const v1::Hash& got = m.serving().content_digest();
+    const bool same = m.serving().version() == status.last_version().version() && got.high() == want.high() &&
+                      got.low() == want.low() && m.state() != "torn" && m.state() != "lost";
+    if (!same) *agree = false;
+    const std::string verdict = same                         ? Paint("equal", Color::kGreen, color)
+                                : m.serving().version() == 0 ? Paint("serves nothing", Color::kRed, color)
+                                : m.state() == "torn"        ? Paint("torn", Color::kRed, color)
+                                : m.state() == "lost"        ? Paint("lost", Color::kRed, color)
+                                : m.lag() > 0                ? Paint("behind", Color::kYellow, color)
+                                                             : Paint("DIFFERENT", Color::kRed, color);
+    table.Add({m.name(), VersionText(m.serving()), m.serving().version() == 0 ? "-" : HashHex(got), verdict});
+  }
+  return table.empty() ? "no members\n" : table.Render(color);
+}
+
+}  // namespace wsync::cli

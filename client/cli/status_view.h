@@ -1,0 +1,30 @@
+// A JobStatus as a person reads it, and as a program does. Pure: proto in, text out.
+#ifndef WSYNC_CLIENT_CLI_STATUS_VIEW_H_
+#define WSYNC_CLIENT_CLI_STATUS_VIEW_H_
+
+#include <string>
+
+#include "client/cli/command.h"
+#include "wsync/v1/coordinator.pb.h"
+
+namespace wsync::cli {
+
+struct StatusViewOptions {
+  bool wide = false;  // more columns, full digests
+  bool color = false;
+  int max_events = 8;  // newest
+};
+std::string RenderStatus(const v1::JobStatus& status, const StatusViewOptions& options);
+std::string StatusJson(const v1::JobStatus& status);  // one JSON object, keys as in the proto, newline at the end
+// 0 in sync (or nothing published yet and nothing wrong), 3 degraded.
+ExitCode StatusExit(const v1::JobStatus& status);
+
+// Members side by side with the digest of what they serve; `agree` says whether all equal the committed version's.
+std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree);
+
+std::string HashHex(const v1::Hash& hash);
+std::string ShortHash(const v1::Hash& hash);  // first 12 digits, "-" for none
+
+}  // namespace wsync::cli
+
+#endif  // WSYNC_CLIENT_CLI_STATUS_VIEW_H_

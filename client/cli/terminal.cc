@@ -1,0 +1,137 @@
+#include "client/cli/terminal.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace wsync::cli {
+namespace {
+
+const char* Escape(Color color) {
+  switch (color) {
+    case Color::kGreen:
+      return "\033[32m";
+    case Color::kYellow:
+      return "\033[33m";
+    case Color::kRed:
+      return "\033[31m";
+    case Color::kDim:
+      return "\033[2m";
+    case Color::kBold:
+      return "\033[1m";
+    case Color::kNone:
+      return "";
+  }
+  return "";
+}
+
+}  // namespace
+
+bool IsTerminal(std::FILE* stream) { return isatty(fileno(stream)) == 1; }
+
+bool UseColor(std::FILE* stream) {
+  const char* no_color = std::getenv("NO_COLOR");
+  const char* term = std::getenv("TERM");
+  if (no_color != nullptr && *no_color != '\0') return false;
+  return IsTerminal(stream) && (term == nullptr || std::strcmp(term, "dumb") != 0);
+}
+
+int TerminalWidth() {
+  winsize size{};
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 100;
+}
+
+std::string Paint(std::string_view text, Color color, bool use_color) {
+  if (!use_color || color == Color::kNone) return std::string(text);
+  return absl::StrCat(Escape(color), text, "\033[0m");
+}
+
+std::string FormatBytes(double bytes) {
+  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+  size_t unit = 0;
+  while (std::abs(bytes) >= 999.95 && unit + 1 < std::size(kUnits)) {
+    bytes /= 1000;
+    ++unit;
+  }
+  return unit == 0 ? absl::StrFormat("%.0f B", bytes) : absl::StrFormat("%.1f %s", bytes, kUnits[unit]);
+}
+
+std::string FormatRate(double bytes_per_second) {
+  if (bytes_per_second >= 1e9) return absl::StrFormat("%.2f GB/s", bytes_per_second / 1e9);
+  return FormatBytes(bytes_per_second) + "/s";
+}
+
+std::string FormatMs(double ms) {
+  if (ms < 10) return absl::StrFormat("%.1f ms", ms);
+  if (ms < 999.5) return absl::StrFormat("%.0f ms", ms);
+  if (ms < 59950) return absl::StrFormat("%.2f s", ms / 1000);
+  const int64_t seconds = std::llround(ms / 1000);
+  return absl::StrFormat("%d min %d s", seconds / 60, seconds % 60);
+}
+
+std::string FormatAge(double seconds) {
+  if (seconds < 9.95) return absl::StrFormat("%.1f s", seconds);
+  if (seconds < 120) return absl::StrFormat("%.0f s", seconds);
+  if (seconds < 7200) return absl::StrFormat("%.0f min", seconds / 60);
+  if (seconds < 172800) return absl::StrFormat("%.0f h", seconds / 3600);
+  return absl::StrFormat("%.0f d", seconds / 86400);
+}
+
+std::string FormatCount(int64_t n) {
+  std::string digits = std::to_string(n);
+  for (int at = static_cast<int>(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3) digits.insert(at, ",");
+  return digits;
+}
+
+size_t VisibleWidth(std::string_view text) {
+  size_t width = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\033') {
+      while (i < text.size() && text[i] != 'm') ++i;
+      continue;
+    }
+    if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80) ++width;
+  }
+  return width;
+}
+
+Table::Table(std::vector<std::string> header) : header_(std::move(header)), right_(header_.size(), false) {}
+
+void Table::AlignRight(size_t column) { right_[column] = true; }
+
+void Table::Add(std::vector<std::string> row) {
+  row.resize(header_.size());
+  rows_.push_back(std::move(row));
+}
+
+std::string Table::Render(bool use_color) const {
+  std::vector<size_t> width(header_.size());
+  for (size_t c = 0; c < header_.size(); ++c) width[c] = VisibleWidth(header_[c]);
+  for (const auto& row : rows_) {
+    for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], VisibleWidth(row[c]));
+  }
+  std::string out;
+  const auto line = [&](const std::vector<std::string>& row, Color color) {
+    std::string text;
+    for (size_t c = 0; c < row.size(); ++c) {
+      if (c > 0) text += "  ";
+      const std::string pad(width[c] - VisibleWidth(row[c]), ' ');
+      text += right_[c] ? pad + Paint(row[c], color, use_color) : Paint(row[c], color, use_color) + pad;
+    }
+    text.erase(text.find_last_not_of(' ') + 1);
+    out += text + "\n";
+  };
+  line(header_, Color::kBold);
+  for (const auto& row : rows_) line(row, Color::kNone);
+  return out;
+}
+
+}  // namespace wsync::cli

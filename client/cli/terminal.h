@@ -1,0 +1,47 @@
+// How things look on a terminal: colour only where a person looks, units people read, tables that line up.
+#ifndef WSYNC_CLIENT_CLI_TERMINAL_H_
+#define WSYNC_CLIENT_CLI_TERMINAL_H_
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace wsync::cli {
+
+enum class Color { kNone, kGreen, kYellow, kRed, kDim, kBold };
+
+// True when `stream` is a terminal, NO_COLOR is unset or empty, and TERM is not "dumb".
+bool UseColor(std::FILE* stream);
+bool IsTerminal(std::FILE* stream);
+int TerminalWidth();  // columns of stdout; 100 where it is not a terminal
+std::string Paint(std::string_view text, Color color, bool use_color);
+
+std::string FormatBytes(double bytes);            // "630.2 MB" (powers of 1000, as rates are)
+std::string FormatRate(double bytes_per_second);  // "1.24 GB/s"
+std::string FormatMs(double ms);                  // "0.8 ms", "25 ms", "1.20 s", "2 min 3 s"
+std::string FormatAge(double seconds);            // "3 s", "5 min", "2 h", "4 d"
+std::string FormatCount(int64_t n);               // "18,867"
+
+// Left-aligned text, right-aligned numbers; widths by visible characters, so painted cells line up.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header);
+  void AlignRight(size_t column);
+  void Add(std::vector<std::string> row);
+  bool empty() const { return rows_.empty(); }
+  // Two spaces between columns, no trailing spaces; the header in bold where `use_color`.
+  std::string Render(bool use_color) const;
+
+ private:
+  std::vector<std::string> header_;
+  std::vector<bool> right_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+size_t VisibleWidth(std::string_view text);  // UTF-8 code points without escape sequences
+
+}  // namespace wsync::cli
+
+#endif  // WSYNC_CLIENT_CLI_TERMINAL_H_
