@@ -1,0 +1,205 @@
+// wsync plan: what would be quantized, why the rest would not, and what it costs. Touches no daemon.
+#include "server/core/plan.h"
+
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/model_shapes.h"
+#include "client/cli/command.h"
+#include "client/cli/recipe_options.h"
+#include "client/cli/terminal.h"
+#include "server/core/memory_estimate.h"
+
+namespace wsync::cli {
+namespace {
+
+struct PlanArguments {
+  std::string model;
+  std::string shapes;
+  RecipeOptions recipe;
+  uint64_t bucket_bytes = kDefaultBucketBytes;
+  int64_t ring_slots = 3;
+  bool all = false;
+  std::string output = "table";
+};
+
+struct Group {
+  bool fp8 = false;
+  int64_t tensors = 0;
+  int64_t bytes_before = 0;
+  int64_t bytes_after = 0;
+  std::string example;
+};
+using Groups = std::map<std::string_view, Group>;
+
+absl::StatusOr<std::shared_ptr<const Plan>> MakePlan(const PlanArguments& arguments) {
+  RecipeRules rules = arguments.recipe.Rules();
+  std::vector<Tensor> tensors;
+  if (!arguments.model.empty()) {
+    const auto checkpoint = Checkpoint::Open(arguments.model);
+    if (!checkpoint.ok()) return checkpoint.status();
+    rules.modules_to_not_convert = (*checkpoint)->ModulesToNotConvert();
+    tensors = (*checkpoint)->TensorList();
+  } else {
+    auto known = ModelTensors(arguments.shapes);
+    if (!known.ok()) return known.status();
+    tensors = *std::move(known);
+  }
+  auto catalog = Catalog::Create(std::move(tensors));
+  if (!catalog.ok()) return catalog.status();
+  return Plan::Create(std::make_shared<Catalog>(*std::move(catalog)), rules,
+                      static_cast<int64_t>(arguments.bucket_bytes));
+}
+
+std::vector<int64_t> BytesAfter(const Plan& plan) {
+  std::vector<int64_t> bytes(plan.catalog().tensors().size(), 0);
+  for (const Piece& piece : plan.pieces()) bytes[piece.tensor] += piece.data_bytes + piece.scale_bytes;
+  return bytes;
+}
+
+Groups GroupByReason(const Plan& plan) {
+  const std::vector<int64_t> after = BytesAfter(plan);
+  Groups groups;
+  for (size_t i = 0; i < after.size(); ++i) {
+    Group& group = groups[plan.recipes()[i].reason];
+    if (group.tensors++ == 0) group.example = plan.catalog().tensors()[i].name;
+    group.fp8 = plan.recipes()[i].recipe.fp8;
+    group.bytes_before += BytesOf(plan.catalog().tensors()[i]);
+    group.bytes_after += after[i];
+  }
+  return groups;
+}
+
+std::string ShapeText(const Tensor& tensor) { return absl::StrCat("[", absl::StrJoin(tensor.shape, ", "), "]"); }
+
+void PrintAll(const Plan& plan, bool color) {
+  Table table({"TENSOR", "DTYPE", "SHAPE", "BECOMES", "WHY"});
+  for (size_t i = 0; i < plan.recipes().size(); ++i) {
+    const Tensor& tensor = plan.catalog().tensors()[i];
+    const RecipeChoice& choice = plan.recipes()[i];
+    table.Add({tensor.name, std::string(DtypeName(tensor.dtype)), ShapeText(tensor),
+               choice.recipe.fp8 ? Paint("FP8", Color::kGreen, color) : "as it is", std::string(choice.reason)});
+  }
+  std::fputs((table.Render(color) + "\n").c_str(), stdout);
+}
+
+void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) {
+  Table groups({"BECOMES", "WHY", "TENSORS", "BEFORE", "AFTER", "FOR EXAMPLE"});
+  for (size_t c = 2; c <= 4; ++c) groups.AlignRight(c);
+  for (const bool fp8 : {true, false}) {
+    for (const auto& [reason, group] : GroupByReason(plan)) {
+      if (group.fp8 != fp8) continue;
+      groups.Add({fp8 ? Paint("FP8", Color::kGreen, color) : "as it is", std::string(reason),
+                  FormatCount(group.tensors), FormatBytes(group.bytes_before), FormatBytes(group.bytes_after),
+                  group.example});
+    }
+  }
+  std::fputs(groups.Render(color).c_str(), stdout);
+  std::printf("\n%s tensors, %s quantized: %s -> %s (%.0f%%)\n", FormatCount(plan.catalog().tensors().size()).c_str(),
+              FormatCount(plan.quantized_tensors()).c_str(), FormatBytes(plan.source_bytes()).c_str(),
+              FormatBytes(plan.payload_bytes()).c_str(),
+              100.0 * plan.payload_bytes() / std::max<int64_t>(plan.source_bytes(), 1));
+  std::printf("%s %s of up to %s; on the wire %s with padding and digests\n",
+              FormatCount(plan.buckets().size()).c_str(), plan.buckets().size() == 1 ? "bucket" : "buckets",
+              FormatBytes(plan.max_bucket_bytes()).c_str(), FormatBytes(plan.image_bytes()).c_str());
+  std::printf("plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
+              plan.catalog().fingerprint().ShortHex().c_str());
+
+  Table memory({"AGENT", "MODE", "TAKES", "OF WHICH"});
+  memory.AlignRight(2);
+  const auto add = [&](const char* agent, const char* mode, const MemoryEstimate& e) {
+    memory.Add({agent, mode, FormatBytes(e.total),
+                absl::StrCat(e.image_bytes > 0 ? "FP8 copy " : "ring ", FormatBytes(e.image_bytes + e.ring_bytes),
+                             ", tables ", FormatBytes(e.tables_bytes), ", process ", FormatBytes(e.process_bytes))});
+  };
+  add("wsync-trainer", "full", EstimateSource(plan, SourceMode::kFull, arguments.ring_slots));
+  add("wsync-trainer", "ring", EstimateSource(plan, SourceMode::kRing, arguments.ring_slots));
+  add("wsync-rollout", "staged", EstimateSink(plan, SinkMode::kStaged, arguments.ring_slots));
+  add("wsync-rollout", "in_place", EstimateSink(plan, SinkMode::kInPlace, arguments.ring_slots));
+  std::fputs(memory.Render(color).c_str(), stdout);
+}
+
+nlohmann::ordered_json MemoryJson(const MemoryEstimate& e) {
+  return {{"image_bytes", e.image_bytes},
+          {"ring_bytes", e.ring_bytes},
+          {"tables_bytes", e.tables_bytes},
+          {"process_bytes", e.process_bytes},
+          {"total_bytes", e.total}};
+}
+
+void PrintJson(const Plan& plan, const PlanArguments& arguments) {
+  const std::vector<int64_t> after = BytesAfter(plan);
+  nlohmann::ordered_json out = {{"tensors", plan.catalog().tensors().size()},
+                                {"quantized_tensors", plan.quantized_tensors()},
+                                {"source_bytes", plan.source_bytes()},
+                                {"payload_bytes", plan.payload_bytes()},
+                                {"wire_bytes", plan.image_bytes()},
+                                {"buckets", plan.buckets().size()},
+                                {"plan_hash", plan.hash().Hex()},
+                                {"catalog_fingerprint", plan.catalog().fingerprint().Hex()}};
+  out["memory"] = {{"trainer_full", MemoryJson(EstimateSource(plan, SourceMode::kFull, arguments.ring_slots))},
+                   {"trainer_ring", MemoryJson(EstimateSource(plan, SourceMode::kRing, arguments.ring_slots))},
+                   {"rollout_staged", MemoryJson(EstimateSink(plan, SinkMode::kStaged, arguments.ring_slots))},
+                   {"rollout_in_place", MemoryJson(EstimateSink(plan, SinkMode::kInPlace, arguments.ring_slots))}};
+  for (size_t i = 0; i < after.size(); ++i) {
+    const Tensor& tensor = plan.catalog().tensors()[i];
+    out["catalog"].push_back({{"name", tensor.name},
+                              {"dtype", DtypeName(tensor.dtype)},
+                              {"shape", tensor.shape},
+                              {"fp8", plan.recipes()[i].recipe.fp8},
+                              {"reason", plan.recipes()[i].reason},
+                              {"bytes_before", BytesOf(tensor)},
+                              {"bytes_after", after[i]}});
+  }
+  std::printf("%s\n", out.dump(2).c_str());
+}
+
+ExitCode Run(const PlanArguments& arguments) {
+  if (arguments.model.empty() == arguments.shapes.empty()) {
+    std::fprintf(stderr, "wsync: plan needs either --model DIR or --shapes NAME (one of: %s)\n",
+                 absl::StrJoin(KnownModels(), ", ").c_str());
+    return kUsage;
+  }
+  const auto plan = MakePlan(arguments);
+  if (!plan.ok()) return Fail(plan.status());
+  const bool color = UseColor(stdout);
+  if (arguments.output == "json") {
+    PrintJson(**plan, arguments);
+    return kOk;
+  }
+  if (arguments.all) PrintAll(**plan, color);
+  PrintSummary(**plan, arguments, color);
+  return kOk;
+}
+
+}  // namespace
+
+void AddPlan(CLI::App& app) {
+  auto arguments = std::make_shared<PlanArguments>();
+  CLI::App* command = AddCommand(app, "plan", "Show what would be quantized, why not the rest, and what it costs",
+                                 "  wsync plan --model Qwen2.5-7B\n"
+                                 "  wsync plan --shapes qwen3-30b-a3b --bucket-bytes 64MiB     no files needed\n"
+                                 "  wsync plan --model ckpt --all --exclude '*.layers.0.*'     every tensor\n",
+                                 [arguments] { return Run(*arguments); });
+  command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file");
+  command->add_option("--shapes", arguments->shapes, "a known model by name: " + absl::StrJoin(KnownModels(), ", "))
+      ->type_name("NAME");
+  arguments->recipe.AddTo(*command);
+  command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once, such as 64MiB")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  command->add_option("--ring-slots", arguments->ring_slots, "buckets in flight in modes ring and in_place")
+      ->check(CLI::Range(2, 64))
+      ->capture_default_str();
+  command->add_flag("--all", arguments->all, "list every tensor");
+  command->add_option("-o,--output", arguments->output, "table or json")
+      ->check(CLI::IsMember({"table", "json"}))
+      ->capture_default_str();
+}
+
+}  // namespace wsync::cli

@@ -1,0 +1,130 @@
+// wsync publish: sends a checkpoint through a trainer agent, as a training process would.
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "client/checkpoint/checkpoint.h"
+#include "client/cli/command.h"
+#include "client/cli/progress_bar.h"
+#include "client/cli/status_view.h"
+#include "client/cli/terminal.h"
+#include "client/local/shared_segment.h"
+#include "client/local/trainer_client.h"
+
+namespace wsync::cli {
+namespace {
+
+constexpr int64_t kTensorAlign = 128;
+
+struct PublishArguments {
+  std::string model;
+  std::string socket = "unix:///run/wsync/trainer.sock";
+  uint64_t version = 0;  // 0: the next one
+  bool replace = false;
+};
+
+// A checkpoint's bytes in shared memory, and where each tensor lies in it.
+struct SharedModel {
+  std::unique_ptr<SharedSegment> segment;
+  std::vector<SourceTensor> tensors;
+};
+
+absl::StatusOr<SharedModel> CopyToSharedMemory(const Checkpoint& checkpoint) {
+  SharedModel model;
+  int64_t bytes = 0;
+  for (const TensorView& view : checkpoint.tensors()) {
+    model.tensors.push_back({view.tensor, 0, static_cast<uint64_t>(bytes)});
+    bytes = RoundUp(bytes + view.bytes, kTensorAlign);
+  }
+  auto segment = SharedSegment::Create(std::max<int64_t>(bytes, kTensorAlign), checkpoint.path());
+  if (!segment.ok()) return segment.status();
+  model.segment = *std::move(segment);
+  ProgressBar bar("mapping");
+  int64_t done = 0;
+  for (size_t i = 0; i < model.tensors.size(); ++i) {
+    const TensorView& view = checkpoint.tensors()[i];
+    std::memcpy(model.segment->data() + model.tensors[i].offset_bytes, view.data, view.bytes);
+    done += view.bytes;
+    bar.Update(static_cast<double>(done) / std::max<int64_t>(bytes, 1), FormatBytes(done));
+  }
+  return model;
+}
+
+void PrintReport(const v1::VersionReport& report) {
+  if (report.already_committed()) {
+    std::printf("version %lu is committed already, with the same content; nothing was moved\n", report.version());
+    return;
+  }
+  std::printf("version %lu committed: %s tensors, %s to each replica, digest %s\n", report.version(),
+              FormatCount(report.tensors()).c_str(), FormatBytes(report.payload_bytes()).c_str(),
+              ShortHash(report.content_digest()).c_str());
+  std::printf("released after %s, staged after %s, committed after %s\n", FormatMs(report.released_ms()).c_str(),
+              FormatMs(report.staged_ms()).c_str(), FormatMs(report.committed_ms()).c_str());
+}
+
+// Names every replica that does not serve the version.
+ExitCode Judge(const v1::VersionReport& report) {
+  ExitCode code = kOk;
+  for (const v1::ReplicaOutcome& replica : report.replicas()) {
+    if (replica.outcome() == v1::OUTCOME_APPLIED) continue;
+    std::fprintf(stderr, "wsync: %s %s: %s\n", replica.replica().c_str(),
+                 replica.outcome() == v1::OUTCOME_TORN ? "is torn" : "was left out", replica.reason().c_str());
+    code = kDegraded;
+  }
+  return code;
+}
+
+ExitCode Run(const PublishArguments& arguments) {
+  const auto checkpoint = Checkpoint::Open(arguments.model);
+  if (!checkpoint.ok()) return Fail(checkpoint.status());
+  auto client = TrainerClient::Connect(arguments.socket, absl::Seconds(5));
+  if (!client.ok()) return Fail(client.status());
+  auto model = CopyToSharedMemory(**checkpoint);
+  if (!model.ok()) return Fail(model.status());
+
+  const MemoryHandle handle = SharedMemoryHandle{model->segment->name(), model->segment->bytes()};
+  const auto registered =
+      (*client)->Register({handle}, model->tensors, (*checkpoint)->ModulesToNotConvert(), arguments.replace);
+  if (!registered.ok()) return Fail(registered.status());
+  model->segment->Unlink();  // the agent has it open: nothing stays behind if we are killed
+
+  const uint64_t version = arguments.version > 0 ? arguments.version : registered->committed().version() + 1;
+  ProgressBar bar(absl::StrCat("version ", version));
+  PublishObserver observer;
+  observer.progress = [&](const v1::PublishProgress& p) {
+    const double total = 2.0 * std::max<uint64_t>(p.total_bytes(), 1);
+    bar.Update((p.encoded_bytes() + p.sent_bytes()) / total,
+               absl::StrCat(FormatBytes(p.sent_bytes()), " sent, ", p.staged_replicas(), "/", p.replicas(), " staged, ",
+                            p.applied_replicas(), "/", p.replicas(), " applied"));
+  };
+  const auto report = (*client)->Publish(version, observer);
+  bar.Clear();
+  const absl::Status unregistered = (*client)->Unregister();
+  if (!report.ok()) return Fail(report.status());
+  if (!unregistered.ok()) return Fail(unregistered);
+  PrintReport(*report);
+  return Judge(*report);
+}
+
+}  // namespace
+
+void AddPublish(CLI::App& app) {
+  auto arguments = std::make_shared<PublishArguments>();
+  CLI::App* command = AddCommand(app, "publish", "Send a checkpoint to every rollout, through a trainer agent",
+                                 "  wsync publish --model Qwen2.5-7B --version 7\n"
+                                 "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
+                                 "\nExit codes: 0 every replica serves it, 3 some were left out, 4 no agent.\n",
+                                 [arguments] { return Run(*arguments); });
+  command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file")->required();
+  command
+      ->add_option("--version", arguments->version,
+                   "number of this state of the weights, only ever grows; default: the committed one plus 1")
+      ->check(CLI::PositiveNumber);
+  command->add_option("-s,--socket", arguments->socket, "the trainer agent's local_socket")
+      ->envname("WSYNC_LOCAL_SOCKET")
+      ->capture_default_str();
+  command->add_flag("--replace", arguments->replace, "take over from another registered training process");
+}
+
+}  // namespace wsync::cli
