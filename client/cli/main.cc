@@ -32,8 +32,6 @@ int main(int argc, char** argv) {
   wsync::cli::AddQuantize(app);
   wsync::cli::AddPlan(app);
   wsync::cli::AddConfig(app);
-  wsync::cli::AddBench(app);
-  wsync::cli::AddDemo(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -1,21 +1,19 @@
 // wsync publish: sends a checkpoint through a trainer agent, as a training process would.
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "client/checkpoint/checkpoint.h"
 #include "client/cli/command.h"
 #include "client/cli/progress_bar.h"
+#include "client/cli/shared_model.h"
 #include "client/cli/status_view.h"
 #include "client/cli/terminal.h"
-#include "client/local/shared_segment.h"
 #include "client/local/trainer_client.h"
 
 namespace wsync::cli {
 namespace {
-
-constexpr int64_t kTensorAlign = 128;
 
 struct PublishArguments {
   std::string model;
@@ -23,33 +21,6 @@ struct PublishArguments {
   uint64_t version = 0;  // 0: the next one
   bool replace = false;
 };
-
-// A checkpoint's bytes in shared memory, and where each tensor lies in it.
-struct SharedModel {
-  std::unique_ptr<SharedSegment> segment;
-  std::vector<SourceTensor> tensors;
-};
-
-absl::StatusOr<SharedModel> CopyToSharedMemory(const Checkpoint& checkpoint) {
-  SharedModel model;
-  int64_t bytes = 0;
-  for (const TensorView& view : checkpoint.tensors()) {
-    model.tensors.push_back({view.tensor, 0, static_cast<uint64_t>(bytes)});
-    bytes = RoundUp(bytes + view.bytes, kTensorAlign);
-  }
-  auto segment = SharedSegment::Create(std::max<int64_t>(bytes, kTensorAlign), checkpoint.path());
-  if (!segment.ok()) return segment.status();
-  model.segment = *std::move(segment);
-  ProgressBar bar("mapping");
-  int64_t done = 0;
-  for (size_t i = 0; i < model.tensors.size(); ++i) {
-    const TensorView& view = checkpoint.tensors()[i];
-    std::memcpy(model.segment->data() + model.tensors[i].offset_bytes, view.data, view.bytes);
-    done += view.bytes;
-    bar.Update(static_cast<double>(done) / std::max<int64_t>(bytes, 1), FormatBytes(done));
-  }
-  return model;
-}
 
 void PrintReport(const v1::VersionReport& report) {
   if (report.already_committed()) {
@@ -80,14 +51,14 @@ ExitCode Run(const PublishArguments& arguments) {
   if (!checkpoint.ok()) return Fail(checkpoint.status());
   auto client = TrainerClient::Connect(arguments.socket, absl::Seconds(5));
   if (!client.ok()) return Fail(client.status());
-  auto model = CopyToSharedMemory(**checkpoint);
+  ProgressBar mapping("mapping");
+  auto model = SharedModel::FromCheckpoint(**checkpoint, [&](int64_t done, int64_t total) {
+    mapping.Update(static_cast<double>(done) / std::max<int64_t>(total, 1), FormatBytes(done));
+  });
+  mapping.Clear();
   if (!model.ok()) return Fail(model.status());
-
-  const MemoryHandle handle = SharedMemoryHandle{model->segment->name(), model->segment->bytes()};
-  const auto registered =
-      (*client)->Register({handle}, model->tensors, (*checkpoint)->ModulesToNotConvert(), arguments.replace);
+  const auto registered = model->Register(**client, (*checkpoint)->ModulesToNotConvert(), arguments.replace);
   if (!registered.ok()) return Fail(registered.status());
-  model->segment->Unlink();  // the agent has it open: nothing stays behind if we are killed
 
   const uint64_t version = arguments.version > 0 ? arguments.version : registered->committed().version() + 1;
   ProgressBar bar(absl::StrCat("version ", version));
