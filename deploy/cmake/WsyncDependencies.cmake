@@ -7,6 +7,7 @@ endif()
 find_package(absl REQUIRED CONFIG)
 find_package(gRPC REQUIRED CONFIG)
 find_package(GTest REQUIRED CONFIG)
+find_package(rapidcheck REQUIRED CONFIG)  # property tests
 find_package(yaml-cpp REQUIRED CONFIG)
 find_package(CLI11 REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED CONFIG)

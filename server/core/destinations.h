@@ -25,7 +25,8 @@ struct Destination {
   int64_t row_pitch_bytes = 0;  // distance between rows there
 };
 
-// One strided copy out of one piece. Source rows are `source_pitch` apart within the bucket.
+// One strided copy out of one piece. Source rows are `source_pitch` apart within the bucket. What is contiguous on both
+// sides comes as a single row.
 struct ScatterCopy {
   int64_t source_offset = 0;  // bytes from the start of the bucket
   int64_t source_pitch = 0;
@@ -36,17 +37,21 @@ struct ScatterCopy {
   int64_t row_bytes = 0;
 };
 
-// Copies of every bucket: entries [bucket_begin[k], bucket_begin[k + 1]) belong to bucket k.
+// Copies of every bucket: entries [bucket_begin[k], bucket_begin[k + 1]) belong to bucket k, by source_offset. All
+// destinations are disjoint, so the copies may run in any order and at once.
 struct ScatterTable {
   std::vector<ScatterCopy> copies;
   std::vector<int64_t> bucket_begin;
   int64_t bytes = 0;  // written per version
 };
 
-// INVALID_ARGUMENT listing every name that does not fit (first 20 shown, count given): unknown output, dtype or shape
-// other than the plan's (says both; "the plan sends F8_E4M3, the engine holds BF16"), range outside the tensor, memory
-// outside its handle (`handle_bytes`), row pitch smaller than a row, two destinations that overlap in memory, and
-// outputs nobody takes unless `allow_partial`.
+// INVALID_ARGUMENT listing what does not fit, one line each (first 20 shown, count given): unknown output, dtype or
+// shape other than the plan's (says both; "the plan sends F8_E4M3, the engine holds BF16"), range outside the tensor or
+// of nothing, memory outside its handle (`handle_bytes`), row pitch smaller than a row, two destinations that overlap
+// in memory, and outputs nobody takes unless `allow_partial` (those without bytes may always be left out).
+//
+// Overlap is exact for rows of equal pitch, so destinations may interleave: column ranges of one fused matrix, say.
+// Two destinations whose rows differ in pitch are refused where their memory extents meet.
 absl::StatusOr<ScatterTable> BuildScatterTable(const Plan& plan, absl::Span<const Destination> destinations,
                                                absl::Span<const int64_t> handle_bytes, bool allow_partial);
 

@@ -21,7 +21,7 @@ struct Hash128 {
 };
 
 // Feeds fields one by one: integers as little-endian 64 bit, strings with their length, so no two field lists collide
-// by concatenation.
+// by concatenation. AddBytes adds no length: give one with Add where it can vary. Not safe to share between threads.
 class Hasher {
  public:
   Hasher();
@@ -29,7 +29,7 @@ class Hasher {
   Hasher& Add(uint64_t value);
   Hasher& Add(std::string_view text);
   Hasher& AddBytes(const void* data, size_t bytes);
-  Hash128 Finish() const;
+  Hash128 Finish() const;  // of everything fed so far; more may follow
 
  private:
   struct State;

@@ -8,7 +8,9 @@
 //     piece 0 data | piece 0 scales | piece 1 data | ... | digest table: one u64 per piece, little endian
 //     ^ kPieceAlign  ^ kPieceAlign                         ^ kPieceAlign
 //
-// A single unit larger than the bucket size makes a bucket of its own, as large as it must be (max_bucket_bytes).
+// A piece without scales takes no room for them. A bucket takes as many units as fit, padding and digest table counted.
+// A single unit larger than the bucket size makes a bucket of its own, as large as it must be (max_bucket_bytes); a
+// [n] tensor is one row and so one unit. Tensors without bytes have outputs but no pieces.
 // Immutable; safe to share between threads.
 #ifndef WSYNC_SERVER_CORE_PLAN_H_
 #define WSYNC_SERVER_CORE_PLAN_H_
@@ -41,7 +43,7 @@ struct Piece {
   int64_t rows = 0;
   int64_t data_offset = 0;   // bytes from the start of the bucket
   int64_t data_bytes = 0;    // rows * cols * (1 if fp8 else DtypeBytes)
-  int64_t scale_offset = 0;  // 0 bytes of scales: equals the end of the data
+  int64_t scale_offset = 0;  // with 0 bytes of scales: the end of the data
   int64_t scale_bytes = 0;   // for Granularity::kTensor only the piece with row 0 carries the scale
   PieceEncoding encoding = PieceEncoding::kFull;
 };
@@ -56,7 +58,8 @@ struct Bucket {
   int32_t sink_set = 0;       // who takes it; set 0 is every sink, the only one today
 };
 
-// What arrives: an output tensor as engines and files name it. A quantized X.weight gives two of these.
+// What arrives: an output tensor as engines and files name it. A quantized X.weight gives two of these; scale shapes
+// are [ceil(rows/128), ceil(cols/128)] (block), [rows, 1] (channel), [1] (tensor).
 struct Output {
   std::string name;
   Dtype dtype = Dtype::kF8E4M3;
@@ -67,8 +70,8 @@ struct Output {
 
 class Plan {
  public:
-  // INVALID_ARGUMENT: bad rules, bucket_bytes outside [kMinBucketBytes, kMaxBucketBytes], an output name that collides
-  // with a catalog name (named). Memory is O(pieces); 1,000,000 tensors take seconds, not minutes.
+  // INVALID_ARGUMENT: bad rules, bucket_bytes outside [kMinBucketBytes, kMaxBucketBytes], a scale tensor's name that
+  // the catalog has already (named). Time and memory are O(tensors + pieces): 1,000,000 tensors take seconds.
   static absl::StatusOr<std::shared_ptr<const Plan>> Create(std::shared_ptr<const Catalog> catalog,
                                                             const RecipeRules& rules, int64_t bucket_bytes);
 
@@ -83,7 +86,7 @@ class Plan {
 
   absl::Span<const Piece> PiecesOf(const Bucket& bucket) const;
   const Recipe& RecipeOf(const Piece& piece) const { return recipes_[piece.tensor].recipe; }
-  // Position in the tensor's scale grid of the piece's first scale (see digest.h).
+  // Position in the tensor's scale grid of the piece's first scale (see digest.h). REQUIRES: RecipeOf(piece).fp8.
   int64_t FirstScaleOf(const Piece& piece) const;
 
   int64_t image_bytes() const { return image_bytes_; }            // all buckets: what `full` and `staged` keep
@@ -91,7 +94,7 @@ class Plan {
   int64_t payload_bytes() const { return payload_bytes_; }        // data and scales, without padding and digests
   int64_t source_bytes() const { return catalog_->total_bytes(); }
   int64_t quantized_tensors() const { return quantized_tensors_; }
-  Hash128 hash() const { return hash_; }
+  Hash128 hash() const { return hash_; }  // of inputs, recipes and layout: equal hashes mean equal bytes on the wire
 
   // The version's content digest from the digests of all pieces, in wire order: pieces are summed per tensor and the
   // sums hashed with the catalog's fingerprint and the recipes, so bucket size does not change it.

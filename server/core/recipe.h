@@ -12,22 +12,25 @@
 
 namespace wsync {
 
-// What the user may say. Globs match full tensor names: '*' any run of characters (dots too), '?' one, '[a-z]' a set.
+// What the user may say. Globs match full tensor names: '*' any run of characters (dots too), '?' one, '[a-z]' a set,
+// '[!a-z]' its complement. When rules disagree: exclude, then include, then the built-in rules and the lists below.
 struct RecipeRules {
-  bool fp8 = true;                      // false: everything raw
+  bool fp8 = true;  // false: everything raw
   Granularity granularity = Granularity::kBlock;
   ScaleFormat scale_format = ScaleFormat::kFp32;
   Preset preset = Preset::kDefault;
-  std::vector<std::string> include;     // force these 2-D tensors to FP8 even where the built-in rules say no
-  std::vector<std::string> exclude;     // keep these as they are; wins over include
-  int32_t first_layers_bf16 = 0;        // the first n of `*.layers.<i>.*` stay as they are
-  int32_t last_layers_bf16 = 0;         // and the last n, counted from the highest layer index in the catalog
-  std::vector<std::string> modules_to_not_convert;  // a checkpoint's own list: module prefixes, or "re:"-less substrings
-                                                    // as transformers matches them
+  std::vector<std::string> include;  // force these 2-D floating tensors to FP8, whatever the rules below say
+  std::vector<std::string> exclude;  // keep these as they are
+  int32_t first_layers_bf16 = 0;     // the first n of `*.layers.<i>.*` stay as they are
+  int32_t last_layers_bf16 = 0;      // and the last n, counted from the highest layer index in the catalog
+  // A checkpoint's own list. An entry matches where it is a run of whole components of the tensor's name:
+  // "layers.1" matches "model.layers.1.mlp.up_proj.weight", not "model.layers.11.mlp.up_proj.weight".
+  std::vector<std::string> modules_to_not_convert;
   bool operator==(const RecipeRules&) const = default;
 };
 
-// INVALID_ARGUMENT naming the rule: malformed glob, negative layer count.
+// INVALID_ARGUMENT naming the rule: empty or malformed glob, empty entry or regular expression in
+// modules_to_not_convert, negative layer count, unknown enum number.
 absl::Status ValidateRules(const RecipeRules& rules);
 
 // Why a tensor is encoded as it is: shown by `wsync plan`.
@@ -36,16 +39,19 @@ struct RecipeChoice {
   std::string_view reason;  // static text: "linear weight", "embedding", "norm", "router", "1-D", "already FP8", ...
 };
 
-// One choice per catalog tensor, in order. Built-in rules, DESIGN §5: 2-D quantizable `.weight` of linear layers, but
-// not embeddings, lm_head, norms, routers (`mlp.gate.weight`, `*.router.*`, `block_sparse_moe.gate`), biases,
-// `e_score_correction_bias`, `eh_proj`, anything not 2-D; an FP8 weight passes through raw, and so do its scales.
-// MLA projections and shared experts are quantized.
+// One choice per catalog tensor, in order. FP8 goes to 2-D BF16, F16 and F32 `.weight`s of linear layers: attention
+// (MLA too), MLPs, experts and shared experts, vision towers. Raw stay embeddings, output heads (`lm_head`,
+// `shared_head`), norms, routers (`mlp.gate`, `block_sparse_moe.gate`, `*.router.*`), biases (`e_score_correction_bias`
+// too), `eh_proj`, and anything not 2-D, stacked experts and convolutions among it. A weight that is FP8 already passes
+// through raw with its scales; no include rule changes that.
+// REQUIRES: ValidateRules(rules).ok().
 std::vector<RecipeChoice> ChooseRecipes(const Catalog& catalog, const RecipeRules& rules);
 
-// Name of the scale tensor that goes with weight `name`: X.weight -> X.weight_scale_inv (block) or X.weight_scale.
+// Name of the scale tensor that goes with weight `name`: X.weight -> X.weight_scale_inv (block) or X.weight_scale
+// (channel, tensor), as the ecosystem's loaders want it.
 std::string ScaleName(std::string_view name, Granularity granularity);
 
-// Shell-style match as RecipeRules describes; linear time.
+// Shell-style match as RecipeRules describes; at most glob.size() * text.size() steps.
 bool GlobMatch(std::string_view glob, std::string_view text);
 
 }  // namespace wsync
