@@ -5,7 +5,10 @@
 
 #include <grpcpp/support/status.h>
 
+#include <string>
+
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/backend/memory.h"
 #include "server/core/coordinator.h"
 #include "server/core/destinations.h"
@@ -20,8 +23,14 @@
 
 namespace wsync {
 
-grpc::Status ToGrpc(const absl::Status& status);  // messages over 8 KiB are cut with "... (n bytes more)"
+// Messages that would not fit gRPC's 8 KiB of trailing metadata are cut, with "... (n bytes more)" in place of the
+// rest.
+grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
+
+// Text for a proto3 string field: what is not UTF-8 becomes '?'. Receivers refuse a whole message for one such byte, so
+// every text that does not come out of a proto (errno texts, paths, cut messages) goes through this.
+std::string WireText(absl::string_view text);
 
 v1::Hash ToProto(const Hash128& hash);
 Hash128 FromProto(const v1::Hash& hash);
@@ -35,13 +44,14 @@ absl::StatusOr<MemoryHandle> FromProto(const v1::MemoryHandle& handle);
 v1::ServedVersion ToProto(const ServedVersion& served);
 ServedVersion FromProto(const v1::ServedVersion& served);
 v1::StageTimings ToProto(const StageTimings& timings);
-StageTimings FromProto(const v1::StageTimings& timings);
+StageTimings FromProto(const v1::StageTimings& timings);  // negative, infinite or NaN: 0
 v1::MemberPhase ToProto(MemberPhase phase);
 MemberPhase FromProto(v1::MemberPhase phase);  // unknown numbers become kIdle
 absl::StatusOr<Destination> FromProto(const v1::Destination& destination);
 v1::Destination ToProto(const Destination& destination);
 v1::VersionReport ToProto(const VersionReport& report);
-// Status as the wire shows it. `now` and `wall_now` turn monotonic event times into wall-clock ones.
+// Status as the wire shows it. `now` and `wall_now` turn monotonic event times into wall-clock ones. Members are the
+// rollouts; the trainer's own row and `uptime_s` are the caller's to add.
 v1::JobStatus ToProto(const StatusSnapshot& snapshot, absl::Time now, absl::Time wall_now);
 
 }  // namespace wsync

@@ -17,12 +17,14 @@ struct ServerOptions {
   std::string address;  // "host:port" (port 0: any) or "unix:///path" (a stale socket file is replaced, mode 0600)
   std::shared_ptr<grpc::ServerCredentials> credentials;  // null: insecure (Unix sockets)
   std::vector<grpc::Service*> services;
+  std::string config_key;  // named in errors as the setting to change: "coordinator.listen"; may be empty
 };
 
 class RpcServer {
  public:
-  // Names address and reason: "cannot listen on 127.0.0.1:7470: address already in use; is another wsync-trainer
-  // running? Set coordinator.listen to a free port". A Unix socket on which somebody answers is never taken over.
+  // Names address and reason: "cannot listen on 127.0.0.1:7470: address already in use; is another wsync agent running
+  // there? Stop it, or set coordinator.listen to a free port". A Unix socket on which somebody answers is never taken
+  // over: ALREADY_EXISTS.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(ServerOptions options);
   ~RpcServer();                         // Shutdown with no grace
   std::string address() const;          // with the real port
