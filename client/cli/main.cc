@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   wsync::cli::AddQuantize(app);
   wsync::cli::AddPlan(app);
   wsync::cli::AddConfig(app);
+  wsync::cli::AddBench(app);
   wsync::cli::AddDemo(app);
   try {
     app.parse(argc, argv);

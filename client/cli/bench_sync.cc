@@ -1,0 +1,196 @@
+#include "client/cli/bench_sync.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "client/cli/demo_model.h"
+#include "client/cli/engine_thread.h"
+#include "client/cli/shared_model.h"
+#include "client/local/trainer_client.h"
+#include "server/core/clock.h"
+#include "server/core/memory_estimate.h"
+#include "server/core/sync.h"
+
+namespace wsync::cli {
+namespace {
+
+constexpr absl::Duration kSampleEvery = absl::Milliseconds(20);  // buffers live far longer than this
+constexpr absl::Duration kReady = absl::Seconds(120);
+constexpr int64_t kPerturbOneIn = 50;
+
+// Samples the private memory of some processes until it goes.
+class MemorySampler {
+ public:
+  explicit MemorySampler(std::vector<pid_t> pids)
+      : pids_(std::move(pids)), peaks_(pids_.size(), 0), thread_([this] { Run(); }) {}
+  ~MemorySampler() { Stop(); }
+  std::vector<int64_t> Stop() {
+    {
+      MutexLock lock(&mu_);
+      stopping_ = true;
+      changed_.SignalAll();
+    }
+    if (thread_.joinable()) thread_.join();
+    return peaks_;
+  }
+
+ private:
+  void Run() {
+    pthread_setname_np(pthread_self(), "sampler");
+    while (true) {
+      for (size_t i = 0; i < pids_.size(); ++i) {
+        peaks_[i] = std::max(peaks_[i], LocalCluster::PrivateBytes(pids_[i]));
+      }
+      MutexLock lock(&mu_);
+      const absl::Time next = MonotonicNow() + kSampleEvery;
+      while (!stopping_ && changed_.WaitUntil(&mu_, next)) {
+      }
+      if (stopping_) return;
+    }
+  }
+  const std::vector<pid_t> pids_;
+  std::vector<int64_t> peaks_;  // of the thread until it is joined
+  Mutex mu_;
+  CondVar changed_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+double MedianOf(const std::vector<v1::VersionReport>& reports,
+                const std::function<double(const v1::VersionReport&)>& value) {
+  std::vector<double> values;
+  for (const v1::VersionReport& report : reports) values.push_back(value(report));
+  return Median(std::move(values));
+}
+
+double Slowest(const v1::VersionReport& report, double (v1::StageTimings::*stage)() const) {
+  double slowest = 0;
+  for (const v1::ReplicaOutcome& replica : report.replicas()) {
+    slowest = std::max(slowest, (replica.timings().*stage)());
+  }
+  return slowest;
+}
+
+std::string FlagOr(const ConfigFlags& flags, const std::string& key, const std::string& fallback) {
+  for (const auto& [name, value] : flags) {
+    if (name == key) return value;
+  }
+  return fallback;
+}
+
+absl::Status Predict(const SyncOptions& options, int64_t bucket_bytes, SyncResult* result) {
+  auto catalog = Catalog::Create(options.tensors);
+  if (!catalog.ok()) return catalog.status();
+  const auto plan = Plan::Create(std::make_shared<Catalog>(*std::move(catalog)), RecipeRules(), bucket_bytes);
+  if (!plan.ok()) return plan.status();
+  const bool ring = FlagOr(options.trainer_flags, "transfer.source_mode", "full") == "ring";
+  const bool in_place = FlagOr(options.rollout_flags, "transfer.sink_mode", "staged") == "in_place";
+  constexpr int64_t kSlots = 3;  // the configuration's default
+  result->memory.push_back(
+      {"wsync-trainer", 0, EstimateSource(**plan, ring ? SourceMode::kRing : SourceMode::kFull, kSlots).total});
+  for (int i = 0; i < options.rollouts; ++i) {
+    result->memory.push_back({absl::StrCat("wsync-rollout ", i), 0,
+                              EstimateSink(**plan, in_place ? SinkMode::kInPlace : SinkMode::kStaged, kSlots).total});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WaitUntilReady(const LocalCluster& cluster, int rollouts) {
+  return cluster
+      .WaitFor(
+          [&](const v1::JobStatus& status) {
+            return std::count_if(status.members().begin(), status.members().end(), [](const v1::MemberStatus& m) {
+                     return m.role() == "rollout" && m.state() == "ready";
+                   }) == rollouts;
+          },
+          kReady, "all rollouts attached")
+      .status();
+}
+
+absl::StatusOr<std::vector<v1::VersionReport>> PublishAll(TrainerClient& trainer, SharedModel& model, int syncs) {
+  std::vector<v1::VersionReport> reports;
+  for (int version = 1; version <= syncs + 1; ++version) {
+    if (version > 1) Perturb(model, kPerturbOneIn, version);
+    auto report = trainer.Publish(version, PublishObserver());
+    if (!report.ok()) return report.status();
+    for (const v1::ReplicaOutcome& replica : report->replicas()) {
+      if (replica.outcome() != v1::OUTCOME_APPLIED) {
+        return absl::AbortedError(absl::StrCat(replica.replica(), " was left out: ", replica.reason()));
+      }
+    }
+    if (version > 1) reports.push_back(*std::move(report));
+  }
+  return reports;
+}
+
+void Summarize(const std::vector<v1::VersionReport>& reports, SyncResult* result) {
+  using v1::StageTimings;
+  using v1::VersionReport;
+  const auto slowest = [&](double (StageTimings::*stage)() const) {
+    return MedianOf(reports, [stage](const VersionReport& r) { return Slowest(r, stage); });
+  };
+  result->transfer_ms = slowest(&StageTimings::transfer_ms);
+  result->check_ms = slowest(&StageTimings::check_ms);
+  result->apply_ms = slowest(&StageTimings::apply_ms);
+  result->pause_ms = slowest(&StageTimings::pause_ms);
+  result->encode_ms = MedianOf(reports, [](const VersionReport& r) { return r.encode_ms(); });
+  result->released_ms = MedianOf(reports, [](const VersionReport& r) { return r.released_ms(); });
+  result->staged_ms = MedianOf(reports, [](const VersionReport& r) { return r.staged_ms(); });
+  result->committed_ms = MedianOf(reports, [](const VersionReport& r) { return r.committed_ms(); });
+}
+
+}  // namespace
+
+absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
+  SyncResult result;
+  result.name = options.name;
+  auto model = SharedModel::Create(options.tensors, options.name);
+  if (!model.ok()) return model.status();
+  FillRandom(*model, 1);
+  LocalCluster::Options cluster_options;
+  cluster_options.rollouts = options.rollouts;
+  cluster_options.trainer_flags = options.trainer_flags;
+  cluster_options.rollout_flags = options.rollout_flags;
+  const auto cluster = LocalCluster::Start(std::move(cluster_options));
+  if (!cluster.ok()) return cluster.status();
+  std::vector<std::unique_ptr<EngineThread>> engines;
+  std::vector<pid_t> pids = {(*cluster)->trainer_pid()};
+  for (int i = 0; i < options.rollouts; ++i) {
+    engines.push_back(std::make_unique<EngineThread>(absl::StrCat("bench ", i), (*cluster)->rollout_socket(i)));
+    pids.push_back((*cluster)->rollout_pid(i));
+  }
+  const auto trainer = TrainerClient::Connect((*cluster)->trainer_socket(), absl::Seconds(10));
+  if (!trainer.ok()) return trainer.status();
+  MemorySampler sampler(pids);
+  const auto registered = model->Register(**trainer, {}, false);
+  if (!registered.ok()) return registered.status();
+  result.tensors = registered->tensors();
+  result.quantized_tensors = registered->quantized_tensors();
+  result.payload_bytes = static_cast<int64_t>(registered->payload_bytes());
+  result.buckets = registered->buckets();
+  for (const Tensor& tensor : options.tensors) result.source_bytes += BytesOf(tensor);
+  const absl::Status ready = WaitUntilReady(**cluster, options.rollouts);
+  if (!ready.ok()) return ready;
+  const auto reports = PublishAll(**trainer, *model, options.syncs);
+  if (!reports.ok()) return reports.status();
+  Summarize(*reports, &result);
+  const absl::Status predicted = Predict(options, kDefaultBucketBytes, &result);
+  if (!predicted.ok()) return predicted;
+  const std::vector<int64_t> peaks = sampler.Stop();
+  for (size_t i = 0; i < peaks.size(); ++i) result.memory[i].peak_bytes = peaks[i];
+  return result;
+}
+
+}  // namespace wsync::cli
