@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include <chrono>
+#include <ctime>
 
 #include "kernels/digest.h"
 #include "tests/core/plan_testing.h"
@@ -335,13 +335,17 @@ TEST(Plan, AMillionTensorsTakeSeconds) {
   for (int i = 0; i < 1'000'000; ++i) {
     tensors.push_back({absl::StrCat("model.layers.0.mlp.experts.", i, ".up_proj.weight"), Dtype::kBF16, {128, 128}});
   }
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();  // processor time: other tests run beside this one
   const auto plan = MakePlan(std::move(tensors), {}, kDefaultBucketBytes);
-  const auto took = std::chrono::steady_clock::now() - begin;
+  const double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
   EXPECT_EQ(plan->pieces().size(), 1'000'000u);
   EXPECT_EQ(plan->quantized_tensors(), 1'000'000);
-  RecordProperty("milliseconds", static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
-  EXPECT_LT(took, std::chrono::seconds(30));  // 5 in a release build; sanitizers take their share
+  RecordProperty("milliseconds", static_cast<int>(seconds * 1e3));
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  EXPECT_LT(seconds, 30);
+#else
+  EXPECT_LT(seconds, 5);
+#endif
 }
 
 }  // namespace
