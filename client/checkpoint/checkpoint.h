@@ -1,0 +1,66 @@
+// A model on disk, as the ecosystem lays it out: one safetensors file, or shards with an index, and a config.json.
+//
+// Everything is checked when it is opened; tensors are views into mappings that live as long as the Checkpoint.
+// Immutable; safe to share between threads.
+#ifndef WSYNC_CLIENT_CHECKPOINT_CHECKPOINT_H_
+#define WSYNC_CLIENT_CHECKPOINT_CHECKPOINT_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "client/checkpoint/safetensors.h"
+#include "client/checkpoint/strict_json.h"
+
+namespace wsync {
+
+inline constexpr char kSingleFileName[] = "model.safetensors";
+inline constexpr char kIndexFileName[] = "model.safetensors.index.json";
+inline constexpr char kConfigFileName[] = "config.json";
+
+class Checkpoint {
+ public:
+  // `path` is a directory with model.safetensors (preferred, as transformers does) or model.safetensors.index.json, or
+  // one .safetensors file, which then is all there is: files beside it are not looked at.
+  // NOT_FOUND: nothing to open there, a shard that the index names is missing. INVALID_ARGUMENT: a malformed file, an
+  // index that disagrees with its shards in either direction, a tensor in two shards, a shard name that leaves the
+  // directory, a config.json that is not a JSON object.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const std::string& directory() const { return directory_; }  // "" for a single file
+  // In natural order of names (natural_order.h), so that layers come in order however the files are cut.
+  const std::vector<TensorView>& tensors() const { return tensors_; }
+  const TensorView* Find(std::string_view name) const;  // or null
+  std::vector<Tensor> TensorList() const;               // what a trainer would register
+  int64_t total_bytes() const { return total_bytes_; }
+
+  const std::optional<OrderedJson>& config() const { return config_; }  // config.json, if there is one
+  // The modules that the checkpoint's own `quantization_config` keeps in high precision: `modules_to_not_convert`,
+  // `ignored_layers` and `ignore` (without its "re:" patterns), for RecipeRules. Each name once.
+  std::vector<std::string> ModulesToNotConvert() const;
+
+ private:
+  Checkpoint() = default;
+  absl::Status OpenDirectory();
+  absl::Status OpenShards();
+  absl::Status ReadConfig();
+  absl::Status AddFile(const std::string& file_path);
+
+  std::string path_;
+  std::string directory_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::vector<TensorView> tensors_;
+  absl::flat_hash_map<std::string_view, size_t> index_;  // views into tensors_
+  int64_t total_bytes_ = 0;
+  std::optional<OrderedJson> config_;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_CLIENT_CHECKPOINT_CHECKPOINT_H_

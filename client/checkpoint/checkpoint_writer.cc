@@ -1,0 +1,210 @@
+#include "client/checkpoint/checkpoint_writer.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
+#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/posix_file.h"
+
+namespace wsync {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Absolute and without a trailing slash, so that "<out>.partial-<pid>" is a sibling whatever the user typed.
+fs::path NormalPath(const std::string& path) {
+  fs::path normal = fs::absolute(path).lexically_normal();
+  return normal.has_filename() ? normal : normal.parent_path();
+}
+
+bool LooksLikeCheckpoint(const fs::path& directory) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(directory, ignored)) {
+    if (absl::EndsWith(entry.path().filename().string(), ".safetensors")) return true;
+  }
+  return false;
+}
+
+// Whether `out` may be created or replaced.
+absl::Status CheckTarget(const fs::path& out, const CheckpointOptions& options) {
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(out, error);
+  if (status.type() == fs::file_type::not_found) return absl::OkStatus();
+  const auto refuse = [&](absl::string_view why) {
+    return absl::AlreadyExistsError(absl::StrCat("cannot write a checkpoint to '", out.string(), "': ", why));
+  };
+  if (status.type() != fs::file_type::directory) return refuse("it exists and is not a directory; choose another path");
+  if (!options.copy_from.empty() && fs::equivalent(out, options.copy_from, error)) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot write a checkpoint to '", out.string(),
+                                                   "': it is the directory that is read; choose another path"));
+  }
+  if (fs::is_empty(out, error)) return absl::OkStatus();
+  if (error) return FileError("list", out.string(), error.value());
+  if (!options.overwrite) return refuse("it is not empty; choose another path or ask to overwrite it");
+  if (!LooksLikeCheckpoint(out)) return refuse("it holds something that is not a checkpoint; choose another path");
+  return absl::OkStatus();
+}
+
+bool IsWeightFile(absl::string_view name) {
+  for (const absl::string_view suffix : {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth",
+                                         ".pt", ".gguf", ".h5", ".msgpack"}) {
+    if (absl::EndsWith(name, suffix)) return true;
+  }
+  return false;
+}
+
+// std::filesystem::copy_file reports a full disk as an I/O error; this says what it is.
+absl::Status CopyFile(const std::string& from, const std::string& to) {
+  const auto source = MappedFile::Open(from);
+  if (!source.ok()) return source.status();
+  const absl::Span<const std::byte> bytes = (*source)->bytes();
+  auto target = OutputFile::Create(to, static_cast<int64_t>(bytes.size()));
+  if (!target.ok()) return target.status();
+  if (absl::Status status = (*target)->WriteAt(0, bytes); !status.ok()) return status;
+  return (*target)->Finish();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const std::string& out_dir,
+                                                                           const std::vector<Tensor>& tensors,
+                                                                           const CheckpointOptions& options) {
+  if (out_dir.empty()) return absl::InvalidArgumentError("cannot write a checkpoint: the output path is empty");
+  if (options.max_shard_bytes <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot write a checkpoint with shards of ", options.max_shard_bytes,
+                                                   " bytes: give a positive size"));
+  }
+  // Duplicates over all shards, which a single shard's writer could not see.
+  if (const auto catalog = Catalog::Create(tensors); !catalog.ok()) return catalog.status();
+  const fs::path out = NormalPath(out_dir);
+  if (absl::Status status = CheckTarget(out, options); !status.ok()) return status;
+  std::error_code error;
+  fs::create_directories(out.parent_path(), error);
+  if (error) return FileError("create directory", out.parent_path().string(), error.value());
+  const std::string partial = absl::StrCat(out.string(), ".partial-", getpid());
+  if (mkdir(partial.c_str(), 0777) != 0) return FileError("create directory", partial, errno);
+  std::unique_ptr<CheckpointWriter> writer(new CheckpointWriter(out.string(), partial, options));
+  if (absl::Status status = writer->CreateShards(tensors); !status.ok()) return status;
+  return writer;
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (finished_) return;
+  shards_.clear();
+  std::error_code ignored;
+  fs::remove_all(partial_dir_, ignored);
+}
+
+absl::Status CheckpointWriter::CreateShards(const std::vector<Tensor>& tensors) {
+  std::vector<std::vector<Tensor>> shards;
+  int64_t shard_bytes = 0;
+  for (const Tensor& tensor : tensors) {
+    const int64_t bytes = BytesOf(tensor);
+    if (shards.empty() || (shard_bytes > 0 && shard_bytes + bytes > options_.max_shard_bytes)) {
+      shards.emplace_back();
+      shard_bytes = 0;
+    }
+    places_.push_back({shards.size() - 1, static_cast<int64_t>(shards.back().size())});
+    names_.push_back(tensor.name);
+    shards.back().push_back(tensor);
+    shard_bytes += bytes;
+    total_bytes_ += bytes;
+  }
+  for (size_t i = 0; i < shards.size(); ++i) {
+    shard_names_.push_back(shards.size() == 1
+                               ? std::string(kSingleFileName)
+                               : absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size()));
+    auto shard = SafetensorsWriter::Create(absl::StrCat(partial_dir_, "/", shard_names_.back()), std::move(shards[i]));
+    if (!shard.ok()) return shard.status();
+    shards_.push_back(*std::move(shard));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointWriter::Write(int64_t tensor, absl::Span<const std::byte> bytes) {
+  return WriteBytes(tensor, 0, bytes);
+}
+
+absl::Status CheckpointWriter::WriteRows(int64_t tensor, int64_t row_begin, absl::Span<const std::byte> bytes) {
+  const Place& place = places_[tensor];
+  return shards_[place.shard]->WriteRows(place.index, row_begin, bytes);
+}
+
+absl::Status CheckpointWriter::WriteBytes(int64_t tensor, int64_t byte_begin, absl::Span<const std::byte> bytes) {
+  const Place& place = places_[tensor];
+  return shards_[place.shard]->WriteBytes(place.index, byte_begin, bytes);
+}
+
+absl::Status CheckpointWriter::Finish() {
+  for (const auto& shard : shards_) {
+    if (absl::Status status = shard->Finish(); !status.ok()) return status;
+  }
+  if (absl::Status status = WriteIndex(); !status.ok()) return status;
+  if (options_.config.has_value()) {
+    const std::string text = options_.config->dump(2) + "\n";
+    if (absl::Status status = WriteWholeFile(absl::StrCat(partial_dir_, "/", kConfigFileName), text); !status.ok()) {
+      return status;
+    }
+  }
+  if (absl::Status status = CopyOtherFiles(); !status.ok()) return status;
+  if (absl::Status status = SyncDirectory(partial_dir_); !status.ok()) return status;
+  return MoveIntoPlace();
+}
+
+absl::Status CheckpointWriter::WriteIndex() {
+  if (shards_.size() == 1) return absl::OkStatus();
+  Json weight_map = Json::object();
+  for (size_t i = 0; i < names_.size(); ++i) weight_map[names_[i]] = shard_names_[places_[i].shard];
+  const Json index = {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}};
+  return WriteWholeFile(absl::StrCat(partial_dir_, "/", kIndexFileName), index.dump(2) + "\n");
+}
+
+absl::Status CheckpointWriter::CopyOtherFiles() {
+  if (options_.copy_from.empty()) return absl::OkStatus();
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(options_.copy_from, error)) {
+    const std::string name = entry.path().filename().string();
+    std::error_code ignored;
+    if (entry.is_directory(ignored)) {
+      notes_.push_back(absl::StrCat("did not copy the folder '", name, "'"));
+      continue;
+    }
+    // A dangling link or a socket says nothing about the model. config.json: the one given in the options is it.
+    if (!entry.is_regular_file(ignored) || IsWeightFile(name) || name == kConfigFileName) continue;
+    if (absl::Status status = CopyFile(entry.path().string(), absl::StrCat(partial_dir_, "/", name)); !status.ok()) {
+      return status;
+    }
+  }
+  if (error) return FileError("list", options_.copy_from, error.value());
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointWriter::MoveIntoPlace() {
+  // What was there when Create looked may have changed since.
+  if (absl::Status status = CheckTarget(out_dir_, options_); !status.ok()) return status;
+  std::error_code error;
+  const bool replaces = fs::exists(out_dir_, error) && !fs::is_empty(out_dir_, error);
+  // An exchange leaves no moment without a checkpoint under the final name.
+  const int result = replaces ? renameat2(AT_FDCWD, partial_dir_.c_str(), AT_FDCWD, out_dir_.c_str(), RENAME_EXCHANGE)
+                              : rename(partial_dir_.c_str(), out_dir_.c_str());
+  if (result != 0) return FileError(absl::StrCat("rename '", partial_dir_, "' to"), out_dir_, errno);
+  finished_ = true;
+  if (replaces) {  // now the old checkpoint
+    fs::remove_all(partial_dir_, error);
+    if (error) notes_.push_back(absl::StrCat("could not remove the old checkpoint, now at '", partial_dir_, "'"));
+  }
+  return SyncDirectory(fs::path(out_dir_).parent_path().string());
+}
+
+}  // namespace wsync

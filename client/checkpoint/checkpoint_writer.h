@@ -1,0 +1,87 @@
+// Writes a checkpoint directory, all or nothing: shards, index, config.json, and the other files of a source directory.
+//
+// Everything goes to `<out>.partial-<pid>` and is renamed to `<out>` by Finish, after a flush. A failure, or an end
+// without Finish, removes the partial directory; only a killed process can leave one behind, never under the final
+// name. The space of all shards is reserved by Create, so that a full disk shows before any work is done.
+//
+// The Write functions may be called from several threads at once, each byte once; Finish from one, after them.
+#ifndef WSYNC_CLIENT_CHECKPOINT_CHECKPOINT_WRITER_H_
+#define WSYNC_CLIENT_CHECKPOINT_CHECKPOINT_WRITER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "client/checkpoint/safetensors.h"
+#include "client/checkpoint/strict_json.h"
+
+namespace wsync {
+
+inline constexpr int64_t kDefaultShardBytes = 5'000'000'000;  // what hubs and save_pretrained use
+
+struct CheckpointOptions {
+  int64_t max_shard_bytes = kDefaultShardBytes;  // of tensor data; a larger tensor gets a shard of its own
+  std::optional<OrderedJson> config;             // becomes config.json
+  // Its files are copied (tokenizer, generation config, code), but no weights, indices or config.json; "": none.
+  std::string copy_from;
+  // Replace an existing checkpoint. Only a directory that looks like one is ever replaced.
+  bool overwrite = false;
+};
+
+class CheckpointWriter {
+ public:
+  // Tensors are packed into shards in the order given, which is the order of their indices below.
+  // ALREADY_EXISTS: `out_dir` is a file, or a directory with something in it that `overwrite` does not cover.
+  // RESOURCE_EXHAUSTED: no room. INVALID_ARGUMENT: bad tensors or options, `out_dir` is the source directory.
+  static absl::StatusOr<std::unique_ptr<CheckpointWriter>> Create(const std::string& out_dir,
+                                                                  const std::vector<Tensor>& tensors,
+                                                                  const CheckpointOptions& options);
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  absl::Status Write(int64_t tensor, absl::Span<const std::byte> bytes);  // the whole tensor
+  // Whole rows of the tensor's MatrixView, from row `row_begin` on.
+  absl::Status WriteRows(int64_t tensor, int64_t row_begin, absl::Span<const std::byte> bytes);
+  absl::Status WriteBytes(int64_t tensor, int64_t byte_begin, absl::Span<const std::byte> bytes);
+
+  // FAILED_PRECONDITION naming the first tensor that is not complete. After any error nothing was changed at `out_dir`.
+  absl::Status Finish();
+
+  const std::vector<std::string>& shard_names() const { return shard_names_; }
+  int64_t total_bytes() const { return total_bytes_; }              // of all tensors
+  const std::vector<std::string>& notes() const { return notes_; }  // what was not copied, for the user to read
+
+ private:
+  struct Place {
+    size_t shard = 0;
+    int64_t index = 0;  // within the shard
+  };
+  CheckpointWriter(std::string out_dir, std::string partial_dir, const CheckpointOptions& options)
+      : out_dir_(std::move(out_dir)), partial_dir_(std::move(partial_dir)), options_(options) {}
+  absl::Status CreateShards(const std::vector<Tensor>& tensors);
+  absl::Status WriteIndex();
+  absl::Status CopyOtherFiles();
+  absl::Status MoveIntoPlace();
+
+  const std::string out_dir_;
+  const std::string partial_dir_;
+  const CheckpointOptions options_;
+  std::vector<std::string> names_;  // of the tensors
+  std::vector<Place> places_;       // of the tensors
+  std::vector<std::string> shard_names_;
+  std::vector<std::unique_ptr<SafetensorsWriter>> shards_;
+  int64_t total_bytes_ = 0;
+  std::vector<std::string> notes_;
+  bool finished_ = false;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_CLIENT_CHECKPOINT_CHECKPOINT_WRITER_H_
