@@ -50,6 +50,10 @@ struct ConfigValue {
 //   trainer.yaml:9: unknown key "transfr"; did you mean "transfer"?
 absl::StatusOr<std::vector<ConfigValue>> LoadConfig(const ConfigInputs& inputs, google::protobuf::Message* message);
 
+// What keys say about each other (rank < replica_size, tls.* all or none, ...), one line per problem. LoadConfig does
+// it, too, with origins; this is for messages that were filled by hand.
+absl::Status CheckConfig(const google::protobuf::Message& config);
+
 }  // namespace wsync
 
 #endif  // WSYNC_SERVER_RPC_CONFIG_H_

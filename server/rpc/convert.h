@@ -5,16 +5,14 @@
 
 #include <grpcpp/support/status.h>
 
-#include <string>
-
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "server/backend/memory.h"
 #include "server/core/coordinator.h"
 #include "server/core/destinations.h"
 #include "server/core/events.h"
 #include "server/core/plan.h"
 #include "server/core/status.h"
+#include "server/rpc/wire_text.h"
 #include "wsync/v1/config.pb.h"
 #include "wsync/v1/coordinator.pb.h"
 #include "wsync/v1/rollout.pb.h"
@@ -27,10 +25,6 @@ namespace wsync {
 // rest.
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
-
-// Text for a proto3 string field: what is not UTF-8 becomes '?'. Receivers refuse a whole message for one such byte, so
-// every text that does not come out of a proto (errno texts, paths, cut messages) goes through this.
-std::string WireText(absl::string_view text);
 
 v1::Hash ToProto(const Hash128& hash);
 Hash128 FromProto(const v1::Hash& hash);

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/core/sync.h"
@@ -88,8 +89,7 @@ std::string TextValue(const std::string& value) {
 }
 
 std::string TextLine(const Output& output, Level level, std::string_view message, const LogFields& fields) {
-  std::string line = absl::StrCat(Timestamp(), " ", LevelName(level));
-  line.append(line.size() < sizeof("2026-11-22T10:00:00.123Z error") - 1 ? 3 : 2, ' ');
+  std::string line = absl::StrFormat("%s %-6s", Timestamp(), LevelName(level));
   line += output.component;
   if (!output.component.empty()) line += "  ";
   line += EscapeControls(message);
@@ -187,7 +187,11 @@ absl::Status InitLog(const LogOptions& options) {
     sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
   } else {
     if (absl::Status s = CheckWritable(options.file); !s.ok()) return s;
-    sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file);
+    try {
+      sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file);
+    } catch (const spdlog::spdlog_ex& e) {  // it went away since
+      return absl::UnavailableError(absl::StrCat("cannot open log file ", options.file, ": ", e.what()));
+    }
   }
   auto output = MakeOutput(std::move(sink), *level, options.component, options.format == "json");
   MutexLock lock(&OutputMutex());

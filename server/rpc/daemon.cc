@@ -1,0 +1,151 @@
+#include "server/rpc/daemon.h"
+
+#include <google/protobuf/message.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <csignal>
+#include <iostream>
+#include <list>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/rpc/config.h"
+#include "server/rpc/log.h"
+#include "server/rpc/signals.h"
+#include "server/rpc/version.h"
+#include "wsync/v1/config.pb.h"
+
+namespace wsync {
+namespace {
+
+constexpr int kError = 1;
+constexpr int kUsage = 2;
+// What runs may take this long to end: as long as a round's deadline, and well below the 90 s of systemd and the 30 s
+// of Kubernetes before they kill.
+constexpr absl::Duration kGrace = absl::Seconds(10);
+
+struct Arguments {
+  std::string config_file;
+  bool check_config = false;
+  std::vector<std::pair<std::string, std::string>> flags;
+};
+
+// "transfer" of "transfer.bucket_bytes": the heading its flag is shown under.
+std::string GroupOf(const ConfigField& field) {
+  const size_t dot = field.path.find('.');
+  return dot == std::string::npos ? "General settings" : absl::StrCat("Settings: ", field.path.substr(0, dot));
+}
+
+std::string HelpOf(const ConfigField& field) {
+  std::string help = field.help;
+  if (field.expected != "text" && !field.repeated) absl::StrAppend(&help, " (", field.expected, ")");
+  if (field.repeated) absl::StrAppend(&help, " (comma-separated, or given again)");
+  if (field.default_text != "\"\"" && !field.repeated) absl::StrAppend(&help, " [", field.default_text, "]");
+  return help;
+}
+
+std::string Footer(const DaemonSpec& spec) {
+  return absl::StrCat(
+      "\nEvery setting is also a key of the file and a variable: --log.level is\n"
+      "\"log:\" with \"level:\" below it, and WSYNC_LOG_LEVEL.\n"
+      "Precedence: flag, environment, file, default.\n\nExamples:\n",
+      spec.examples);
+}
+
+// Returns main's exit code when there is nothing left to do.
+std::optional<int> ParseArguments(int argc, char** argv, const DaemonSpec& spec, Arguments* arguments) {
+  CLI::App app(spec.description, spec.name);
+  app.get_formatter()->column_width(40);
+  app.footer(Footer(spec));
+  app.set_version_flag("--version", absl::StrCat(spec.name, " ", std::string(kVersion)), "print the version and exit");
+  app.add_option("--config", arguments->config_file, "YAML file with settings")->type_name("FILE");
+  app.add_flag("--check-config", arguments->check_config,
+               "print every setting with its origin and exit: 0 if the configuration is good, else 2");
+  std::list<std::pair<std::string, std::vector<std::string>>> texts;  // a list: CLI11 keeps addresses
+  for (const ConfigField& field : ConfigFields(*spec.config)) {
+    auto& slot = texts.emplace_back(field.path, std::vector<std::string>());
+    app.add_option(field.flag, slot.second, HelpOf(field))
+        ->type_name(field.type)
+        ->group(GroupOf(field))
+        ->allow_extra_args(false);
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e, std::cout, std::cerr) == 0 ? 0 : kUsage;
+  }
+  for (const auto& [path, values] : texts) {
+    for (const std::string& value : values) arguments->flags.emplace_back(path, value);
+  }
+  return std::nullopt;
+}
+
+void PrintEffective(const std::vector<ConfigValue>& values) {
+  size_t width = 0;
+  for (const ConfigValue& value : values) width = std::max(width, value.path.size() + 2 + value.text.size());
+  for (const ConfigValue& value : values) {
+    std::cout << absl::StrFormat("%-*s  # %s\n", static_cast<int>(width), absl::StrCat(value.path, ": ", value.text),
+                                 value.origin);
+  }
+  std::cout.flush();
+}
+
+LogOptions LogOptionsFrom(const google::protobuf::Message& config, const std::string& component) {
+  LogOptions options{.component = component};
+  const auto* field = config.GetDescriptor()->FindFieldByName("log");
+  if (field == nullptr) return options;
+  const auto* log =
+      google::protobuf::DynamicCastToGenerated<v1::LogConfig>(&config.GetReflection()->GetMessage(config, field));
+  options.level = log->level();
+  options.format = log->format();
+  options.file = log->file();
+  return options;
+}
+
+int Fail(const DaemonSpec& spec, const absl::Status& status, int code) {
+  std::cerr << spec.name << ": " << status.message() << std::endl;
+  return code;
+}
+
+int Serve(const DaemonSpec& spec, const std::string& log_file) {
+  auto signals = SignalWatcher::Create();
+  if (!signals.ok()) return Fail(spec, signals.status(), kError);
+  auto daemon = spec.start();
+  if (!daemon.ok()) {
+    LogError("cannot start", {{"error", std::string(daemon.status().message())}});
+    // Whoever started it looks at stderr first.
+    return log_file.empty() ? kError : Fail(spec, daemon.status(), kError);
+  }
+  LogInfo((*daemon)->Banner(), {{"version", std::string(kVersion)}, {"pid", absl::StrCat(getpid())}});
+  const int signal = (*signals)->Wait();
+  LogInfo("stopping; the same signal again ends it at once", {{"signal", signal == SIGINT ? "SIGINT" : "SIGTERM"}});
+  (*daemon)->Stop(kGrace);
+  daemon->reset();
+  LogInfo("stopped");
+  return 0;
+}
+
+}  // namespace
+
+int RunDaemon(int argc, char** argv, const DaemonSpec& spec) {
+  Arguments arguments;
+  if (const auto code = ParseArguments(argc, argv, spec, &arguments); code.has_value()) return *code;
+  const auto values = LoadConfig({.file = arguments.config_file, .flags = std::move(arguments.flags)}, spec.config);
+  if (!values.ok())
+    return Fail(spec, absl::InvalidArgumentError(absl::StrCat("bad configuration:\n", values.status().message())),
+                kUsage);
+  if (arguments.check_config) {
+    PrintEffective(*values);
+    return 0;
+  }
+  const LogOptions log = LogOptionsFrom(*spec.config, spec.component);
+  if (const absl::Status s = InitLog(log); !s.ok()) return Fail(spec, s, kUsage);
+  return Serve(spec, log.file);
+}
+
+}  // namespace wsync

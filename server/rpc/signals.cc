@@ -1,0 +1,67 @@
+#include "server/rpc/signals.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+
+#include "absl/strings/str_cat.h"
+#include "server/rpc/errno_text.h"
+
+namespace wsync {
+
+absl::StatusOr<std::unique_ptr<SignalWatcher>> SignalWatcher::Create() {
+  std::signal(SIGPIPE, SIG_IGN);
+  sigset_t ends;
+  sigemptyset(&ends);
+  sigaddset(&ends, SIGTERM);
+  sigaddset(&ends, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &ends, nullptr);
+  const int signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+  const int stop_fd = signal_fd < 0 ? -1 : eventfd(0, EFD_CLOEXEC);
+  if (stop_fd < 0) {
+    const int error = errno;
+    if (signal_fd >= 0) close(signal_fd);
+    return absl::InternalError(absl::StrCat("cannot watch for signals: ", ErrnoText(error)));
+  }
+  return std::unique_ptr<SignalWatcher>(new SignalWatcher(signal_fd, stop_fd));
+}
+
+SignalWatcher::SignalWatcher(int signal_fd, int stop_fd)
+    : signal_fd_(signal_fd), stop_fd_(stop_fd), thread_([this] { Run(); }) {}
+
+SignalWatcher::~SignalWatcher() {
+  eventfd_write(stop_fd_, 1);
+  thread_.join();
+  close(signal_fd_);
+  close(stop_fd_);
+}
+
+int SignalWatcher::Wait() {
+  MutexLock lock(&mu_);
+  while (first_ == 0) changed_.Wait(&mu_);
+  return first_;
+}
+
+void SignalWatcher::Run() {
+  pthread_setname_np(pthread_self(), "wsync-signals");
+  pollfd sources[2] = {{.fd = signal_fd_, .events = POLLIN}, {.fd = stop_fd_, .events = POLLIN}};
+  bool asked = false;
+  while (sources[1].revents == 0) {
+    if (poll(sources, 2, -1) < 0) continue;  // EINTR
+    signalfd_siginfo info;
+    if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
+    const int signal = static_cast<int>(info.ssi_signo);
+    if (asked) _exit(128 + signal);  // no destructors: whatever hangs is what the user wants to get out of
+    asked = true;
+    MutexLock lock(&mu_);
+    first_ = signal;
+    changed_.SignalAll();
+  }
+}
+
+}  // namespace wsync
