@@ -85,7 +85,7 @@ absl::StatusOr<ReferenceReport> CheckAgainstSource(SharedModel& source, const Ch
     }
     const TensorView* scales = exported.Find(tensor.name + "_scale_inv");
     if (got->tensor.dtype != Dtype::kF8E4M3 || scales == nullptr || tensor.dtype != Dtype::kBF16) {
-      return absl::DataLossError(absl::StrCat(tensor.name, " came back as ", DtypeName(got->tensor.dtype),
+      return absl::DataLossError(absl::StrCat(tensor.name, " came back as ", std::string(DtypeName(got->tensor.dtype)),
                                               scales == nullptr ? " without scales" : ""));
     }
     const absl::Status checked = CheckQuantized(tensor, source.Data(i), *got, *scales, &report);

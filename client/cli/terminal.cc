@@ -51,7 +51,7 @@ int TerminalWidth() {
 
 std::string Paint(std::string_view text, Color color, bool use_color) {
   if (!use_color || color == Color::kNone) return std::string(text);
-  return absl::StrCat(Escape(color), text, "\033[0m");
+  return absl::StrCat(Escape(color), std::string(text), "\033[0m");
 }
 
 std::string FormatBytes(double bytes) {
@@ -124,7 +124,8 @@ std::string Table::Render(bool use_color) const {
     for (size_t c = 0; c < row.size(); ++c) {
       if (c > 0) text += "  ";
       const std::string pad(width[c] - VisibleWidth(row[c]), ' ');
-      text += right_[c] ? pad + Paint(row[c], color, use_color) : Paint(row[c], color, use_color) + pad;
+      const std::string cell = Paint(row[c], color, use_color);
+      absl::StrAppend(&text, right_[c] ? pad : cell, right_[c] ? cell : pad);
     }
     text.erase(text.find_last_not_of(' ') + 1);
     out += text + "\n";

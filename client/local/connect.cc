@@ -12,7 +12,7 @@
 namespace wsync {
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectLocal(const std::string& socket, absl::Duration timeout,
-                                                            std::string_view daemon, std::string_view where) {
+                                                            const std::string& daemon, const std::string& where) {
   if (!absl::StartsWith(socket, "unix:///")) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", socket, "' is not a local socket; expected unix:///path, as ", where, " has it"));

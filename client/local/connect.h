@@ -6,7 +6,6 @@
 
 #include <memory>
 #include <string>
-#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -16,7 +15,7 @@ namespace wsync {
 // `socket`: "unix:///path". UNAVAILABLE within `timeout`: "no wsync-trainer answers at unix:///...: start one, or give
 // its socket (local_socket in trainer.yaml)". INVALID_ARGUMENT: not a unix:// address.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectLocal(const std::string& socket, absl::Duration timeout,
-                                                            std::string_view daemon, std::string_view where);
+                                                            const std::string& daemon, const std::string& where);
 
 }  // namespace wsync
 

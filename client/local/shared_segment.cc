@@ -25,7 +25,7 @@ std::string RandomName() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Create(int64_t bytes, std::string_view purpose) {
+absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Create(int64_t bytes, const std::string& purpose) {
   if (bytes <= 0) return absl::InvalidArgumentError(absl::StrCat(purpose, ": there are no bytes to share"));
   const std::string name = RandomName();
   const int fd = shm_open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);

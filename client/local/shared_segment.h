@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 
 #include "absl/status/statusor.h"
 
@@ -19,7 +18,7 @@ class SharedSegment {
  public:
   // A new zeroed object of `bytes` under a random name, readable by this user only. RESOURCE_EXHAUSTED when /dev/shm
   // cannot hold it (said before any byte is written, not by a SIGBUS later).
-  static absl::StatusOr<std::unique_ptr<SharedSegment>> Create(int64_t bytes, std::string_view purpose);
+  static absl::StatusOr<std::unique_ptr<SharedSegment>> Create(int64_t bytes, const std::string& purpose);
   ~SharedSegment();  // unmaps and unlinks
   SharedSegment(const SharedSegment&) = delete;
   SharedSegment& operator=(const SharedSegment&) = delete;
