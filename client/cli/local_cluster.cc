@@ -44,21 +44,24 @@ absl::StatusOr<int> FreePort() {
 }
 
 // True once the child has ended (and was reaped).
-bool WaitForExit(pid_t pid, absl::Duration timeout) {
+bool WaitForExit(pid_t pid, absl::Duration timeout, int* status) {
   const absl::Time deadline = MonotonicNow() + timeout;
   while (true) {
-    if (waitpid(pid, nullptr, WNOHANG) != 0) return true;
+    if (waitpid(pid, status, WNOHANG) != 0) return true;
     if (MonotonicNow() > deadline) return false;
     std::this_thread::sleep_for(absl::ToChronoMilliseconds(kPoll));
   }
 }
 
-void Terminate(pid_t pid) {
-  if (pid <= 0) return;
+// SIGTERM, and SIGKILL where that does not help. The exit code; -1 if it was killed or nothing ran.
+int Terminate(pid_t pid) {
+  if (pid <= 0) return -1;
+  int status = 0;
   kill(pid, SIGTERM);
-  if (WaitForExit(pid, kStopTimeout)) return;
+  if (WaitForExit(pid, kStopTimeout, &status)) return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   kill(pid, SIGKILL);
   waitpid(pid, nullptr, 0);
+  return -1;
 }
 
 }  // namespace
@@ -80,6 +83,17 @@ absl::Status LocalCluster::StartAll() {
   if (!port.ok()) return port.status();
   coordinator_ = absl::StrCat("127.0.0.1:", *port);
 
+  const absl::Status trainer = StartTrainer();
+  if (!trainer.ok()) return trainer;
+  rollout_pids_.assign(options_.rollouts, -1);
+  for (int i = 0; i < options_.rollouts; ++i) {
+    const absl::Status started = StartRollout(i);
+    if (!started.ok()) return started;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::StartTrainer() {
   ConfigFlags flags = options_.trainer_flags;
   flags.emplace_back("local_socket", trainer_socket());
   flags.emplace_back("coordinator.listen", coordinator_);
@@ -88,12 +102,14 @@ absl::Status LocalCluster::StartAll() {
   trainer_pid_ = *pid;
   const auto channel = ConnectLocal(trainer_socket(), kStartTimeout, "wsync-trainer", "local_socket");
   if (!channel.ok()) return absl::UnavailableError(absl::StrCat("wsync-trainer did not start:\n", LogTail("trainer")));
-  rollout_pids_.assign(options_.rollouts, -1);
-  for (int i = 0; i < options_.rollouts; ++i) {
-    const absl::Status started = StartRollout(i);
-    if (!started.ok()) return started;
-  }
   return absl::OkStatus();
+}
+
+absl::Status LocalCluster::RestartTrainer() {
+  kill(trainer_pid_, SIGKILL);
+  waitpid(trainer_pid_, nullptr, 0);
+  trainer_pid_ = -1;
+  return StartTrainer();
 }
 
 absl::Status LocalCluster::StartRollout(int rollout) {
@@ -155,6 +171,12 @@ std::string LocalCluster::trainer_socket() const { return absl::StrCat("unix://"
 
 std::string LocalCluster::rollout_socket(int rollout) const {
   return absl::StrCat("unix://", directory_, "/rollout-", rollout, ".sock");
+}
+
+int LocalCluster::StopRollout(int rollout) {
+  const int code = Terminate(rollout_pids_[rollout]);
+  rollout_pids_[rollout] = -1;
+  return code;
 }
 
 void LocalCluster::KillRollout(int rollout) {

@@ -42,7 +42,9 @@ class LocalCluster {
   pid_t rollout_pid(int rollout) const { return rollout_pids_[rollout]; }
 
   void KillRollout(int rollout);  // SIGKILL, and reaped
+  int StopRollout(int rollout);   // SIGTERM; its exit code, or -1 if it had to be killed
   absl::Status StartRollout(int rollout);
+  absl::Status RestartTrainer();  // SIGKILL, then start
   absl::StatusOr<v1::JobStatus> Status() const;
   // Polls the status until `done` or UNAVAILABLE/DEADLINE_EXCEEDED with the last status' reason.
   absl::StatusOr<v1::JobStatus> WaitFor(const std::function<bool(const v1::JobStatus&)>& done, absl::Duration timeout,
@@ -53,6 +55,7 @@ class LocalCluster {
  private:
   explicit LocalCluster(Options options) : options_(std::move(options)) {}
   absl::Status StartAll();
+  absl::Status StartTrainer();
   absl::StatusOr<pid_t> Spawn(const std::string& binary, const std::string& name, const ConfigFlags& flags);
   std::string LogTail(const std::string& name) const;
 

@@ -1,0 +1,175 @@
+// The wsync command as a person or a script uses it: exit codes, texts, files.
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/checkpoint_writer.h"
+#include "tests/system/system_testing.h"
+
+namespace wsync::cli {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class Cli : public System {
+ protected:
+  void SetUp() override {
+    directory_ = ::testing::TempDir() + "wsync-cli-" + ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(directory_);
+    std::filesystem::create_directories(directory_);
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  // SmallModel() with random weights as a checkpoint directory.
+  std::string WriteModel() {
+    const std::string path = directory_ + "/model";
+    CheckpointOptions options;
+    options.config = OrderedJson{{"model_type", "qwen2"}};
+    auto writer = CheckpointWriter::Create(path, SmallModel(), options);
+    EXPECT_TRUE(writer.ok()) << writer.status();
+    for (size_t i = 0; i < SmallModel().size(); ++i) {
+      std::vector<std::byte> bytes(BytesOf(SmallModel()[i]));
+      FillRandomBf16(bytes.data(), static_cast<int64_t>(bytes.size() / 2), i + 1);
+      EXPECT_TRUE((*writer)->Write(static_cast<int64_t>(i), bytes).ok());
+    }
+    EXPECT_TRUE((*writer)->Finish().ok());
+    return path;
+  }
+  std::string directory_;
+};
+
+TEST_F(Cli, EveryCommandHasHelpWithExamples) {
+  for (const char* command :
+       {"status", "verify", "publish", "export", "quantize", "plan", "config show", "bench", "demo"}) {
+    const Run run = Wsync(absl::StrCat(command, " --help"));
+    EXPECT_EQ(run.exit_code, 0) << command;
+    EXPECT_THAT(run.output, HasSubstr("Examples:")) << command;
+  }
+}
+
+TEST_F(Cli, UsageErrorsExitWithTwo) {
+  EXPECT_EQ(Wsync("").exit_code, 2);
+  EXPECT_EQ(Wsync("staus").exit_code, 2);
+  EXPECT_EQ(Wsync("quantize only-one").exit_code, 2);
+  EXPECT_EQ(Wsync("quantize a b --granularity row").exit_code, 2);
+  EXPECT_EQ(Wsync("plan").exit_code, 2);
+}
+
+TEST_F(Cli, NobodyThereExitsWithFourAndSaysWhere) {
+  const Run status = Wsync("status -c 127.0.0.1:9 --timeout 1");
+  EXPECT_EQ(status.exit_code, 4);
+  EXPECT_THAT(status.output, AllOf(HasSubstr("127.0.0.1:9"), HasSubstr("wsync-trainer")));
+  const Run publish = Wsync(absl::StrCat("publish --model ", WriteModel(), " -s unix://", directory_, "/none.sock"));
+  EXPECT_EQ(publish.exit_code, 4);
+  EXPECT_THAT(publish.output, HasSubstr("none.sock"));
+}
+
+TEST_F(Cli, MissingModelIsAnErrorThatNamesIt) {
+  const Run run = Wsync(absl::StrCat("plan --model ", directory_, "/nothing"));
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.output, HasSubstr(directory_ + "/nothing"));
+}
+
+TEST_F(Cli, PlanSaysWhatAndWhy) {
+  const std::string model = WriteModel();
+  const Run table = Wsync("plan --model " + model);
+  EXPECT_EQ(table.exit_code, 0) << table.output;
+  EXPECT_THAT(table.output,
+              AllOf(HasSubstr("17 tensors, 9 quantized"), HasSubstr("embedding"), HasSubstr("wsync-rollout")));
+  EXPECT_THAT(table.output, Not(HasSubstr("\033")));  // not a terminal: no colour
+  const Run json = Wsync("plan -o json --model " + model);
+  const auto parsed = nlohmann::json::parse(json.output, nullptr, false);
+  ASSERT_FALSE(parsed.is_discarded()) << json.output;
+  EXPECT_EQ(parsed["quantized_tensors"], 9);
+  EXPECT_EQ(parsed["catalog"].size(), 17u);
+}
+
+TEST_F(Cli, ConfigShowsOrigins) {
+  const std::string file = directory_ + "/trainer.yaml";
+  std::ofstream(file) << "job: rl\ntransfer:\n  bucket_bytes: 64MiB\n";
+  const Run run = Wsync(absl::StrCat("config show --effective --config ", file, " --set coordinator.policy=quorum"));
+  EXPECT_EQ(run.exit_code, 0) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr("trainer.yaml:3"), HasSubstr("flag"), HasSubstr("default")));
+  std::ofstream(file) << "jobb: rl\n";
+  const Run bad = Wsync(absl::StrCat("config show --effective --config ", file));
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_THAT(bad.output, AllOf(HasSubstr("trainer.yaml:1"), HasSubstr("jobb"), HasSubstr("job")));
+}
+
+TEST_F(Cli, PublishedAndExportedBytesEqualTheOfflineQuantizers) {
+  const std::string model = WriteModel();
+  Start(1, {{"coordinator.min_replicas", "0"}});
+  engines_.clear();  // `wsync export` is the engine here
+  const Run published = Wsync(absl::StrCat("publish --model ", model, " --version 3 -s ", cluster_->trainer_socket()));
+  ASSERT_EQ(published.exit_code, 0) << published.output;
+  EXPECT_THAT(published.output, HasSubstr("version 3 committed"));
+
+  ASSERT_NO_FATAL_FAILURE(RegisterModel(0));
+  const Run status = Wsync("status -o json -c " + cluster_->coordinator());
+  const auto parsed = nlohmann::json::parse(status.output, nullptr, false);
+  ASSERT_FALSE(parsed.is_discarded()) << status.output;
+  EXPECT_EQ(parsed["last_version"]["version"], "3");
+
+  const Run quantized = Wsync(absl::StrCat("quantize ", model, " ", directory_, "/fp8"));
+  ASSERT_EQ(quantized.exit_code, 0) << quantized.output;
+  ASSERT_TRUE(std::filesystem::exists(directory_ + "/fp8/model.safetensors"));
+  const auto checkpoint = Checkpoint::Open(directory_ + "/fp8");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->tensors().size(), 17u + 9u);
+}
+
+TEST_F(Cli, ExportedCheckpointIsByteEqualToQuantize) {
+  const std::string model = WriteModel();
+  const auto opened = Checkpoint::Open(model);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  Start(1);
+  auto shared = SharedModel::FromCheckpoint(**opened, [](int64_t, int64_t) {});
+  ASSERT_TRUE(shared.ok()) << shared.status();
+  ASSERT_TRUE(shared->Register(*trainer_, {}, false).ok());
+  WaitFor([](const v1::JobStatus& s) { return ReadyRollouts(s) == 1; }, "ready");
+  ASSERT_TRUE(Publish(1).ok());
+  engines_[0]->Stop();
+  const Run exported =
+      Wsync(absl::StrCat("export --out ", directory_, "/out --like ", model, " -s ", cluster_->rollout_socket(0)));
+  ASSERT_EQ(exported.exit_code, 0) << exported.output;
+  ASSERT_EQ(Wsync(absl::StrCat("quantize ", model, " ", directory_, "/fp8")).exit_code, 0);
+  const auto a = Checkpoint::Open(directory_ + "/out");
+  const auto b = Checkpoint::Open(directory_ + "/fp8");
+  ASSERT_TRUE(a.ok() && b.ok()) << a.status() << b.status();
+  ASSERT_EQ((*a)->tensors().size(), (*b)->tensors().size());
+  for (const TensorView& want : (*b)->tensors()) {
+    const TensorView* got = (*a)->Find(want.tensor.name);
+    ASSERT_NE(got, nullptr) << want.tensor.name;
+    ASSERT_EQ(got->bytes, want.bytes) << want.tensor.name;
+    EXPECT_TRUE(std::equal(got->data, got->data + got->bytes, want.data)) << want.tensor.name;
+  }
+  EXPECT_EQ((*a)->config()->at("quantization_config"), (*b)->config()->at("quantization_config"));
+}
+
+TEST_F(Cli, ExportWithoutAnyVersionEndsAtItsDeadline) {
+  Start(1);
+  engines_.clear();
+  const Run run =
+      Wsync(absl::StrCat("export --out ", directory_, "/out --timeout 0.5 -s ", cluster_->rollout_socket(0)));
+  EXPECT_EQ(run.exit_code, 1) << run.output;
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/out"));
+}
+
+TEST_F(Cli, NonFiniteCheckpointLeavesNothingBehind) {
+  const std::string model = WriteModel();
+  std::fstream file(model + "/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(-2, std::ios::end);
+  file.write("\x80\x7f", 2);  // BF16 infinity
+  file.close();
+  const Run run = Wsync(absl::StrCat("quantize ", model, " ", directory_, "/fp8"));
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.output, HasSubstr("inf"));
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/fp8"));
+}
+
+}  // namespace
+}  // namespace wsync::cli
