@@ -1,0 +1,45 @@
+#include "server/rollout/attachment.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace wsync {
+
+absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Create(Backend& backend, AttachSpec spec,
+                                                               std::shared_ptr<const Plan> plan) {
+  std::unique_ptr<Attachment> attachment(new Attachment);
+  attachment->spec_ = std::move(spec);
+  for (size_t i = 0; i < attachment->spec_.handles.size(); ++i) {
+    absl::StatusOr<std::unique_ptr<Buffer>> buffer =
+        backend.memory().Open(attachment->spec_.handles[i], Access::kReadWrite);
+    if (!buffer.ok()) {
+      return absl::Status(
+          buffer.status().code(),
+          absl::StrCat("memory handle ", i, " of engine ", attachment->spec_.engine, ": ", buffer.status().message()));
+    }
+    attachment->memory_.push_back(*std::move(buffer));
+  }
+  if (absl::Status status = attachment->Fit(backend, std::move(plan)); !status.ok()) return status;
+  return attachment;
+}
+
+absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan) {
+  loader_.reset();
+  std::vector<int64_t> bytes;
+  std::vector<std::byte*> bases;
+  for (const auto& buffer : memory_) {
+    bytes.push_back(buffer->bytes());
+    bases.push_back(buffer->data());
+  }
+  absl::StatusOr<ScatterTable> table = BuildScatterTable(*plan, spec_.destinations, bytes, spec_.allow_partial);
+  if (!table.ok()) return table.status();
+  bytes_per_version_ = table->bytes;
+  absl::StatusOr<std::unique_ptr<Loader>> loader =
+      backend.NewLoader(std::move(plan), *std::move(table), std::move(bases));
+  if (!loader.ok()) return loader.status();
+  loader_ = *std::move(loader);
+  return absl::OkStatus();
+}
+
+}  // namespace wsync

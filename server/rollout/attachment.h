@@ -1,0 +1,51 @@
+// One engine's destinations: its memory opened, and a Loader that writes into it, fitted to a plan.
+//
+// Used from the receiver's thread. Owns the mappings: they go when it goes.
+#ifndef WSYNC_SERVER_ROLLOUT_ATTACHMENT_H_
+#define WSYNC_SERVER_ROLLOUT_ATTACHMENT_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/backend/backend.h"
+
+namespace wsync {
+
+// What an engine asks for, as it came: nothing in it is believed yet.
+struct AttachSpec {
+  std::string engine;  // "vllm 0.11"
+  int64_t pid = 0;
+  std::vector<MemoryHandle> handles;
+  std::vector<Destination> destinations;
+  bool allow_partial = false;  // outputs that nobody takes are dropped instead of refused
+};
+
+class Attachment {
+ public:
+  // Opens every handle and fits the destinations to `plan`. Errors: those of Memory::Open with the handle's index, and
+  // of BuildScatterTable (INVALID_ARGUMENT listing names).
+  static absl::StatusOr<std::unique_ptr<Attachment>> Create(Backend& backend, AttachSpec spec,
+                                                            std::shared_ptr<const Plan> plan);
+
+  // Fits the same destinations to another plan. On an error there is no loader until a Fit succeeds.
+  absl::Status Fit(Backend& backend, std::shared_ptr<const Plan> plan);
+  // Lets go of the plan it was fitted to.
+  void Unfit() { loader_.reset(); }
+
+  Loader* loader() const { return loader_.get(); }  // null: not fitted
+  int64_t bytes_per_version() const { return bytes_per_version_; }
+
+ private:
+  Attachment() = default;
+
+  AttachSpec spec_;
+  std::vector<std::unique_ptr<Buffer>> memory_;
+  int64_t bytes_per_version_ = 0;
+  std::unique_ptr<Loader> loader_;  // after memory_: it must not outlive what it writes to
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_ROLLOUT_ATTACHMENT_H_

@@ -1,0 +1,63 @@
+// What the engine's side may ask of the agent, without gRPC: the service translates calls into this, the controller
+// implements it.
+//
+// Any thread, never blocks; every `done` is called exactly once, on the controller's thread, and should not block.
+#ifndef WSYNC_SERVER_ROLLOUT_LOCAL_API_H_
+#define WSYNC_SERVER_ROLLOUT_LOCAL_API_H_
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/rollout/attachment.h"
+#include "server/rollout/sink_state.h"
+
+namespace wsync {
+
+// Who waits, and for how long.
+struct Caller {
+  absl::Time deadline;
+  std::shared_ptr<std::atomic<bool>> gone;  // set when nobody waits for the answer any more
+};
+
+struct Attached {
+  std::string attachment_id;
+  Hash128 plan_hash;
+  int64_t bytes_per_version = 0;
+};
+
+// The agent's end of an Updates call.
+class EngineStream {
+ public:
+  virtual ~EngineStream() = default;
+  virtual void Prepare(const sink::TellPrepare& event) = 0;
+  virtual void Apply(const sink::TellApply& event) = 0;
+  virtual void Applied(const sink::TellApplied& event) = 0;
+  virtual void Torn(const sink::TellTorn& event) = 0;
+  virtual void Cancelled(const sink::TellCancelled& event) = 0;
+  // Ends the call, after what was sent before. Idempotent; nothing is sent after it.
+  virtual void Finish(const absl::Status& status) = 0;
+};
+
+class LocalApi {
+ public:
+  virtual ~LocalApi() = default;
+  // The current plan, waited for until the caller's deadline; DEADLINE_EXCEEDED says what is missing.
+  virtual void AwaitPlan(Caller caller, std::function<void(absl::StatusOr<std::shared_ptr<const Plan>>)> done) = 0;
+  // ALREADY_EXISTS names the engine that is attached.
+  virtual void Attach(Caller caller, AttachSpec spec, std::function<void(absl::StatusOr<Attached>)> done) = 0;
+  virtual void Detach(std::string attachment_id, std::function<void(absl::Status)> done) = 0;
+
+  // The controller ends the stream when the attachment is gone, also at once: NOT_FOUND.
+  virtual void OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) = 0;
+  virtual void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version) = 0;
+  // The call broke, or the engine spoke nonsense: it is detached, and the stream ends with `status`.
+  virtual void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) = 0;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_ROLLOUT_LOCAL_API_H_

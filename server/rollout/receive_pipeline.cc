@@ -1,0 +1,123 @@
+#include "server/rollout/receive_pipeline.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+
+namespace wsync {
+namespace {
+
+// What was started ends soon after a cancel, and a copy of one bucket takes far less.
+constexpr absl::Duration kSettleTimeout = absl::Seconds(30);
+constexpr absl::Duration kProgressPeriod = absl::Seconds(1);  // how often a long wait looks whether bytes still move
+
+struct Flight {
+  CompletionPtr received, checked, applied;
+};
+
+// Waits until `work` is done, or until nothing moved for the stall timeout.
+absl::Status Await(const ReceiveContext& context, const CompletionPtr& work) {
+  if (work == nullptr) return absl::OkStatus();
+  int64_t moved = context.transport.moved_bytes();
+  absl::Time moved_at = MonotonicNow();
+  while (true) {
+    work->Wait(MonotonicNow() + std::min(kProgressPeriod, context.stall_timeout)).IgnoreError();
+    // Asked for again, because a Wait that ran out and work that failed with DEADLINE_EXCEEDED look the same.
+    if (const std::optional<absl::Status> done = work->Poll()) return *done;
+    if (const int64_t now_moved = context.transport.moved_bytes(); now_moved != moved) {
+      moved = now_moved;
+      moved_at = MonotonicNow();
+    }
+    if (MonotonicNow() - moved_at >= context.stall_timeout) {
+      return absl::DeadlineExceededError(absl::StrCat("no byte arrived for ",
+                                                      absl::FormatDuration(context.stall_timeout), ", ", moved,
+                                                      " bytes of the version are here"));
+    }
+  }
+}
+
+absl::Status AwaitFlight(const ReceiveContext& context, const Flight& flight, absl::Time* received_at) {
+  if (absl::Status status = Await(context, flight.received); !status.ok()) return status;
+  *received_at = MonotonicNow();
+  if (absl::Status status = Await(context, flight.checked); !status.ok()) return status;
+  return Await(context, flight.applied);
+}
+
+bool AnyApplyMayHaveBegun(const std::vector<Flight>& flights) {
+  return std::any_of(flights.begin(), flights.end(), [](const Flight& flight) {
+    if (flight.applied == nullptr) return false;
+    const std::optional<absl::Status> checked = flight.checked ? flight.checked->Poll() : absl::OkStatus();
+    return !checked || checked->ok();
+  });
+}
+
+// Waits for all flights in wire order, so that the error of the first bad bucket is the one that is told.
+sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& flights, absl::Time begin) {
+  sink::Received result;
+  absl::Time received_at = begin;
+  for (size_t k = 0; k < flights.size() && result.status.ok(); ++k) {
+    context.bucket->store(static_cast<int64_t>(k), std::memory_order_relaxed);
+    result.status = AwaitFlight(context, flights[k], &received_at);
+    if (!result.status.ok()) result.bucket = static_cast<int64_t>(k);
+  }
+  context.bucket->store(-1, std::memory_order_relaxed);
+  if (!result.status.ok()) context.transport.Cancel(result.status);
+  const auto digests = context.loader.Finish(MonotonicNow() + kSettleTimeout);
+  result.wrote = AnyApplyMayHaveBegun(flights);
+  if (result.status.ok()) result.status = digests.status();
+  if (!result.status.ok()) return result;
+  result.digest = context.plan.ContentDigest(*digests);
+  result.timings.transfer = received_at - begin;
+  result.timings.check = MonotonicNow() - received_at;
+  return result;
+}
+
+}  // namespace
+
+sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image) {
+  const absl::Time begin = MonotonicNow();
+  std::vector<Flight> flights;
+  for (const Bucket& bucket : context.plan.buckets()) {
+    std::byte* const wire = image + bucket.image_offset;
+    Flight& flight = flights.emplace_back();
+    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, nullptr);
+    flight.checked = context.loader.Check(static_cast<int64_t>(flights.size()) - 1, wire, flight.received);
+  }
+  return Settle(context, flights, begin);
+}
+
+sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots) {
+  const absl::Time begin = MonotonicNow();
+  std::vector<Flight> flights;
+  for (const Bucket& bucket : context.plan.buckets()) {
+    const auto k = static_cast<int64_t>(flights.size());
+    std::byte* const wire = ring + (k % slots) * context.plan.max_bucket_bytes();
+    const CompletionPtr slot_free = k < slots ? nullptr : flights[k - slots].applied;
+    Flight& flight = flights.emplace_back();
+    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, slot_free);
+    flight.checked = context.loader.Check(k, wire, flight.received);
+    flight.applied = context.loader.Apply(k, wire, flight.checked);
+  }
+  return Settle(context, flights, begin);
+}
+
+sink::ApplyDone ApplyImage(const Plan& plan, Loader& loader, const std::byte* image) {
+  const absl::Time begin = MonotonicNow();
+  std::vector<CompletionPtr> applied;
+  for (size_t k = 0; k < plan.buckets().size(); ++k) {
+    applied.push_back(loader.Apply(static_cast<int64_t>(k), image + plan.buckets()[k].image_offset, nullptr));
+  }
+  sink::ApplyDone result;
+  for (const CompletionPtr& copy : applied) {
+    if (copy != nullptr) result.status = copy->Wait(MonotonicNow() + kSettleTimeout);
+    if (!result.status.ok()) break;
+  }
+  result.status.Update(loader.Finish(MonotonicNow() + kSettleTimeout).status());
+  result.apply = MonotonicNow() - begin;
+  return result;
+}
+
+}  // namespace wsync

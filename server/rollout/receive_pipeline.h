@@ -1,0 +1,42 @@
+// The buckets' way on the receiving side: broadcast -> digest check [-> apply], as DESIGN §4 draws it.
+//
+// Everything is started first, each step ordered after the one before it by completions; the host waits only when all
+// of it is under way. Runs on the receiver's thread; progress may be read from any.
+#ifndef WSYNC_SERVER_ROLLOUT_RECEIVE_PIPELINE_H_
+#define WSYNC_SERVER_ROLLOUT_RECEIVE_PIPELINE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/time/time.h"
+#include "server/backend/loader.h"
+#include "server/backend/transport.h"
+#include "server/rollout/sink_state.h"
+
+namespace wsync {
+
+struct ReceiveContext {
+  const Plan& plan;
+  Transport& transport;
+  Loader& loader;
+  // The coordinator bounds a transfer by size; this ends one that does not move at all, should the coordinator be stuck
+  // as well.
+  absl::Duration stall_timeout = absl::Seconds(30);
+  std::atomic<int64_t>* bucket;  // being waited for; for progress reports
+};
+
+// Receives every bucket into its place in `image` (plan.image_bytes() long) and checks it there.
+sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
+
+// Receives into `slots` slots of plan.max_bucket_bytes() each, one after the other, and applies each bucket to live
+// memory once its check is good. A slot is filled again only when it was applied: the transport is told so, the host
+// does not wait. `wrote` says whether live memory may have been touched.
+sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots);
+
+// Copies a checked image to the destinations. On an error some of them may have been written.
+sink::ApplyDone ApplyImage(const Plan& plan, Loader& loader, const std::byte* image);
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_ROLLOUT_RECEIVE_PIPELINE_H_

@@ -1,0 +1,178 @@
+#include "server/rollout/receiver.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "server/rollout/receive_pipeline.h"
+
+namespace wsync {
+
+Receiver::Receiver(Backend* backend, ReceiverOptions options)
+    : backend_(backend), options_(options), thread_("wsync-receive") {}
+
+Receiver::~Receiver() { Stop(); }
+
+void Receiver::Stop() {
+  Cancel(absl::CancelledError("wsync-rollout is shutting down"));
+  thread_.Stop();
+  std::shared_ptr<Transport> transport;
+  {
+    MutexLock lock(&mu_);
+    transport = std::move(transport_);
+  }
+  transport.reset();  // before the memory it may still write to
+  work_.attachment.reset();
+  work_.memory.reset();
+}
+
+// ---- jobs
+
+void Receiver::SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done) {
+  // std::function wants copyable captures.
+  auto shared = std::make_shared<AnnouncedCatalog>(std::move(catalog));
+  thread_.Post([this, shared, done = std::move(done)] { done(MakeRoom(std::move(*shared))); });
+}
+
+void Receiver::Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done) {
+  auto shared = std::make_shared<AttachSpec>(std::move(spec));
+  thread_.Post([this, shared, done = std::move(done)] { done(AttachNow(std::move(*shared))); });
+}
+
+void Receiver::Detach() {
+  thread_.Post([this] { work_.attachment.reset(); });
+}
+
+void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)> done) {
+  const uint64_t job = NextJob();
+  thread_.Post([this, job, session = std::move(session), done = std::move(done)] {
+    done(sink::Connected{ConnectNow(job, session)});
+  });
+}
+
+void Receiver::Receive(std::function<void(sink::Received)> done) {
+  const uint64_t job = NextJob();
+  thread_.Post([this, job, done = std::move(done)] { done(ReceiveNow(job)); });
+}
+
+void Receiver::Apply(std::function<void(sink::ApplyDone)> done) {
+  thread_.Post([this, done = std::move(done)] {
+    const absl::Status usable = CheckUsable("apply");
+    done(usable.ok() ? ApplyImage(*work_.plan, *work_.attachment->loader(), work_.memory->data())
+                     : sink::ApplyDone{usable});
+  });
+}
+
+// ---- on the receiver's thread
+
+PlanResult Receiver::MakeRoom(AnnouncedCatalog catalog) {
+  PlanResult result;
+  result.plan_hash = catalog.plan_hash;
+  if (work_.plan != nullptr && work_.memory != nullptr && work_.plan->hash() == catalog.plan_hash &&
+      work_.plan->catalog().fingerprint() == catalog.fingerprint) {
+    result.plan = work_.plan;
+    result.changed = false;
+    return result;
+  }
+  // Room for two plans at once may not exist: the old one goes first.
+  if (work_.attachment != nullptr) work_.attachment->Unfit();
+  work_.memory.reset();
+  work_.plan.reset();
+  absl::StatusOr<std::shared_ptr<const Plan>> plan = MakePlan(std::move(catalog));
+  result.status = plan.status();
+  if (!plan.ok()) return result;
+  const bool staged = options_.mode == SinkMode::kStaged;
+  const int64_t bytes = staged ? (*plan)->image_bytes() : (*plan)->max_bucket_bytes() * options_.ring_slots;
+  // A catalog whose tensors are all empty needs none, but Allocate wants some.
+  absl::StatusOr<std::unique_ptr<Buffer>> memory = backend_->memory().Allocate(
+      std::max<int64_t>(bytes, 1), staged ? "the staging copy (sink_mode: staged)" : "the ring (sink_mode: in_place)");
+  result.status = memory.status();
+  if (!memory.ok()) return result;
+  if (work_.attachment != nullptr) result.attachment = work_.attachment->Fit(*backend_, *plan);
+  if (!result.attachment.ok()) work_.attachment.reset();
+  work_.memory = *std::move(memory);
+  work_.plan = *plan;
+  result.plan = *std::move(plan);
+  return result;
+}
+
+absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
+  if (work_.plan == nullptr)
+    return absl::UnavailableError("the catalog changed while the engine attached: attach again");
+  absl::StatusOr<std::unique_ptr<Attachment>> attachment = Attachment::Create(*backend_, std::move(spec), work_.plan);
+  if (!attachment.ok()) return attachment.status();
+  work_.attachment = *std::move(attachment);
+  return AttachInfo{work_.plan->hash(), work_.attachment->bytes_per_version()};
+}
+
+absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
+  if (absl::Status status = AdoptTransport(job, nullptr); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Transport>> created = backend_->NewTransport(session);
+  if (!created.ok()) return created.status();
+  const std::shared_ptr<Transport> transport = *std::move(created);
+  if (absl::Status status = AdoptTransport(job, transport); !status.ok()) return status;
+  return transport->Connect(MonotonicNow() + options_.connect_timeout);
+}
+
+sink::Received Receiver::ReceiveNow(uint64_t job) {
+  absl::Status status = CancelledStatus(job);
+  if (status.ok()) status = CheckUsable("receive");
+  const std::shared_ptr<Transport> session = transport();
+  if (status.ok() && session == nullptr) status = absl::InternalError("receive without a session");
+  if (!status.ok()) return sink::Received{.status = status};
+  const ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
+  return options_.mode == SinkMode::kStaged ? ReceiveImage(context, work_.memory->data())
+                                            : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots);
+}
+
+absl::Status Receiver::CheckUsable(const char* what) const {
+  if (work_.plan == nullptr || work_.memory == nullptr || work_.attachment == nullptr ||
+      work_.attachment->loader() == nullptr) {
+    return absl::FailedPreconditionError(absl::StrCat("cannot ", what, ": the engine or the catalog is gone"));
+  }
+  return absl::OkStatus();
+}
+
+// ---- beside the running job
+
+void Receiver::Cancel(const absl::Status& why) {
+  std::shared_ptr<Transport> session;
+  {
+    MutexLock lock(&mu_);
+    cancelled_through_ = jobs_;
+    cancelled_why_ = why;
+    session = transport_;
+  }
+  if (session != nullptr) session->Cancel(why);
+}
+
+int64_t Receiver::received_bytes() const {
+  const std::shared_ptr<Transport> session = transport();
+  return session == nullptr ? 0 : session->moved_bytes();
+}
+
+uint64_t Receiver::NextJob() {
+  MutexLock lock(&mu_);
+  return ++jobs_;
+}
+
+absl::Status Receiver::CancelledStatus(uint64_t job) const {
+  MutexLock lock(&mu_);
+  return job <= cancelled_through_ ? cancelled_why_ : absl::OkStatus();
+}
+
+absl::Status Receiver::AdoptTransport(uint64_t job, std::shared_ptr<Transport> transport) {
+  std::shared_ptr<Transport> old;  // destroyed without the lock: that waits for its pending work
+  MutexLock lock(&mu_);
+  if (job <= cancelled_through_) return cancelled_why_;
+  old = std::exchange(transport_, std::move(transport));
+  return absl::OkStatus();
+}
+
+std::shared_ptr<Transport> Receiver::transport() const {
+  MutexLock lock(&mu_);
+  return transport_;
+}
+
+}  // namespace wsync

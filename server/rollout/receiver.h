@@ -1,0 +1,104 @@
+// The one thread of a sink that touches its device: plan, receive memory, transport, loader and the engine's mappings
+// are its own, and every long or blocking thing happens there.
+//
+// Calls return at once, from one thread (the controller's); each posts a job, and jobs run in order. `done` is called
+// on the receiver's thread, once, unless Stop dropped the job. Cancel and progress take effect beside the running job.
+#ifndef WSYNC_SERVER_ROLLOUT_RECEIVER_H_
+#define WSYNC_SERVER_ROLLOUT_RECEIVER_H_
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "server/backend/backend.h"
+#include "server/core/sync.h"
+#include "server/rollout/attachment.h"
+#include "server/rollout/catalog_assembler.h"
+#include "server/rollout/serial_thread.h"
+#include "server/rollout/sink_state.h"
+
+namespace wsync {
+
+struct ReceiverOptions {
+  SinkMode mode = SinkMode::kStaged;
+  int32_t ring_slots = 3;
+  absl::Duration connect_timeout = absl::Seconds(5);
+  absl::Duration stall_timeout = absl::Seconds(30);
+};
+
+struct PlanResult {
+  absl::Status status;               // why this sink cannot take part
+  std::shared_ptr<const Plan> plan;  // null when not OK
+  Hash128 plan_hash;                 // announced
+  bool changed = true;               // false: same plan as before, what is staged is still there
+  absl::Status attachment;           // not OK: the engine's destinations do not fit any more, and were let go
+};
+
+struct AttachInfo {
+  Hash128 plan_hash;
+  int64_t bytes_per_version = 0;
+};
+
+class Receiver {
+ public:
+  // `backend` must outlive the receiver.
+  Receiver(Backend* backend, ReceiverOptions options);
+  ~Receiver();
+
+  // Makes the plan, takes receive memory for it (RESOURCE_EXHAUSTED becomes the result's status) and fits the attached
+  // engine to it.
+  void SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done);
+  void Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done);
+  void Detach();
+
+  void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
+  void Receive(std::function<void(sink::Received)> done);
+  void Apply(std::function<void(sink::ApplyDone)> done);
+  // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
+  void Cancel(const absl::Status& why);
+
+  int64_t received_bytes() const;  // in the present session
+  int64_t bucket() const { return bucket_.load(std::memory_order_relaxed); }
+
+  // Cancels, waits for the running job, drops the rest and gives everything back.
+  void Stop();
+
+ private:
+  struct Work {  // the receiver's thread only
+    std::shared_ptr<const Plan> plan;
+    std::unique_ptr<Buffer> memory;          // the staging image, or the ring
+    std::unique_ptr<Attachment> attachment;  // last, so that its copies end before the memory they read goes
+  };
+
+  PlanResult MakeRoom(AnnouncedCatalog catalog);
+  absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
+  absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
+  sink::Received ReceiveNow(uint64_t job);
+  absl::Status CheckUsable(const char* what) const;
+
+  uint64_t NextJob();
+  absl::Status CancelledStatus(uint64_t job) const;
+  // Makes `transport` the session's, unless job was cancelled. The old one goes first.
+  absl::Status AdoptTransport(uint64_t job, std::shared_ptr<Transport> transport);
+  std::shared_ptr<Transport> transport() const;
+
+  Backend* const backend_;
+  const ReceiverOptions options_;
+  Work work_;
+  std::atomic<int64_t> bucket_{-1};
+
+  mutable Mutex mu_;
+  std::shared_ptr<Transport> transport_ ABSL_GUARDED_BY(mu_);
+  uint64_t jobs_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t cancelled_through_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status cancelled_why_ ABSL_GUARDED_BY(mu_);
+
+  SerialThread thread_;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_ROLLOUT_RECEIVER_H_

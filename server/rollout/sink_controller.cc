@@ -1,0 +1,220 @@
+#include "server/rollout/sink_controller.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/core/clock.h"
+#include "server/rollout/sink_messages.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/log.h"
+
+namespace wsync {
+namespace {
+
+constexpr char kShuttingDown[] = "wsync-rollout is shutting down";
+// For the coordinator to close the stream after a goodbye; one round trip, really.
+constexpr absl::Duration kGoodbyeTimeout = absl::Milliseconds(500);
+
+std::string Ms(absl::Duration duration) { return absl::StrFormat("%.1f", absl::ToDoubleMilliseconds(duration)); }
+
+}  // namespace
+
+SinkController::SinkController(SinkControllerOptions options, Backend* backend)
+    : options_(std::move(options)),
+      thread_(std::make_shared<SerialThread>("wsync-control")),
+      state_(options_.sink),
+      receiver_(backend, options_.receiver),
+      member_(options_.member, thread_, this) {
+  Post([this] { thread_->SetTimer({[this] { return NextDeadline(); }, [this] { Tick(); }}); });
+}
+
+void SinkController::Start() {
+  Post([this] { member_.Start(MonotonicNow()); });
+}
+
+SinkController::~SinkController() {
+  thread_->Stop();
+  receiver_.Stop();
+}
+
+void SinkController::RunAndWait(absl::Time deadline, std::function<void(std::function<void()>)> job) {
+  struct Latch {
+    Mutex mu;
+    CondVar changed;
+    bool done = false;
+  };
+  auto latch = std::make_shared<Latch>();
+  Post([job = std::move(job), latch] {
+    job([latch] {
+      MutexLock lock(&latch->mu);
+      latch->done = true;
+      latch->changed.SignalAll();
+    });
+  });
+  MutexLock lock(&latch->mu);
+  while (!latch->done && MonotonicNow() < deadline) latch->changed.WaitUntil(&latch->mu, deadline);
+}
+
+void SinkController::Drain(absl::Duration grace) {
+  RunAndWait(MonotonicNow() + grace, [this](std::function<void()> finished) {
+    draining_ = true;
+    for (Waiter& waiter : std::exchange(waiters_, {})) waiter.done(absl::UnavailableError(kShuttingDown));
+    on_idle_ = std::move(finished);
+    Step(sink::Stop{});
+  });
+  RunAndWait(MonotonicNow() + 2 * kGoodbyeTimeout, [this](std::function<void()> finished) {
+    member_.Leave("shutting down", kGoodbyeTimeout, std::move(finished));
+  });
+  RunAndWait(MonotonicNow() + kGoodbyeTimeout, [this](const std::function<void()>& finished) {
+    LetEngineGo(absl::UnavailableError(kShuttingDown));
+    finished();
+  });
+}
+
+absl::Time SinkController::NextDeadline() const {
+  absl::Time next = std::min(state_.NextDeadline(), member_.NextDeadline());
+  for (const Waiter& waiter : waiters_) next = std::min(next, waiter.caller.deadline);
+  return next;
+}
+
+void SinkController::Tick() {
+  const absl::Time now = MonotonicNow();
+  member_.Tick(now);
+  if (now >= state_.NextDeadline()) Step(sink::Tick{});
+  ExpireWaiters(now);
+}
+
+// ---- the coordinator's side
+
+v1::ServedVersion SinkController::Serving() { return ToProto(state_.serving()); }
+
+v1::Heartbeat SinkController::MakeHeartbeat() {
+  v1::Heartbeat beat;
+  beat.set_phase(ToProto(state_.phase()));
+  beat.set_bucket(receiver_.bucket());
+  if (state_.phase() == MemberPhase::kIdle) return beat;
+  beat.set_epoch(state_.epoch());
+  beat.set_version(state_.version());
+  beat.set_received_bytes(static_cast<uint64_t>(receiver_.received_bytes()));
+  return beat;
+}
+
+void SinkController::OnLinked() { Step(sink::Linked{}); }
+
+void SinkController::OnUnlinked(const std::string& reason) { Step(sink::Unlinked{reason}); }
+
+void SinkController::OnCatalog(absl::StatusOr<AnnouncedCatalog> catalog) {
+  const uint64_t number = ++catalogs_;
+  plan_.reset();
+  plan_status_ = catalog.status();
+  if (!catalog.ok()) {
+    LogError("the coordinator's catalog is unusable", {{"error", std::string(catalog.status().message())}});
+    Step(sink::CatalogChanging{});
+    return Step(sink::PlanReady{.status = catalog.status(), .changed = false});
+  }
+  if (catalog->tensors.empty()) return Step(sink::CatalogGone{});
+  Step(sink::CatalogChanging{});
+  receiver_.SetCatalog(*std::move(catalog), [this, number](const PlanResult& result) {
+    Post([this, number, result] { OnPlan(number, result); });
+  });
+}
+
+void SinkController::OnPlan(uint64_t catalog, const PlanResult& result) {
+  plan_changed_ |= result.changed;
+  if (!result.attachment.ok()) {
+    LetEngineGo(absl::FailedPreconditionError(
+        absl::StrCat("the catalog changed: attach again: ", result.attachment.message())));
+  }
+  if (catalog != catalogs_) return;
+  plan_ = result.plan;
+  plan_status_ = result.status;
+  if (!result.status.ok()) {
+    LogError("cannot take part", {{"error", std::string(result.status.message())}});
+  } else if (result.changed) {
+    LogInfo("plan ready", {{"plan", result.plan_hash.ShortHex()},
+                           {"tensors", absl::StrCat(plan_->catalog().tensors().size())},
+                           {"buckets", absl::StrCat(plan_->buckets().size())},
+                           {"bytes", absl::StrCat(plan_->image_bytes())}});
+  }
+  Step(sink::PlanReady{result.status, result.plan_hash, std::exchange(plan_changed_, false)});
+  ResolveWaiters();
+}
+
+void SinkController::OnRoundMessage(const v1::CoordinatorMessage& message) {
+  if (const std::optional<sink::Event> event = FromProto(message)) Step(*event);
+}
+
+// ---- the state's actions
+
+void SinkController::Step(const sink::Event& event) {
+  for (const sink::Action& action : state_.Step(MonotonicNow(), event)) {
+    std::visit([this](const auto& a) { Do(a); }, action);
+  }
+  if (on_idle_ && !state_.busy()) std::exchange(on_idle_, nullptr)();
+}
+
+void SinkController::Do(const sink::Report& action) {
+  if (const auto* failed = std::get_if<event::Failed>(&action.message)) {
+    LogWarn(absl::StrCat("version ", failed->version, failed->torn ? " failed and left the replica torn" : " failed"),
+            {{"version", absl::StrCat(failed->version)},
+             {"epoch", absl::StrCat(failed->epoch)},
+             {"phase", std::string(MemberPhaseName(failed->phase))},
+             {"error", std::string(failed->status.message())}});
+  }
+  member_.Send(ToProto(action));
+}
+
+void SinkController::Do(const sink::Connect& action) {
+  const sink::Begin& begin = action.begin;
+  SessionSpec session{begin.session, begin.rank, begin.world, begin.data_address};
+  if (session.root_address.empty()) session.root_address = options_.member.address;
+  receiver_.Connect(std::move(session), [this](const sink::Connected& result) { Post([=, this] { Step(result); }); });
+}
+
+void SinkController::Do(const sink::Receive&) {
+  receiver_.Receive([this](const sink::Received& result) { Post([=, this] { Step(result); }); });
+}
+
+void SinkController::Do(const sink::Apply&) {
+  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); });
+}
+
+void SinkController::Do(const sink::Cancel& action) { receiver_.Cancel(action.why); }
+
+void SinkController::Do(const sink::TellPrepare& action) {
+  if (EngineStream* stream = engine_stream()) stream->Prepare(action);
+}
+
+void SinkController::Do(const sink::TellApply& action) {
+  if (EngineStream* stream = engine_stream()) stream->Apply(action);
+}
+
+void SinkController::Do(const sink::TellApplied& action) {
+  if (EngineStream* stream = engine_stream()) stream->Applied(action);
+  LogInfo(absl::StrCat("version ", action.version, " applied"),
+          {{"version", absl::StrCat(action.version)},
+           {"bytes", absl::StrCat(engine_ ? engine_->bytes_per_version : 0)},
+           {"content", action.digest.ShortHex()},
+           {"transfer_ms", Ms(action.timings.transfer)},
+           {"check_ms", Ms(action.timings.check)},
+           {"apply_ms", Ms(action.timings.apply)},
+           {"pause_ms", Ms(action.timings.pause)}});
+}
+
+void SinkController::Do(const sink::TellTorn& action) {
+  if (EngineStream* stream = engine_stream()) stream->Torn(action);
+  LogError("the engine's weights are torn: it stays paused until a complete version",
+           {{"version", absl::StrCat(action.version)}, {"reason", action.reason}});
+}
+
+void SinkController::Do(const sink::TellCancelled& action) {
+  if (EngineStream* stream = engine_stream()) stream->Cancelled(action);
+  LogWarn(absl::StrCat("version ", action.version, " cancelled"),
+          {{"version", absl::StrCat(action.version)}, {"reason", action.reason}});
+}
+
+void SinkController::Do(const sink::Detach& action) { LetEngineGo(action.why, false); }
+
+}  // namespace wsync

@@ -1,0 +1,154 @@
+// The engine's half of the controller: who waits for a plan, who is attached, and what it says.
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/core/clock.h"
+#include "server/rollout/sink_controller.h"
+#include "server/rpc/log.h"
+
+namespace wsync {
+namespace {
+
+std::string NewAttachmentId() {
+  std::random_device random;
+  return absl::StrFormat("%08x%08x%08x%08x", random(), random(), random(), random());
+}
+
+absl::Status ShuttingDown() { return absl::UnavailableError("wsync-rollout is shutting down"); }
+absl::Status NoSuchAttachment() { return absl::NotFoundError("no such attachment (any more): attach first"); }
+
+}  // namespace
+
+// ---- waiting for a plan
+
+void SinkController::AwaitPlan(Caller caller, PlanDone done) {
+  Post([this, caller = std::move(caller), done = std::move(done)] { WaitForPlan(caller, done); });
+}
+
+void SinkController::WaitForPlan(Caller caller, PlanDone done) {
+  if (draining_) return done(ShuttingDown());
+  if (plan_ != nullptr) return done(plan_);
+  waiters_.push_back({std::move(caller), std::move(done)});
+}
+
+void SinkController::ResolveWaiters() {
+  if (plan_ == nullptr) return;
+  for (Waiter& waiter : std::exchange(waiters_, {})) waiter.done(plan_);
+}
+
+void SinkController::ExpireWaiters(absl::Time now) {
+  const auto late = std::stable_partition(waiters_.begin(), waiters_.end(), [now](const Waiter& waiter) {
+    return now < waiter.caller.deadline && !waiter.caller.gone->load();
+  });
+  std::vector<Waiter> expired(std::make_move_iterator(late), std::make_move_iterator(waiters_.end()));
+  waiters_.erase(late, waiters_.end());
+  for (Waiter& waiter : expired) waiter.done(absl::DeadlineExceededError(WhyNoPlan()));
+}
+
+std::string SinkController::WhyNoPlan() const {
+  std::string why =
+      absl::StrCat("no catalog yet: is a trainer registered with the coordinator at ", options_.member.address, "?");
+  if (!plan_status_.ok()) return absl::StrCat("no usable plan: ", plan_status_.message());
+  if (!member_.linked()) absl::StrAppend(&why, " It cannot be reached: ", member_.last_error());
+  return why;
+}
+
+// ---- attaching
+
+absl::Status SinkController::EngineSlotFree() const {
+  if (draining_) return ShuttingDown();
+  if (!engine_) return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      absl::StrCat("engine ", engine_->name, " is attached to this agent: stop or detach it first"));
+}
+
+void SinkController::Attach(Caller caller, AttachSpec spec, AttachDone done) {
+  auto shared = std::make_shared<AttachSpec>(std::move(spec));
+  Post([this, caller = std::move(caller), shared, done = std::move(done)] {
+    if (absl::Status status = EngineSlotFree(); !status.ok()) return done(status);
+    WaitForPlan(caller, [this, caller, shared, done](const absl::StatusOr<std::shared_ptr<const Plan>>& plan) {
+      if (!plan.ok()) return done(plan.status());
+      StartAttach(caller, std::move(*shared), done);
+    });
+  });
+}
+
+void SinkController::StartAttach(const Caller& caller, AttachSpec spec, AttachDone done) {
+  // Asked again: another one may have been waiting for the same plan.
+  if (absl::Status status = EngineSlotFree(); !status.ok()) return done(status);
+  engine_ = Engine{.name = absl::StrCat(spec.engine, " (pid ", spec.pid, ")")};
+  receiver_.Attach(std::move(spec), [this, caller, done = std::move(done)](const absl::StatusOr<AttachInfo>& info) {
+    Post([this, caller, info, done] { FinishAttach(caller, info, done); });
+  });
+}
+
+void SinkController::FinishAttach(const Caller& caller, const absl::StatusOr<AttachInfo>& info,
+                                  const AttachDone& done) {
+  absl::Status status = info.status();
+  if (status.ok() && draining_) status = ShuttingDown();
+  if (status.ok() && caller.gone->load()) status = absl::CancelledError("the engine is gone");
+  if (!status.ok()) {
+    LogWarn("engine not attached", {{"engine", engine_->name}, {"error", std::string(status.message())}});
+    engine_.reset();
+    if (info.ok()) receiver_.Detach();
+    return done(status);
+  }
+  engine_->attachment_id = NewAttachmentId();
+  engine_->bytes_per_version = info->bytes_per_version;
+  LogInfo("engine attached", {{"engine", engine_->name}, {"bytes_per_version", absl::StrCat(info->bytes_per_version)}});
+  Step(sink::EngineAttached{engine_->name});
+  done(Attached{engine_->attachment_id, info->plan_hash, info->bytes_per_version});
+}
+
+bool SinkController::IsAttached(const std::string& attachment_id) const {
+  return engine_ && !engine_->attachment_id.empty() && engine_->attachment_id == attachment_id;
+}
+
+void SinkController::Detach(std::string attachment_id, std::function<void(absl::Status)> done) {
+  Post([this, attachment_id = std::move(attachment_id), done = std::move(done)] {
+    if (!IsAttached(attachment_id)) return done(NoSuchAttachment());
+    LetEngineGo(absl::OkStatus());
+    done(absl::OkStatus());
+  });
+}
+
+void SinkController::LetEngineGo(const absl::Status& status, bool tell_state) {
+  if (!engine_ || engine_->attachment_id.empty()) return;  // one that is still checked is let go when that ends
+  const Engine engine = *std::exchange(engine_, std::nullopt);
+  const std::string reason(status.ok() ? "it detached" : status.message());
+  LogInfo("engine detached", {{"engine", engine.name}, {"reason", reason}});
+  if (tell_state) Step(sink::EngineLost{reason});
+  receiver_.Detach();
+  if (engine.stream != nullptr) engine.stream->Finish(status);
+}
+
+// ---- the Updates stream
+
+void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) {
+  Post([this, attachment_id = std::move(attachment_id), stream = std::move(stream)] {
+    if (!IsAttached(attachment_id)) return stream->Finish(NoSuchAttachment());
+    if (engine_->stream != nullptr) {
+      return stream->Finish(absl::AlreadyExistsError("this attachment has an update stream already"));
+    }
+    engine_->stream = stream;
+    Step(sink::EngineOpened{});
+  });
+}
+
+void SinkController::EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version) {
+  Post([this, stream = std::move(stream), version] {
+    if (engine_stream() == stream.get()) Step(sink::EnginePaused{version});
+  });
+}
+
+void SinkController::EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) {
+  Post([this, stream = std::move(stream), status = std::move(status)] {
+    if (engine_stream() == stream.get()) LetEngineGo(status);
+    stream->Finish(status);
+  });
+}
+
+}  // namespace wsync

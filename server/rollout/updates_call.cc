@@ -1,0 +1,120 @@
+#include "server/rollout/updates_call.h"
+
+#include <utility>
+
+#include "server/rpc/convert.h"
+
+namespace wsync {
+
+grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* UpdatesCall::Start(LocalApi* api) {
+  std::shared_ptr<UpdatesCall> call(new UpdatesCall(api));
+  call->self_ = call;
+  call->StartRead(&call->incoming_);
+  return call.get();
+}
+
+void UpdatesCall::OnReadDone(bool ok) {
+  if (!ok) return api_->EngineGone(self_, absl::CancelledError("the engine closed its update stream"));
+  const v1::EngineMessage message = std::exchange(incoming_, {});
+  if (!greeted_ && message.has_hello()) {
+    greeted_ = true;
+    api_->OpenUpdates(message.hello().attachment_id(), self_);
+  } else if (greeted_ && message.has_paused()) {
+    api_->EnginePaused(self_, message.paused().version());
+  } else {
+    return api_->EngineGone(
+        self_, absl::InvalidArgumentError("Updates begins with one `hello`, and only `paused` follows; attach again"));
+  }
+  StartRead(&incoming_);
+}
+
+void UpdatesCall::OnCancel() { api_->EngineGone(self_, absl::CancelledError("the engine's update stream broke")); }
+
+void UpdatesCall::OnWriteDone(bool ok) {
+  {
+    MutexLock lock(&mu_);
+    writing_ = false;
+    if (!ok) broken_ = true;  // the read side says so, too
+  }
+  GoOn();
+}
+
+void UpdatesCall::Prepare(const sink::TellPrepare& event) {
+  v1::UpdateEvent message;
+  message.mutable_prepare()->set_version(event.version);
+  message.mutable_prepare()->set_in_place(event.in_place);
+  Send(std::move(message));
+}
+
+void UpdatesCall::Apply(const sink::TellApply& event) {
+  v1::UpdateEvent message;
+  message.mutable_apply()->set_version(event.version);
+  Send(std::move(message));
+}
+
+void UpdatesCall::Applied(const sink::TellApplied& event) {
+  v1::UpdateEvent message;
+  message.mutable_applied()->set_version(event.version);
+  *message.mutable_applied()->mutable_content_digest() = ToProto(event.digest);
+  *message.mutable_applied()->mutable_timings() = ToProto(event.timings);
+  Send(std::move(message));
+}
+
+void UpdatesCall::Torn(const sink::TellTorn& event) {
+  v1::UpdateEvent message;
+  message.mutable_torn()->set_version(event.version);
+  message.mutable_torn()->set_reason(event.reason);
+  Send(std::move(message));
+}
+
+void UpdatesCall::Cancelled(const sink::TellCancelled& event) {
+  v1::UpdateEvent message;
+  message.mutable_cancelled()->set_version(event.version);
+  message.mutable_cancelled()->set_reason(event.reason);
+  Send(std::move(message));
+}
+
+void UpdatesCall::Finish(const absl::Status& status) {
+  {
+    MutexLock lock(&mu_);
+    if (finish_) return;
+    finish_ = status;
+  }
+  GoOn();
+}
+
+void UpdatesCall::Send(v1::UpdateEvent event) {
+  {
+    MutexLock lock(&mu_);
+    if (finish_) return;
+    queue_.push_back(std::move(event));
+  }
+  GoOn();
+}
+
+// Starts the next write, or the end. Decided under the lock, done without it: gRPC may call back from within. While a
+// write runs nothing else starts, so the object cannot go away between decision and deed.
+void UpdatesCall::GoOn() {
+  std::optional<absl::Status> finish;
+  {
+    MutexLock lock(&mu_);
+    if (writing_ || finished_) return;
+    if (!queue_.empty() && !broken_) {
+      outgoing_ = std::move(queue_.front());
+      queue_.pop_front();
+      writing_ = true;
+    } else if (finish_) {
+      finished_ = true;
+      finish = finish_;
+    } else {
+      return;
+    }
+  }
+  if (finish) {
+    ServerBidiReactor::Finish(ToGrpc(*finish));
+  } else {
+    StartWrite(&outgoing_);
+  }
+}
+
+}  // namespace wsync
