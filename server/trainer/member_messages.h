@@ -1,0 +1,33 @@
+// The coordinator protocol's messages, to and from the core's events and actions. Pure functions.
+#ifndef WSYNC_SERVER_TRAINER_MEMBER_MESSAGES_H_
+#define WSYNC_SERVER_TRAINER_MEMBER_MESSAGES_H_
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/core/events.h"
+#include "wsync/v1/coordinator.pb.h"
+
+namespace wsync {
+
+// What is wrong with a join before the coordinator even looks at it, and what to do about it: another protocol, job or
+// backend, a rank outside its replica, names that are missing or too long.
+absl::Status CheckJoin(const v1::Join& join, const std::string& job, const std::string& backend);
+event::Joined JoinedFrom(MemberId member, const v1::Join& join);
+// The event that a message of a joined member means; nullopt for what such a member must not send.
+std::optional<Event> EventFrom(MemberId member, const v1::MemberMessage& message);
+
+v1::CoordinatorMessage WelcomeMessage(const action::SendWelcome& action, absl::Duration heartbeat,
+                                      absl::Duration heartbeat_timeout);
+v1::CoordinatorMessage BeginMessage(const action::SendBegin& action, const Hash128& plan_hash,
+                                    const std::string& data_address);
+v1::CoordinatorMessage CommitMessage(const action::SendCommit& action);
+v1::CoordinatorMessage AbortMessage(const action::SendAbort& action);
+v1::CoordinatorMessage RefusedMessage(const absl::Status& why, bool retry);
+v1::CoordinatorMessage HeartbeatAckMessage();
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_TRAINER_MEMBER_MESSAGES_H_

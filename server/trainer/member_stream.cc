@@ -1,0 +1,76 @@
+#include "server/trainer/member_stream.h"
+
+#include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/rpc/convert.h"
+#include "server/trainer/catalog_chunks.h"
+
+namespace wsync {
+namespace {
+
+// A healthy member has one or two messages waiting; 256 heartbeat answers unread mean that it has stopped.
+constexpr size_t kMaxQueued = 256;
+
+const grpc::Status kGone(grpc::StatusCode::CANCELLED, "the member is gone");
+
+}  // namespace
+
+std::shared_ptr<MemberStream> MemberStream::Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers) {
+  std::shared_ptr<MemberStream> stream(new MemberStream(context, id, std::move(handlers)));
+  stream->self_ = stream;
+  return stream;
+}
+
+MemberStream::MemberStream(grpc::CallbackServerContext* context, MemberId id, Handlers handlers)
+    : context_(context),
+      id_(id),
+      handlers_(std::move(handlers)),
+      writer_({[this](const grpc::ByteBuffer* message) { StartWrite(message); },
+               [this](const grpc::Status& status) { Finish(status); }}) {}
+
+void MemberStream::ReadNext() {
+  writer_.IfOpen([this] { StartRead(&incoming_); });
+}
+
+void MemberStream::Send(const v1::CoordinatorMessage& message) {
+  if (!writer_.Push(Serialize(message), kMaxQueued)) Overflow();
+}
+
+void MemberStream::Send(const std::vector<grpc::ByteBuffer>& chunks) {
+  for (const grpc::ByteBuffer& chunk : chunks) {
+    // As many as the catalog has, on top of the bound: their bytes are shared.
+    if (!writer_.Push(chunk, kMaxQueued + chunks.size())) return Overflow();
+  }
+}
+
+void MemberStream::Overflow() {
+  writer_.IfOpen([this] { context_->TryCancel(); });  // fails the write it is stuck in
+  writer_.Break(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "the member does not read what it is sent"));
+}
+
+void MemberStream::Close(const absl::Status& why) { writer_.Close(ToGrpc(why)); }
+
+void MemberStream::OnReadDone(bool ok) {
+  v1::MemberMessage message;
+  if (ok) {
+    grpc::ProtoBufferReader reader(&incoming_);
+    if (reader.status().ok() && message.ParseFromZeroCopyStream(&reader)) {
+      incoming_.Clear();
+      return handlers_.message(self_, std::move(message));
+    }
+    writer_.Break(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "not a MemberMessage"));
+  } else {
+    writer_.Close(grpc::Status::OK);  // a half-close says goodbye
+  }
+  handlers_.closed(self_);
+}
+
+void MemberStream::OnCancel() { writer_.Break(kGone); }
+
+void MemberStream::OnDone() { self_ = nullptr; }
+
+}  // namespace wsync

@@ -1,0 +1,58 @@
+// One sink's connection: reads one message at a time, and writes what the control thread queues.
+//
+// The next message is read only when the control thread has dealt with the last one, so a member that floods slows
+// down itself and nobody else. One that does not read is disconnected once its queue is full. Calls are thread-safe;
+// messages come on gRPC's threads.
+#ifndef WSYNC_SERVER_TRAINER_MEMBER_STREAM_H_
+#define WSYNC_SERVER_TRAINER_MEMBER_STREAM_H_
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/core/events.h"
+#include "server/trainer/stream_writer.h"
+#include "wsync/v1/coordinator.pb.h"
+
+namespace wsync {
+
+class MemberStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  struct Handlers {
+    // Calls ReadNext when it has dealt with the message.
+    std::function<void(std::shared_ptr<MemberStream>, v1::MemberMessage)> message;
+    std::function<void(std::shared_ptr<MemberStream>)> closed;  // nothing more will come
+  };
+  // Owns itself until gRPC is done with it.
+  static std::shared_ptr<MemberStream> Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
+
+  MemberId id() const { return id_; }
+  void ReadNext();
+  void Send(const v1::CoordinatorMessage& message);
+  void Send(const std::vector<grpc::ByteBuffer>& chunks);
+  void Close(const absl::Status& why);  // after what is queued
+
+ private:
+  MemberStream(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override { writer_.Written(ok); }
+  void OnCancel() override;
+  void OnDone() override;
+  void Overflow();
+
+  grpc::CallbackServerContext* const context_;
+  const MemberId id_;
+  const Handlers handlers_;
+  grpc::ByteBuffer incoming_;
+  StreamWriter<grpc::ByteBuffer> writer_;
+  std::shared_ptr<MemberStream> self_;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_TRAINER_MEMBER_STREAM_H_

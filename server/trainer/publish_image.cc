@@ -1,0 +1,94 @@
+// Publisher in full mode: encode into the image, release the trainer, and send behind the encoder.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "server/trainer/publisher.h"
+
+namespace wsync {
+
+void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
+  const action::StartSource& start = job->start();
+  // Whatever the coordinator thinks: a version that is in the image is never encoded twice. Its weights may have been
+  // released while the order to restart was under way.
+  if (retained_.version == start.version) {
+    if (!retained_.failure.ok()) return Fail(*job, retained_.failure, /*version_lost=*/true);
+    return SendImage(job);
+  }
+  if (!start.encode) {
+    return Fail(*job, absl::NotFoundError(absl::StrCat("version ", start.version, " is no longer held: publish again")),
+                /*version_lost=*/true);
+  }
+  if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
+  CloseSessions();  // an older version may still be on its way out of the image
+  const absl::Time begun = MonotonicNow();
+  EncodeImage(job);
+  SendImage(job);
+  FinishImage(job, begun);
+}
+
+void Publisher::EncodeImage(const std::shared_ptr<SourceJob>& job) {
+  BeginProgress(job->start().version);
+  {
+    MutexLock lock(&mu_);
+    unreleased_ = job;
+    sent_early_ = false;
+  }
+  retained_ = {};
+  retained_.version = job->start().version;
+  for (size_t k = 0; k < encoder_.plan().buckets().size(); ++k) {
+    retained_.buckets.push_back(EncodeBucket(static_cast<int64_t>(k), nullptr));
+  }
+}
+
+void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
+  SendTask task{job, {}, Limits()};
+  if (job->start().world <= 1) return Sent(task, absl::OkStatus());
+  const std::vector<Bucket>& buckets = encoder_.plan().buckets();
+  task.parts.reserve(buckets.size());
+  for (size_t k = 0; k < buckets.size(); ++k) {
+    task.parts.push_back({encoder_.Place(static_cast<int64_t>(k)), buckets[k].wire_bytes, retained_.buckets[k]});
+  }
+  sender_->Send(std::move(task));
+}
+
+void Publisher::FinishImage(const std::shared_ptr<SourceJob>& job, absl::Time begun) {
+  const uint64_t version = job->start().version;
+  const auto digest = FinishEncoding(*job, Limits().transfer);
+  EndProgress();
+  if (digest.ok()) {
+    // Also when this session was cancelled: the version goes on with other members.
+    report_(event::SourceReleased{version, *digest, MonotonicNow() - begun, job->start().epoch});
+  } else {
+    retained_ = {};
+    if (!job->dropped()) retained_ = {version, {}, digest.status()};
+    if (!job->quiet()) Fail(*job, digest.status(), /*version_lost=*/true);
+  }
+  bool sent = false;
+  {
+    MutexLock lock(&mu_);
+    sent = sent_early_;
+    unreleased_ = nullptr;
+  }
+  if (sent && digest.ok()) report_(event::SourceSent{job->start().epoch, version});
+}
+
+void Publisher::Sent(const SendTask& task, const absl::Status& status) {
+  const SourceJob& job = *task.job;
+  if (job.quiet()) return;
+  if (status.ok()) {
+    {
+      MutexLock lock(&mu_);
+      sent_early_ = unreleased_ == task.job;
+      if (sent_early_) return;  // `sent` comes after `released`
+    }
+    return report_(event::SourceSent{job.start().epoch, job.start().version});
+  }
+  for (const SendTask::Part& part : task.parts) {
+    // A failed encode fails the broadcast behind it. The encode thread says so, and that no retry helps.
+    if (part.after != nullptr && !part.after->Poll().value_or(absl::OkStatus()).ok()) return;
+  }
+  Fail(job, status, /*version_lost=*/job.dropped());
+}
+
+}  // namespace wsync

@@ -1,0 +1,247 @@
+#include "server/trainer/publisher.h"
+
+#include <pthread.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+
+namespace wsync {
+
+Publisher::Publisher(PublisherOptions options, Backend* backend, std::function<void(Event)> report)
+    : options_(options),
+      backend_(backend),
+      report_(std::move(report)),
+      encoder_(backend, options.mode, options.ring_slots),
+      sender_(options.mode == SourceMode::kRing
+                  ? nullptr
+                  : std::make_unique<Sender>(backend, &session_progress_,
+                                             [this](const SendTask& task, const absl::Status& s) { Sent(task, s); })),
+      thread_([this] { Run(); }) {}
+
+Publisher::~Publisher() { Stop(); }
+
+void Publisher::Stop() {
+  CallOff(absl::UnavailableError("the trainer agent is shutting down"));
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  if (thread_.joinable()) thread_.join();
+  if (sender_ != nullptr) sender_->Stop();
+}
+
+// ---- calls from any thread
+
+absl::Status Publisher::Adopt(std::shared_ptr<const Registration> registration) {
+  return Execute([this, &registration] {
+    if (!encoder_.Fits(*registration->plan())) {
+      CloseSessions();
+      retained_ = {};
+    }
+    absl::Status status = encoder_.Adopt(std::move(registration));
+    if (status.ok()) return status;
+    CloseSessions();
+    retained_ = {};
+    encoder_.Drop();
+    return status;
+  });
+}
+
+void Publisher::Release() {
+  (void)Execute([this] {
+    encoder_.Release();
+    return absl::OkStatus();
+  });
+}
+
+void Publisher::Drop(const absl::Status& why) {
+  CallOff(why);
+  (void)Execute([this] {
+    CloseSessions();
+    retained_ = {};
+    encoder_.Drop();
+    return absl::OkStatus();
+  });
+}
+
+void Publisher::Start(const action::StartSource& start) {
+  auto job = std::make_shared<SourceJob>(start);
+  (void)Push({job, [this, job] { Serve(job); }});
+}
+
+void Publisher::CheckContent(const action::CheckContent& check) {
+  action::StartSource as_job;
+  as_job.version = check.version;
+  auto job = std::make_shared<SourceJob>(as_job);
+  (void)Push({job, [this, job] { Check(job); }});
+}
+
+void Publisher::Cancel(const action::CancelSource& cancel) {
+  for (const auto& job : LiveJobs()) {
+    if (job->start().epoch != cancel.epoch) continue;
+    job->Cancel(cancel.reason, cancel.drop_version, SourceJob::Report::kNo);
+    if (cancel.drop_version) {
+      (void)Push({nullptr, [this, version = job->start().version] { Forget(version); }});
+    }
+  }
+}
+
+void Publisher::CallOff(const absl::Status& why) {
+  for (const auto& job : LiveJobs()) job->Cancel(why, /*drop=*/true, SourceJob::Report::kYes);
+}
+
+std::vector<std::shared_ptr<SourceJob>> Publisher::LiveJobs() const {
+  std::vector<std::shared_ptr<SourceJob>> jobs;
+  MutexLock lock(&mu_);
+  if (current_ != nullptr) jobs.push_back(current_);
+  if (checking_ != nullptr) jobs.push_back(checking_);
+  for (const Command& command : queue_) {
+    if (command.job != nullptr) jobs.push_back(command.job);
+  }
+  return jobs;
+}
+
+SourceProgress Publisher::Progress() const {
+  SourceProgress progress;
+  std::vector<std::pair<CompletionPtr, int64_t>> encodes;
+  {
+    MutexLock lock(&mu_);
+    progress = progress_;
+    encodes = encodes_;
+  }
+  for (const auto& [encode, bytes] : encodes) {
+    if (encode == nullptr || encode->Poll().has_value()) progress.encoded_bytes += bytes;
+  }
+  progress.sent_bytes = session_progress_.moved_bytes();
+  return progress;
+}
+
+// ---- the encode thread
+
+void Publisher::Run() {
+  pthread_setname_np(pthread_self(), "wsync-encode");
+  while (true) {
+    Command command;
+    {
+      MutexLock lock(&mu_);
+      while (queue_.empty() && !stopping_) changed_.Wait(&mu_);
+      if (queue_.empty()) break;
+      command = std::move(queue_.front());
+      queue_.pop_front();
+      // A check runs beside the version that is being sent.
+      if (command.job != nullptr) (command.job->start().epoch == 0 ? checking_ : current_) = command.job;
+    }
+    command.run();
+  }
+  ring_session_ = nullptr;
+}
+
+bool Publisher::Push(Command command) {
+  MutexLock lock(&mu_);
+  if (stopping_) return false;
+  queue_.push_back(std::move(command));
+  changed_.SignalAll();
+  return true;
+}
+
+absl::Status Publisher::Execute(std::function<absl::Status()> task) {
+  bool done = false;
+  absl::Status result;
+  const bool pushed = Push({nullptr, [this, &done, &result, &task] {
+                              absl::Status status = task();
+                              MutexLock lock(&mu_);
+                              result = std::move(status);
+                              done = true;
+                              changed_.SignalAll();
+                            }});
+  if (!pushed) return absl::UnavailableError("the trainer agent is shutting down");
+  MutexLock lock(&mu_);
+  while (!done) changed_.Wait(&mu_);
+  return result;
+}
+
+void Publisher::Serve(const std::shared_ptr<SourceJob>& job) {
+  if (absl::Status why = job->cancelled(); !why.ok()) {
+    if (!job->quiet()) Fail(*job, why, /*version_lost=*/true);
+    return;
+  }
+  if (options_.mode == SourceMode::kFull) return ServeFromImage(job);
+  ServeThroughRing(job);
+}
+
+void Publisher::Check(const std::shared_ptr<SourceJob>& job) {
+  event::ContentChecked checked;
+  checked.version = job->start().version;
+  checked.status = encoder_.can_encode() ? job->cancelled() : CannotEncode();
+  if (checked.status.ok()) checked.status = encoder_.EncodeForDigest();
+  if (checked.status.ok()) {
+    const auto digest = FinishEncoding(*job, Limits().transfer);
+    checked.status = digest.status();
+    if (digest.ok()) checked.digest = *digest;
+  }
+  report_(checked);
+}
+
+CompletionPtr Publisher::EncodeBucket(int64_t bucket, CompletionPtr after) {
+  CompletionPtr encode = encoder_.Encode(bucket, std::move(after));
+  MutexLock lock(&mu_);
+  encodes_.emplace_back(encode, encoder_.plan().buckets()[bucket].wire_bytes);
+  return encode;
+}
+
+absl::StatusOr<Hash128> Publisher::FinishEncoding(const SourceJob& job, absl::Time deadline) {
+  absl::StatusOr<Hash128> digest;
+  {
+    const std::stop_callback on_drop(job.encode_token(), [this, &job] { encoder_.Cancel(job.cancelled()); });
+    digest = encoder_.Finish(deadline);
+  }
+  if (!job.dropped()) return digest;
+  // The cancel may have come after the end: it must not hit the next version's encodes.
+  (void)encoder_.Finish(deadline);
+  return job.cancelled();
+}
+
+absl::Status Publisher::CannotEncode() const {
+  return absl::FailedPreconditionError("no weights are registered any more: the training process must register again");
+}
+
+void Publisher::CloseSessions() {
+  if (sender_ != nullptr) sender_->Drain();
+  ring_session_ = nullptr;
+}
+
+void Publisher::Forget(uint64_t version) {
+  if (retained_.version == version) retained_ = {};
+  if (ring_released_ == version) ring_released_ = 0;
+}
+
+void Publisher::BeginProgress(uint64_t version) {
+  session_progress_.Reset();
+  MutexLock lock(&mu_);
+  encodes_.clear();
+  progress_ = {};
+  progress_.version = version;
+  progress_.encoding = true;
+  progress_.total_bytes = encoder_.plan().image_bytes();
+}
+
+void Publisher::EndProgress() {
+  MutexLock lock(&mu_);
+  progress_.encoding = false;
+}
+
+void Publisher::Fail(const SourceJob& job, const absl::Status& status, bool version_lost) {
+  report_(event::SourceFailed{job.start().epoch, job.start().version, status, version_lost});
+}
+
+SessionLimits Publisher::Limits() const {
+  const absl::Time now = MonotonicNow();
+  const absl::Duration wire =
+      absl::Seconds(static_cast<double>(encoder_.plan().image_bytes()) / options_.min_rate_bytes_per_second);
+  return {now + options_.connect_timeout, now + options_.transfer_timeout + wire};
+}
+
+}  // namespace wsync

@@ -1,0 +1,89 @@
+#include "server/trainer/register_call.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/rpc/convert.h"
+
+namespace wsync {
+namespace {
+
+// What a registration may take before it is checked: names are all that grows, and 1 GiB of them is 250 bytes for each
+// of kMaxTensors.
+constexpr size_t kMaxNamesBytes = size_t{1} << 30;
+
+}  // namespace
+
+RegisterCall::RegisterCall(grpc::CallbackServerContext* context, v1::RegisterReply* reply, Registrar* registrar)
+    : context_(context), reply_(reply), registrar_(registrar) {
+  StartRead(&message_);
+}
+
+void RegisterCall::OnReadDone(bool ok) {
+  if (!ok) {
+    // The same for "that was all" and "the caller is gone": half a catalog must not be registered.
+    if (context_->IsCancelled()) return Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller hung up"));
+    return Decide();
+  }
+  if (absl::Status status = Take(message_); !status.ok()) return Finish(ToGrpc(status));
+  StartRead(&message_);
+}
+
+absl::Status RegisterCall::Take(const v1::RegisterRequest& message) {
+  if (message.has_header() == has_header_) {
+    return absl::InvalidArgumentError("a registration has one header, in its first message");
+  }
+  if (message.has_header()) {
+    if (absl::Status status = TakeHeader(message.header()); !status.ok()) return status;
+  }
+  if (static_cast<int64_t>(request_.tensors.size()) + message.tensors_size() > kMaxTensors) {
+    return absl::InvalidArgumentError(absl::StrCat("more than ", kMaxTensors, " tensors cannot be registered"));
+  }
+  for (const v1::RegisteredTensor& registered : message.tensors()) {
+    auto tensor = FromProto(registered.tensor());
+    if (!tensor.ok()) return tensor.status();
+    name_bytes_ += tensor->name.size();
+    request_.tensors.push_back(*std::move(tensor));
+    request_.places.push_back({registered.handle(), registered.offset_bytes()});
+  }
+  if (name_bytes_ > kMaxNamesBytes) {
+    return absl::InvalidArgumentError("the tensors' names take more than 1 GiB: is the catalog garbled?");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RegisterCall::TakeHeader(const v1::RegisterHeader& header) {
+  has_header_ = true;
+  request_.pid = header.pid();
+  request_.replace = header.replace();
+  if (static_cast<size_t>(header.handles_size()) > kMaxHandles) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(header.handles_size(), " memory handles; at most ", kMaxHandles, " can be registered"));
+  }
+  for (const v1::MemoryHandle& proto : header.handles()) {
+    auto handle = FromProto(proto);
+    if (!handle.ok()) return handle.status();
+    request_.handles.push_back(*std::move(handle));
+  }
+  request_.modules_to_not_convert = {header.modules_to_not_convert().begin(), header.modules_to_not_convert().end()};
+  return absl::OkStatus();
+}
+
+void RegisterCall::Decide() {
+  if (!has_header_) return Finish(ToGrpc(absl::InvalidArgumentError("a registration begins with its header")));
+  registrar_->Register(std::move(request_), [this](absl::StatusOr<Registered> registered) {
+    if (!registered.ok()) return Finish(ToGrpc(registered.status()));
+    const PlanInfo& plan = registered->plan;
+    reply_->set_registration_id(registered->id);
+    *reply_->mutable_catalog_fingerprint() = ToProto(plan.catalog_fingerprint);
+    *reply_->mutable_plan_hash() = ToProto(plan.plan_hash);
+    reply_->set_tensors(plan.tensors);
+    reply_->set_quantized_tensors(plan.quantized_tensors);
+    reply_->set_payload_bytes(static_cast<uint64_t>(plan.payload_bytes));
+    reply_->set_wire_bytes(static_cast<uint64_t>(plan.wire_bytes));
+    reply_->set_buckets(plan.buckets);
+    Finish(grpc::Status::OK);
+  });
+}
+
+}  // namespace wsync

@@ -1,0 +1,123 @@
+#include "server/trainer/registration.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace wsync {
+namespace {
+
+std::string NewRegistrationId() {
+  uint64_t random = 0;
+  while (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
+  }
+  return absl::StrFormat("registration-%016x", random);
+}
+
+absl::StatusOr<const std::byte*> Locate(const Tensor& tensor, const TensorPlace& place,
+                                        const std::vector<std::unique_ptr<Buffer>>& buffers) {
+  if (place.handle >= buffers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor '", tensor.name, "' lies in memory handle ", place.handle,
+                                                   ", but only ", buffers.size(), " were registered"));
+  }
+  const Buffer& buffer = *buffers[place.handle];
+  const uint64_t capacity = static_cast<uint64_t>(buffer.bytes());
+  const uint64_t bytes = static_cast<uint64_t>(BytesOf(tensor));
+  if (place.offset_bytes > capacity || bytes > capacity - place.offset_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor '", tensor.name, "' has ", bytes, " bytes at offset ",
+                                                   place.offset_bytes, " of memory handle ", place.handle,
+                                                   ", which has only ", capacity, " bytes"));
+  }
+  const std::byte* address = buffer.data() + place.offset_bytes;
+  const int64_t element = DtypeBytes(tensor.dtype);
+  if (reinterpret_cast<uintptr_t>(address) % element != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor '", tensor.name, "' at offset ", place.offset_bytes, " of memory handle ", place.handle,
+        " is not aligned to its ", element, "-byte elements (", std::string(DtypeName(tensor.dtype)), ")"));
+  }
+  return address;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<OwnerProcess>> OwnerProcess::Open(int64_t pid) {
+  const auto no_such_process = [pid] {
+    return absl::InvalidArgumentError(absl::StrCat("there is no process ", pid,
+                                                   " here to own the memory: register with the pid of the training ",
+                                                   "process, and let it share a pid namespace with the agent"));
+  };
+  if (pid <= 0 || pid > INT32_MAX) return no_such_process();
+  const int fd = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));
+  if (fd < 0 && errno != ENOSYS && errno != EPERM) return no_such_process();
+  std::unique_ptr<OwnerProcess> owner(new OwnerProcess(pid, fd));
+  if (!owner->Alive()) return no_such_process();
+  return owner;
+}
+
+OwnerProcess::~OwnerProcess() {
+  if (pidfd_ >= 0) close(pidfd_);
+}
+
+bool OwnerProcess::Alive() const {
+  if (pidfd_ < 0) return kill(static_cast<pid_t>(pid_), 0) == 0 || errno == EPERM;
+  pollfd exited{pidfd_, POLLIN, 0};
+  return poll(&exited, 1, 0) == 0;  // readable once the process has ended
+}
+
+absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(RegistrationRequest request, RecipeRules rules,
+                                                                         int64_t bucket_bytes, Memory& memory) {
+  if (request.places.size() != request.tensors.size()) {
+    return absl::InvalidArgumentError("every registered tensor needs exactly one place in memory");
+  }
+  std::shared_ptr<Registration> registration(new Registration());
+  registration->id_ = NewRegistrationId();
+  auto owner = OwnerProcess::Open(request.pid);
+  if (!owner.ok()) return owner.status();
+  registration->owner_ = *std::move(owner);
+
+  auto catalog = Catalog::Create(std::move(request.tensors));
+  if (!catalog.ok()) return catalog.status();
+  auto& keep = rules.modules_to_not_convert;
+  keep.insert(keep.end(), request.modules_to_not_convert.begin(), request.modules_to_not_convert.end());
+  auto plan = Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), rules, bucket_bytes);
+  if (!plan.ok()) return plan.status();
+  registration->plan_ = *std::move(plan);
+
+  for (const MemoryHandle& handle : request.handles) {
+    auto buffer = memory.Open(handle, Access::kRead);
+    if (!buffer.ok()) return buffer.status();
+    registration->buffers_.push_back(*std::move(buffer));
+  }
+  const std::vector<Tensor>& tensors = registration->plan_->catalog().tensors();
+  registration->addresses_.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    auto address = Locate(tensors[i], request.places[i], registration->buffers_);
+    if (!address.ok()) return address.status();
+    registration->addresses_.push_back(*address);
+  }
+  return registration;
+}
+
+PlanInfo Registration::Info() const {
+  PlanInfo info;
+  info.catalog_fingerprint = plan_->catalog().fingerprint();
+  info.plan_hash = plan_->hash();
+  info.tensors = static_cast<int64_t>(plan_->catalog().tensors().size());
+  info.quantized_tensors = plan_->quantized_tensors();
+  info.buckets = static_cast<int64_t>(plan_->buckets().size());
+  info.source_bytes = plan_->source_bytes();
+  info.payload_bytes = plan_->payload_bytes();
+  info.wire_bytes = plan_->image_bytes();
+  return info;
+}
+
+}  // namespace wsync

@@ -1,0 +1,66 @@
+// Puts encoded buckets on the wire, beside the encode thread: the trainer's release never waits for a peer.
+//
+// Owns one thread ("wsync-send") and the current Session. A session stays open after its last byte until the next task,
+// Drain or Stop, so that no sink sees its end before it has read everything. Thread-safe.
+#ifndef WSYNC_SERVER_TRAINER_SENDER_H_
+#define WSYNC_SERVER_TRAINER_SENDER_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/backend/backend.h"
+#include "server/core/sync.h"
+#include "server/trainer/session.h"
+#include "server/trainer/source_job.h"
+
+namespace wsync {
+
+struct SendTask {
+  struct Part {
+    std::byte* data = nullptr;
+    int64_t bytes = 0;
+    CompletionPtr after;  // its encoding
+  };
+  std::shared_ptr<SourceJob> job;
+  std::vector<Part> parts;  // in wire order
+  SessionLimits limits;
+};
+
+class Sender {
+ public:
+  // Called on the sender's thread with what became of a task: the job's reason when it was called off.
+  using Done = std::function<void(const SendTask& task, const absl::Status& status)>;
+
+  Sender(Backend* backend, SessionProgress* progress, Done done);
+  ~Sender();  // Stop
+
+  // Takes over from whatever is being sent.
+  void Send(SendTask task);
+  // Returns when no task runs, no session is open and no memory is being read.
+  void Drain();
+  void Stop();
+
+ private:
+  void Run();
+  absl::Status Serve(const SendTask& task);
+
+  Backend* const backend_;
+  SessionProgress* const progress_;
+  const Done done_;
+  Mutex mu_;
+  CondVar changed_;
+  std::optional<SendTask> next_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<SourceJob> job_ ABSL_GUARDED_BY(mu_);  // of the newest task; null: nobody wants one
+  bool busy_ ABSL_GUARDED_BY(mu_) = false;               // a task runs or its session is open
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::unique_ptr<Session> session_;  // the thread's own
+  std::thread thread_;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_TRAINER_SENDER_H_

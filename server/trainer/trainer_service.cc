@@ -1,0 +1,52 @@
+#include "server/trainer/trainer_service.h"
+
+#include <string>
+
+#include "server/rpc/convert.h"
+#include "server/trainer/publish_call.h"
+#include "server/trainer/register_call.h"
+
+namespace wsync {
+namespace {
+
+absl::Status ShuttingDown() {
+  return absl::UnavailableError("the trainer agent is shutting down: try again once it is back");
+}
+
+}  // namespace
+
+grpc::ServerReadReactor<v1::RegisterRequest>* TrainerService::Register(grpc::CallbackServerContext* context,
+                                                                       v1::RegisterReply* reply) {
+  return new RegisterCall(context, reply, registrar_);
+}
+
+grpc::ServerWriteReactor<v1::PublishEvent>* TrainerService::Publish(grpc::CallbackServerContext*,
+                                                                    const v1::PublishRequest* request) {
+  auto call = PublishCall::Open();
+  const bool queued = loop_->Run([this, call, request = *request] {
+    if (absl::Status status = Admit(request); !status.ok()) return call->Fail(status);
+    if (tracker_->Watch(request.version(), call)) loop_->Step(event::Publish{request.version()});
+  });
+  if (!queued) call->Fail(ShuttingDown());
+  return call.get();
+}
+
+absl::Status TrainerService::Admit(const v1::PublishRequest& request) {
+  if (draining_) return ShuttingDown();
+  if (request.version() == 0) {
+    return absl::InvalidArgumentError("a version is a number above 0 that grows with every publish; got 0");
+  }
+  return registrar_->Check(request.registration_id());
+}
+
+grpc::ServerUnaryReactor* TrainerService::Unregister(grpc::CallbackServerContext* context,
+                                                     const v1::UnregisterRequest* request, v1::UnregisterReply* reply) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  registrar_->Unregister(request->registration_id(), [reactor, reply](absl::StatusOr<bool> aborted) {
+    if (aborted.ok()) reply->set_aborted_version(*aborted);
+    reactor->Finish(ToGrpc(aborted.status()));
+  });
+  return reactor;
+}
+
+}  // namespace wsync

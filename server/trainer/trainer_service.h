@@ -1,0 +1,43 @@
+// The local API of the training process: register, publish, unregister.
+//
+// gRPC callbacks collect and check; what takes time happens on the registrar's and the control thread, which answer.
+#ifndef WSYNC_SERVER_TRAINER_TRAINER_SERVICE_H_
+#define WSYNC_SERVER_TRAINER_TRAINER_SERVICE_H_
+
+#include <grpcpp/server_context.h>
+
+#include <atomic>
+
+#include "server/trainer/control_loop.h"
+#include "server/trainer/publish_tracker.h"
+#include "server/trainer/registrar.h"
+#include "wsync/v1/trainer.grpc.pb.h"
+
+namespace wsync {
+
+class TrainerService final : public v1::Trainer::CallbackService {
+ public:
+  TrainerService(Registrar* registrar, PublishTracker* tracker, ControlLoop* loop)
+      : registrar_(registrar), tracker_(tracker), loop_(loop) {}
+
+  // From now on new registrations and versions are refused with UNAVAILABLE.
+  void Drain() { draining_ = true; }
+
+ private:
+  grpc::ServerReadReactor<v1::RegisterRequest>* Register(grpc::CallbackServerContext* context,
+                                                         v1::RegisterReply* reply) override;
+  grpc::ServerWriteReactor<v1::PublishEvent>* Publish(grpc::CallbackServerContext* context,
+                                                      const v1::PublishRequest* request) override;
+  grpc::ServerUnaryReactor* Unregister(grpc::CallbackServerContext* context, const v1::UnregisterRequest* request,
+                                       v1::UnregisterReply* reply) override;
+  absl::Status Admit(const v1::PublishRequest& request);  // control thread
+
+  Registrar* const registrar_;
+  PublishTracker* const tracker_;
+  ControlLoop* const loop_;
+  std::atomic<bool> draining_ = false;
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_TRAINER_TRAINER_SERVICE_H_
