@@ -1,7 +1,8 @@
 // A point in device work that other work can be ordered after, and that a host thread can wait for.
 //
 // host: a finished flag; cuda: an event. Threads: any. The host never waits for one inside a bucket loop: it passes
-// completions on as `after`.
+// completions on as `after`. What takes an `after` takes null ("already done, OK") or a completion of the same backend,
+// and fails with `after`'s error without touching memory when `after` failed.
 #ifndef WSYNC_SERVER_BACKEND_COMPLETION_H_
 #define WSYNC_SERVER_BACKEND_COMPLETION_H_
 
@@ -21,7 +22,6 @@ class Completion {
   // The result, or nullopt while it runs. Never blocks.
   virtual std::optional<absl::Status> Poll() = 0;
 };
-// Null stands for "already done, OK" wherever a completion is taken.
 using CompletionPtr = std::shared_ptr<Completion>;
 
 }  // namespace wsync

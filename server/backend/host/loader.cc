@@ -1,0 +1,188 @@
+#include "server/backend/host/loader.h"
+
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/digest.h"
+#include "server/backend/host/task_queue.h"
+#include "server/backend/host/work_table.h"
+
+namespace wsync::host {
+namespace {
+
+constexpr int64_t kScaleBytes = sizeof(float);
+
+void CopyRows(const std::byte* from, int64_t from_pitch, std::byte* to, int64_t to_pitch, int64_t rows, int64_t bytes) {
+  if (from_pitch == bytes && to_pitch == bytes) {
+    std::memcpy(to, from, static_cast<size_t>(rows * bytes));
+    return;
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(to + row * to_pitch, from + row * from_pitch, static_cast<size_t>(bytes));
+  }
+}
+
+class HostLoader final : public Loader {
+ public:
+  HostLoader(std::shared_ptr<const Plan> plan, ScatterTable table, std::vector<std::byte*> handles, WorkerPool* pool);
+  ~HostLoader() override;
+
+  CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
+  CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
+  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override;
+
+ private:
+  void BuildTables();
+  void CheckItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done);
+  void ApplyItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done);
+  void DigestSegment(const Segment& segment, const std::byte* wire);
+  void CopySegment(const Segment& segment, const std::byte* wire) const;
+  absl::Status Compare(int64_t bucket, const std::byte* wire) const;
+  absl::Status CheckBucket(int64_t bucket) const;
+
+  const std::shared_ptr<const Plan> plan_;
+  const ScatterTable table_;
+  const std::vector<std::byte*> handles_;
+  WorkTable check_work_;  // segments of pieces
+  WorkTable copy_work_;   // segments of copies
+  std::vector<std::atomic<uint64_t>> digests_;
+
+  WorkerPool* const pool_;
+  const std::shared_ptr<TaskQueue> queue_;
+};
+
+HostLoader::HostLoader(std::shared_ptr<const Plan> plan, ScatterTable table, std::vector<std::byte*> handles,
+                       WorkerPool* pool)
+    : plan_(std::move(plan)),
+      table_(std::move(table)),
+      handles_(std::move(handles)),
+      digests_(plan_->pieces().size()),
+      pool_(pool),
+      queue_(std::make_shared<TaskQueue>(pool)) {
+  BuildTables();
+}
+
+HostLoader::~HostLoader() {
+  queue_->Cancel(absl::CancelledError("load: the loader was closed"));
+  queue_->Drain(absl::InfiniteFuture()).IgnoreError();  // running tasks use the wire and the destinations
+}
+
+void HostLoader::BuildTables() {
+  const auto buckets = static_cast<int64_t>(plan_->buckets().size());
+  for (int64_t k = 0; k < buckets; ++k) {
+    const Bucket& bucket = plan_->buckets()[k];
+    for (int64_t i = bucket.piece_begin; i < bucket.piece_end; ++i) {
+      const Piece& piece = plan_->pieces()[i];
+      check_work_.AddRows(i, piece.rows, piece.data_bytes / piece.rows, kBlockSize);
+    }
+    check_work_.EndBucket();
+    if (table_.bucket_begin.empty()) continue;
+    for (int64_t i = table_.bucket_begin[k]; i < table_.bucket_begin[k + 1]; ++i) {
+      copy_work_.AddRows(i, table_.copies[i].rows, table_.copies[i].row_bytes, 1);
+    }
+    copy_work_.EndBucket();
+  }
+}
+
+absl::Status HostLoader::CheckBucket(int64_t bucket) const {
+  const auto buckets = static_cast<int64_t>(plan_->buckets().size());
+  if (bucket >= 0 && bucket < buckets) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("load: there is no bucket ", bucket, "; the plan has ", buckets));
+}
+
+CompletionPtr HostLoader::Check(int64_t bucket, const std::byte* wire, CompletionPtr after) {
+  if (absl::Status status = CheckBucket(bucket); !status.ok()) return HostCompletion::Finished(status);
+  return queue_->Add(after, [this, bucket, wire](TaskQueue::Done done) { CheckItems(bucket, wire, std::move(done)); });
+}
+
+void HostLoader::CheckItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done) {
+  const Bucket& b = plan_->buckets()[bucket];
+  for (int64_t i = b.piece_begin; i < b.piece_end; ++i) digests_[i].store(0, std::memory_order_relaxed);
+  pool_->ParallelFor(
+      check_work_.Items(bucket),
+      [this, bucket, wire](int64_t item) {
+        for (const Segment& segment : check_work_.Item(bucket, item)) DigestSegment(segment, wire);
+      },
+      [this, bucket, wire, done = std::move(done)] { done(Compare(bucket, wire)); });
+}
+
+void HostLoader::DigestSegment(const Segment& segment, const std::byte* wire) {
+  const Piece& piece = plan_->pieces()[segment.index];
+  const int64_t row_bytes = piece.data_bytes / piece.rows;
+  uint64_t digest = DigestRows(wire + piece.data_offset + segment.row * row_bytes, piece.row_begin + segment.row,
+                               segment.rows, row_bytes, row_bytes);
+  if (segment.row == 0 && piece.scale_bytes > 0) {  // scales are few: whoever has the first rows takes them all
+    digest += DigestScales(wire + piece.scale_offset, plan_->FirstScaleOf(piece), piece.scale_bytes / kScaleBytes);
+  }
+  digests_[segment.index].fetch_add(digest, std::memory_order_relaxed);
+}
+
+absl::Status HostLoader::Compare(int64_t bucket, const std::byte* wire) const {
+  const Bucket& b = plan_->buckets()[bucket];
+  const std::byte* table = wire + b.digest_offset;
+  for (int64_t i = b.piece_begin; i < b.piece_end; ++i, table += sizeof(uint64_t)) {
+    uint64_t sent = 0;
+    std::memcpy(&sent, table, sizeof(sent));
+    if (sent == digests_[i].load(std::memory_order_relaxed)) continue;
+    const Piece& piece = plan_->pieces()[i];
+    return absl::DataLossError(
+        absl::StrCat("check: rows ", piece.row_begin, " to ", piece.row_begin + piece.rows - 1, " of tensor '",
+                     plan_->catalog().tensors()[piece.tensor].name, "' in bucket ", bucket,
+                     " are not the bytes that were sent; the version is not taken: it has to be sent again"));
+  }
+  return absl::OkStatus();
+}
+
+CompletionPtr HostLoader::Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) {
+  if (absl::Status status = CheckBucket(bucket); !status.ok()) return HostCompletion::Finished(status);
+  return queue_->Add(after, [this, bucket, wire](TaskQueue::Done done) { ApplyItems(bucket, wire, std::move(done)); });
+}
+
+void HostLoader::ApplyItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done) {
+  pool_->ParallelFor(
+      table_.bucket_begin.empty() ? 0 : copy_work_.Items(bucket),
+      [this, bucket, wire](int64_t item) {
+        for (const Segment& segment : copy_work_.Item(bucket, item)) CopySegment(segment, wire);
+      },
+      [done = std::move(done)] { done(absl::OkStatus()); });
+}
+
+void HostLoader::CopySegment(const Segment& segment, const std::byte* wire) const {
+  const ScatterCopy& copy = table_.copies[segment.index];
+  CopyRows(wire + copy.source_offset + segment.row * copy.source_pitch, copy.source_pitch,
+           handles_[copy.handle] + copy.dest_offset + segment.row * copy.dest_pitch, copy.dest_pitch, segment.rows,
+           copy.row_bytes);
+}
+
+absl::StatusOr<std::vector<uint64_t>> HostLoader::Finish(absl::Time deadline) {
+  absl::Status status = queue_->Drain(deadline);
+  if (absl::IsDeadlineExceeded(status)) return status;
+  std::vector<uint64_t> digests(digests_.size());
+  for (size_t i = 0; i < digests.size(); ++i) digests[i] = digests_[i].exchange(0, std::memory_order_relaxed);
+  if (!status.ok()) return status;
+  return digests;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Loader>> NewHostLoader(std::shared_ptr<const Plan> plan, ScatterTable table,
+                                                      std::vector<std::byte*> handles, WorkerPool* pool) {
+  const size_t buckets = plan->buckets().size();
+  if (!table.copies.empty() && table.bucket_begin.size() != buckets + 1) {
+    return absl::InvalidArgumentError(absl::StrCat("loader: the destinations are cut for ", table.bucket_begin.size(),
+                                                   " bucket bounds, the plan has ", buckets,
+                                                   " buckets; build them from the same plan"));
+  }
+  if (table.copies.empty()) table.bucket_begin.clear();
+  for (const ScatterCopy& copy : table.copies) {
+    if (copy.handle >= 0 && copy.handle < static_cast<int64_t>(handles.size())) continue;
+    return absl::InvalidArgumentError(absl::StrCat("loader: a destination names memory handle ", copy.handle, " of ",
+                                                   handles.size(), "; open every handle of the attachment"));
+  }
+  return std::make_unique<HostLoader>(std::move(plan), std::move(table), std::move(handles), pool);
+}
+
+}  // namespace wsync::host

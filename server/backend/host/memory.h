@@ -1,0 +1,28 @@
+// Host memory: anonymous mappings for the agent, POSIX shared memory for what processes lend each other.
+//
+// Shared segments are "/wsync-<pid>-<random>", mode 0600: only processes of the same user open them, and an operator
+// who finds one left by a killed process in /dev/shm sees whose it was.
+#ifndef WSYNC_SERVER_BACKEND_HOST_MEMORY_H_
+#define WSYNC_SERVER_BACKEND_HOST_MEMORY_H_
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "server/backend/memory.h"
+
+namespace wsync::host {
+
+class HostMemory final : public Memory {
+ public:
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes, std::string_view purpose) override;
+  // All pages are reserved here, so that a full /dev/shm is an error now and not a SIGBUS at some later write.
+  absl::StatusOr<std::unique_ptr<Buffer>> AllocateShared(int64_t bytes, std::string_view purpose,
+                                                         MemoryHandle* handle) override;
+  // The exporting process must not shrink the segment while it is mapped: reading beyond its end is a SIGBUS.
+  absl::StatusOr<std::unique_ptr<Buffer>> Open(const MemoryHandle& handle, Access access) override;
+};
+
+}  // namespace wsync::host
+
+#endif  // WSYNC_SERVER_BACKEND_HOST_MEMORY_H_
