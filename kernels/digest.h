@@ -34,7 +34,8 @@ constexpr uint64_t DigestMix(uint64_t word, uint64_t index) {
 // of them and rows lie `pitch_bytes` apart (== row_bytes on the wire; larger in a destination). SIMD, one thread.
 uint64_t DigestRows(const std::byte* data, int64_t row_begin, int64_t rows, int64_t row_bytes, int64_t pitch_bytes);
 
-// Copies the same rows to `out` (row pitch `out_pitch_bytes`) and returns their digest, in one pass.
+// Copies the same rows to `out` (row pitch `out_pitch_bytes`) and returns their digest, in one pass. Large copies to
+// memory aligned to 64 bytes go past the caches, and are visible to whoever sees a later release by this thread.
 uint64_t CopyAndDigestRows(const std::byte* data, int64_t row_begin, int64_t rows, int64_t row_bytes,
                            int64_t pitch_bytes, std::byte* out, int64_t out_pitch_bytes);
 

@@ -2,21 +2,25 @@
 //
 // E4M3 (float8_e4m3fn): max 448, no infinities, NaN 0x7F/0xFF, round to nearest even, saturating, -0 kept.
 // Scales are dequantization multipliers (w ~= code * scale), fp32. With amax the largest |x| of the block, channel or
-// tensor, all in fp32 with IEEE division and no contraction:
+// tensor and C = fl(1/448), all in fp32 without contraction; a slash is an IEEE division:
 //
-//   preset     scale s                        code               zero or tiny amax          twin of
-//   default    s = max(amax/448, FLT_MIN)     sat_rne(x*(1/s))   amax == 0: s = 1           -
-//   deepgemm   s = max(amax, 1e-4)/448        sat_rne(x*(1/s))   as formula                 DeepGEMM, vLLM, SGLang
-//   nemo       S = 448/amax, s = 1/S          sat_rne(x*S)       amax == 0 or S == inf: S=1 NeMo-RL, Transformer Engine
-//   verl       s = max(amax, 1e-10)/448       sat_rne(x*(1/s))   as formula                 verl, slime, AReaL
+//   preset    scale s                     code              zero or tiny amax            twin of
+//   default   s = max(amax*C, FLT_MIN)    sat_rne(x*(1/s))  amax == 0: s = 1             -
+//   deepgemm  s = max(amax, 1e-4)*C       sat_rne(x*(1/s))  as formula                   DeepGEMM, vLLM, SGLang
+//   nemo      S = 448/amax, s = 1/S       sat_rne(x*S)      amax == 0 or S == inf: S = 1 NeMo-RL, Transformer Engine
+//   verl      s = max(amax, 1e-10)*C      sat_rne(x*(1/s))  as formula                   verl, slime, AReaL
 //
-// kPow2 rounds s up to a power of two before encoding (2^ceil(log2 s), taken from the bits, so exact).
-// The GPU kernels are held to these bytes. (Triton's `verl` divides with div.full.f32; IEEE division here can differ
-// from it in the last bit of a scale, see kernels tests for the count.)
+// The peers' sources say amax / 448; what they give on a GPU is the product with C, in every scale of the golden file
+// (the quotient is one step lower in 25 of its 51). kPow2 rounds s up to a power of two before encoding (2^ceil(log2
+// s), taken from the bits, so exact; a subnormal s becomes FLT_MIN), and then multiplies with 1/s.
+//
+// The GPU kernels are held to these bytes. Two differences from the peers are known and tested (golden_test.cc): where
+// S == inf nemo itself gives scale 0 and NaN codes; some of Triton's codes are those of a 1/s one step higher.
 //
 // Stateless; safe from any thread; a caller that wants several threads splits a tensor at multiples of 128 rows, since
 // digests add up and scales do not cross such a cut. SIMD is chosen at run time (avx512, avx2, portable); every level
-// gives the same bytes. WSYNC_SIMD=portable|avx2|avx512 in the environment caps the level, for tests.
+// gives the same bytes. WSYNC_SIMD=portable|avx2|avx512 in the environment caps the level, for tests; other values are
+// ignored.
 #ifndef WSYNC_KERNELS_QUANTIZE_H_
 #define WSYNC_KERNELS_QUANTIZE_H_
 

@@ -58,6 +58,11 @@ std::atomic<const Loops*>& Current() {
 
 }  // namespace
 
+bool StreamingPays(const std::byte* out, int64_t out_pitch, int64_t total_bytes) {
+  const auto misalignment = (reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(out_pitch)) % kStreamAlignment;
+  return misalignment == 0 && total_bytes >= kStreamMinBytes;
+}
+
 const Loops& Active() { return *Current().load(std::memory_order_relaxed); }
 
 bool Use(std::string_view level) {

@@ -13,6 +13,8 @@ struct Avx2 {
 
   static Int Load(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static void Store(std::byte* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static void Stream(std::byte* p, Int v) { _mm256_stream_si256(reinterpret_cast<Int*>(p), v); }
+  static void Fence() { _mm_sfence(); }
   static Int Set32(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
   static Int Set64(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
   static Float SetF(float x) { return _mm256_set1_ps(x); }
@@ -34,9 +36,13 @@ struct Avx2 {
   static Int Min32(Int a, Int b) { return _mm256_min_epu32(a, b); }
   static Int Max32(Int a, Int b) { return _mm256_max_epu32(a, b); }
   template <int kBits>
-  static Int Shr32(Int a) { return _mm256_srli_epi32(a, kBits); }
+  static Int Shr32(Int a) {
+    return _mm256_srli_epi32(a, kBits);
+  }
   template <int kBits>
-  static Int Shr64(Int a) { return _mm256_srli_epi64(a, kBits); }
+  static Int Shr64(Int a) {
+    return _mm256_srli_epi64(a, kBits);
+  }
   static Float MulF(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float AddF(Float a, Float b) { return _mm256_add_ps(a, b); }
   template <class Element>

@@ -13,6 +13,8 @@ struct Avx512 {
 
   static Int Load(const std::byte* p) { return _mm512_loadu_si512(p); }
   static void Store(std::byte* p, Int v) { _mm512_storeu_si512(p, v); }
+  static void Stream(std::byte* p, Int v) { _mm512_stream_si512(reinterpret_cast<Int*>(p), v); }
+  static void Fence() { _mm_sfence(); }
   static Int Set32(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   static Int Set64(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
   static Float SetF(float x) { return _mm512_set1_ps(x); }
@@ -28,9 +30,13 @@ struct Avx512 {
   static Int Min32(Int a, Int b) { return _mm512_min_epu32(a, b); }
   static Int Max32(Int a, Int b) { return _mm512_max_epu32(a, b); }
   template <int kBits>
-  static Int Shr32(Int a) { return _mm512_srli_epi32(a, kBits); }
+  static Int Shr32(Int a) {
+    return _mm512_srli_epi32(a, kBits);
+  }
   template <int kBits>
-  static Int Shr64(Int a) { return _mm512_srli_epi64(a, kBits); }
+  static Int Shr64(Int a) {
+    return _mm512_srli_epi64(a, kBits);
+  }
   static Float MulF(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float AddF(Float a, Float b) { return _mm512_add_ps(a, b); }
   template <class Element>

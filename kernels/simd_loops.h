@@ -16,6 +16,8 @@
 namespace wsync::simd {
 namespace {
 
+constexpr int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }  // std::min has external linkage
+
 // The digest of a run of words, lane by lane.
 template <class V>
 class DigestSum {
@@ -64,7 +66,7 @@ class DigestSum {
 // field of 2^e, shifted down to bit 3, is 8 * (e + 127) = 8 * (e + 6) + 968, and 968 + 56 is a multiple of 128: 56 more
 // in the addend (even, so ties are as they were) cancels it in the seven bits that are kept.
 template <class V>
-typename V::Int EncodeLanes(typename V::Float y) {
+[[gnu::always_inline]] inline typename V::Int EncodeLanes(typename V::Float y) {
   const typename V::Int bits = V::AsInt(y);
   const typename V::Int abs = V::Min32(V::And(bits, V::Set32(0x7FFFFFFF)), V::Set32(0x43E00000));   // 448
   const typename V::Int power = V::And(V::Max32(abs, V::Set32(0x3C800000)), V::Set32(0x7F800000));  // 2^-6
@@ -74,8 +76,9 @@ typename V::Int EncodeLanes(typename V::Float y) {
   return V::Select(V::Set32(0x7F), code, V::template Shr32<24>(bits));  // the sign from bit 31
 }
 
+// Both stay inline: as calls they would reload a dozen constants for every step.
 template <class V, class Source>
-typename V::Int EncodeStep(const std::byte* in, typename V::Float multiply) {
+[[gnu::always_inline]] inline typename V::Int EncodeStep(const std::byte* in, typename V::Float multiply) {
   typename V::Float x[4];
   typename V::Int codes[4];
   Source::Load(in, x);
@@ -83,84 +86,120 @@ typename V::Int EncodeStep(const std::byte* in, typename V::Float multiply) {
   return Source::Pack(codes);
 }
 
-// The last, short step of a row, read from and written to padded copies.
-template <class V, class Source>
-void EncodePartialStep(const std::byte* in, int64_t count, typename V::Float multiply, std::byte* out,
-                       DigestSum<V>& digest) {
-  alignas(V::kStep) std::byte padded[V::kStep * Source::kBytes] = {};
-  alignas(V::kStep) std::byte codes[V::kStep];
-  std::memcpy(padded, in, static_cast<size_t>(count * Source::kBytes));
-  const typename V::Int step = EncodeStep<V, Source>(padded, multiply);
-  V::Store(codes, step);
-  std::memcpy(out, codes, static_cast<size_t>(count));
-  digest.AddPartial(step, count);
+template <class V>
+typename V::Int LoadPartial(const std::byte* in, int64_t bytes) {
+  alignas(V::kStep) std::byte padded[V::kStep] = {};
+  std::memcpy(padded, in, static_cast<size_t>(bytes));
+  return V::Load(padded);
+}
+
+template <class V>
+void StorePartial(std::byte* out, typename V::Int v, int64_t bytes) {
+  alignas(V::kStep) std::byte whole[V::kStep];
+  V::Store(whole, v);
+  std::memcpy(out, whole, static_cast<size_t>(bytes));
 }
 
 template <class V, class Source>
-uint64_t Encode(const Rows& job) {
+[[gnu::noinline]] typename V::Int EncodePartialStep(const std::byte* in, int64_t cols, typename V::Float multiply) {
+  alignas(V::kStep) std::byte padded[V::kStep * Source::kBytes] = {};
+  std::memcpy(padded, in, static_cast<size_t>(cols * Source::kBytes));
+  return EncodeStep<V, Source>(padded, multiply);
+}
+
+// To the second-level cache: the first holds what is being worked on. An address past the end does no harm.
+template <int64_t kBytes>
+[[gnu::always_inline]] inline void Prefetch(const std::byte* p) {
+  for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Runs `step(col)` for every whole step of [col, end) and then `rest(col, bytes)` for what is left.
+template <class V, class Step, class Rest>
+[[gnu::always_inline]] inline void ForEachStep(int64_t col, int64_t end, Step step, Rest rest) {
+  for (; col + V::kStep <= end; col += V::kStep) step(col);
+  if (col < end) rest(col, end - col);
+}
+
+template <class V, class Source>
+uint64_t Encode(const Rows& job, const float* multiply) {
   DigestSum<V> digest;
-  const typename V::Float multiply = V::SetF(job.multiply);
-  const int64_t whole = job.cols - job.cols % V::kStep;
   for (int64_t row = 0; row < job.rows; ++row) {
     const std::byte* in = job.source + row * job.source_pitch;
     std::byte* out = job.out + row * job.out_pitch;
     digest.StartAt(job.first_word + static_cast<uint64_t>(row) * job.words_per_row);
-    for (int64_t col = 0; col < whole; col += V::kStep) {
-      const typename V::Int codes = EncodeStep<V, Source>(in + col * Source::kBytes, multiply);
-      V::Store(out + col, codes);
-      digest.Add(codes);
-    }
-    if (whole < job.cols) {
-      EncodePartialStep<V, Source>(in + whole * Source::kBytes, job.cols - whole, multiply, out + whole, digest);
+    for (int64_t col = 0; col < job.cols; col += job.block_cols) {
+      const typename V::Float factor = V::SetF(multiply[col / job.block_cols]);
+      const auto step = [&](int64_t c) {
+        const typename V::Int codes = EncodeStep<V, Source>(in + c * Source::kBytes, factor);
+        Prefetch<V::kStep * Source::kBytes>(in + c * Source::kBytes + job.ahead);
+        V::Store(out + c, codes);
+        digest.Add(codes);
+      };
+      const auto rest = [&](int64_t c, int64_t cols) {
+        const typename V::Int codes = EncodePartialStep<V, Source>(in + c * Source::kBytes, cols, factor);
+        StorePartial<V>(out + c, codes, cols);
+        digest.AddPartial(codes, cols);
+      };
+      ForEachStep<V>(col, Least(col + job.block_cols, job.cols), step, rest);
     }
   }
   return digest.Total();
 }
 
-template <class V, bool kCopy>
+enum class Output { kNone, kCached, kStreamed };
+
+template <class V, Output kOutput>
 uint64_t Digest(const Rows& job) {
   DigestSum<V> digest;
-  const int64_t whole = job.cols - job.cols % V::kStep;
   for (int64_t row = 0; row < job.rows; ++row) {
     const std::byte* in = job.source + row * job.source_pitch;
-    std::byte* out = kCopy ? job.out + row * job.out_pitch : nullptr;
+    std::byte* out = kOutput == Output::kNone ? nullptr : job.out + row * job.out_pitch;
     digest.StartAt(job.first_word + static_cast<uint64_t>(row) * job.words_per_row);
-    for (int64_t col = 0; col < whole; col += V::kStep) {
-      const typename V::Int words = V::Load(in + col);
-      if constexpr (kCopy) V::Store(out + col, words);
+    const auto step = [&](int64_t c) {
+      const typename V::Int words = V::Load(in + c);
+      Prefetch<V::kStep>(in + c + job.ahead);
+      if constexpr (kOutput == Output::kCached) V::Store(out + c, words);
+      if constexpr (kOutput == Output::kStreamed) V::Stream(out + c, words);
       digest.Add(words);
-    }
-    if (whole < job.cols) {
-      alignas(V::kStep) std::byte padded[V::kStep] = {};
-      std::memcpy(padded, in + whole, static_cast<size_t>(job.cols - whole));
-      if constexpr (kCopy) std::memcpy(out + whole, padded, static_cast<size_t>(job.cols - whole));
-      digest.AddPartial(V::Load(padded), job.cols - whole);
-    }
+    };
+    const auto rest = [&](int64_t c, int64_t bytes) {
+      const typename V::Int words = LoadPartial<V>(in + c, bytes);
+      if constexpr (kOutput != Output::kNone) StorePartial<V>(out + c, words, bytes);
+      digest.AddPartial(words, bytes);
+    };
+    ForEachStep<V>(0, job.cols, step, rest);
   }
+  if constexpr (kOutput == Output::kStreamed) V::Fence();  // streamed stores are not ordered by a later release
   return digest.Total();
 }
 
 template <class V, class Element>
-uint32_t Max(const Rows& job, uint64_t mask) {
-  const typename V::Int masks = V::Set64(mask);
-  typename V::Int max = V::Set64(0);
-  const int64_t whole = job.cols - job.cols % V::kStep;
-  for (int64_t row = 0; row < job.rows; ++row) {
-    const std::byte* in = job.source + row * job.source_pitch;
-    for (int64_t col = 0; col < whole; col += V::kStep) {
-      max = V::template Max<Element>(max, V::And(V::Load(in + col), masks));
-    }
-    if (whole < job.cols) {
-      alignas(V::kStep) std::byte padded[V::kStep] = {};
-      std::memcpy(padded, in + whole, static_cast<size_t>(job.cols - whole));
-      max = V::template Max<Element>(max, V::And(V::Load(padded), masks));
-    }
-  }
+uint32_t LargestLane(typename V::Int v) {
   alignas(V::kStep) Element lanes[V::kStep / sizeof(Element)];
-  V::Store(reinterpret_cast<std::byte*>(lanes), max);
+  V::Store(reinterpret_cast<std::byte*>(lanes), v);
   Element largest = 0;
   for (Element lane : lanes) largest = lane > largest ? lane : largest;
   return largest;
+}
+
+template <class V, class Element>
+void Max(const Rows& job, uint64_t mask, uint32_t* largest) {
+  const typename V::Int masks = V::Set64(mask);
+  typename V::Int max[kMaxBlocks];
+  for (typename V::Int& block : max) block = V::Set64(0);
+  for (int64_t row = 0; row < job.rows; ++row) {
+    const std::byte* in = job.source + row * job.source_pitch;
+    for (int64_t col = 0; col < job.cols; col += job.block_cols) {
+      typename V::Int& block = max[col / job.block_cols];
+      typename V::Int found = block;
+      const auto take = [&](typename V::Int x) { found = V::template Max<Element>(found, V::And(x, masks)); };
+      ForEachStep<V>(
+          col, Least(col + job.block_cols, job.cols), [&](int64_t c) { take(V::Load(in + c)); },
+          [&](int64_t c, int64_t bytes) { take(LoadPartial<V>(in + c, bytes)); });
+      block = found;
+    }
+  }
+  for (int64_t i = 0; i * job.block_cols < job.cols; ++i) largest[i] = LargestLane<V, Element>(max[i]);
 }
 
 template <class V>
@@ -182,8 +221,9 @@ constexpr Loops MakeLoops(const char* name) {
       .encode_bf16 = Encode<V, typename V::Bf16>,
       .encode_f16 = Encode<V, typename V::F16>,
       .encode_f32 = Encode<V, typename V::F32>,
-      .digest = Digest<V, false>,
-      .copy_and_digest = Digest<V, true>,
+      .digest = Digest<V, Output::kNone>,
+      .copy_and_digest = Digest<V, Output::kCached>,
+      .stream_and_digest = Digest<V, Output::kStreamed>,
       .read_2_write_1 = Read2Write1<V>,
   };
 }

@@ -1,17 +1,17 @@
 // Any CPU: 16 elements a step, in the compiler's generic vectors, which it lowers to what the baseline has.
 #include <bit>
 
-#include "kernels/fp8.h"
 #include "kernels/simd_loops.h"
 
 namespace wsync::simd {
 namespace {
 
+static_assert(std::endian::native == std::endian::little, "the wire's byte order is assumed to be the machine's");
+
 struct Portable {
-  template <class T>
-  using Vector [[gnu::vector_size(16)]] = T;
   typedef uint8_t Bytes __attribute__((vector_size(16)));
   typedef uint16_t Words16 __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(8)));
   typedef uint32_t Int __attribute__((vector_size(16)));
   typedef uint64_t Words64 __attribute__((vector_size(16)));
   typedef float Float __attribute__((vector_size(16)));
@@ -23,6 +23,8 @@ struct Portable {
     return v;
   }
   static void Store(std::byte* p, Int v) { std::memcpy(p, &v, sizeof(v)); }
+  static void Stream(std::byte* p, Int v) { Store(p, v); }
+  static void Fence() {}
   static Int Set32(uint32_t x) { return Int{x, x, x, x}; }
   static Int Set64(uint64_t x) { return (Int)Words64{x, x}; }
   static Float SetF(float x) { return Float{x, x, x, x}; }
@@ -38,9 +40,13 @@ struct Portable {
   static Int Min32(Int a, Int b) { return a < b ? a : b; }
   static Int Max32(Int a, Int b) { return a > b ? a : b; }
   template <int kBits>
-  static Int Shr32(Int a) { return a >> kBits; }
+  static Int Shr32(Int a) {
+    return a >> kBits;
+  }
   template <int kBits>
-  static Int Shr64(Int a) { return (Int)((Words64)a >> kBits); }
+  static Int Shr64(Int a) {
+    return (Int)((Words64)a >> kBits);
+  }
   static Float MulF(Float a, Float b) { return a * b; }
   static Float AddF(Float a, Float b) { return a + b; }
   template <class Element>
@@ -59,8 +65,40 @@ struct Portable {
         x[2 * i + 1] = AsFloat(pairs & Set32(0xFFFF0000));
       }
     }
+    static Int Pack(const Int c[4]) { return PackWords(c[0] | c[1] << 16, c[2] | c[3] << 16); }
   };
+  struct F32 {
+    static constexpr int64_t kBytes = 4;
+    static void Load(const std::byte* p, Float x[4]) {
+      for (int i = 0; i < 4; ++i) x[i] = AsFloat(Portable::Load(p + i * kStep));
+    }
+    static Int Pack(const Int c[4]) { return PackWords(LowHalves(c[0], c[1]), LowHalves(c[2], c[3])); }
+  };
+  struct F16 {
+    static constexpr int64_t kBytes = 2;
+    static void Load(const std::byte* p, Float x[4]) {
+      for (int i = 0; i < 4; ++i) {
+        Halves halves;
+        std::memcpy(&halves, p + i * kStep / 2, sizeof(halves));
+        const Int wide = __builtin_convertvector(halves, Int);
+        // Exponent bias 15 becomes 127 by a product that is exact for subnormals, too. Infinities do not come here.
+        const Float magnitude = AsFloat((wide & 0x7FFF) << 13) * 0x1p112f;
+        x[i] = AsFloat(AsInt(magnitude) | (wide & 0x8000) << 16);
+      }
+    }
+    static Int Pack(const Int c[4]) { return F32::Pack(c); }
+  };
+
+  static Int LowHalves(Int a, Int b) {
+    return (Int)__builtin_shufflevector((Words16)a, (Words16)b, 0, 2, 4, 6, 8, 10, 12, 14);
+  }
+  static Int PackWords(Int a, Int b) {
+    return (Int)__builtin_shufflevector((Bytes)a, (Bytes)b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  }
 };
 
 }  // namespace
+
+extern const Loops kPortableLoops = MakeLoops<Portable>("portable");
+
 }  // namespace wsync::simd
