@@ -9,6 +9,7 @@
 #include "server/rpc/config_schema.h"
 #include "server/rpc/config_units.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/wire_text.h"
 #include "wsync/v1/config.pb.h"
 
 namespace wsync {

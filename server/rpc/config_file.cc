@@ -10,9 +10,11 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "server/rpc/config_schema.h"
 #include "server/rpc/errno_text.h"
+#include "server/rpc/wire_text.h"
 
 namespace wsync {
 namespace {
@@ -145,7 +147,8 @@ ConfigFile ReadConfigFile(const std::string& file, const Descriptor& schema) {
     return result;
   }
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(*text);
+    // yaml-cpp takes an unclosed quote as closed when the file ends in a newline.
+    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(absl::StripTrailingAsciiWhitespace(*text)));
     if (documents.size() > 1) {
       result.problems.push_back({LineOf(documents[1]), "", "a second YAML document begins here; expected one"});
     } else if (!documents.empty() && documents[0].IsMap()) {

@@ -20,7 +20,7 @@ using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
-constexpr size_t kMaxShownBytes = 80;
+constexpr size_t kMaxKeyBytes = 80;  // longer names are no slip of a finger, and distance takes quadratic time
 
 ValueKind KindOf(const FieldDescriptor& field) {
   if (field.is_repeated()) return ValueKind::kTextList;
@@ -150,19 +150,22 @@ std::string YamlText(const std::string& text) {
   return plain ? text : absl::StrCat("\"", absl::Utf8SafeCHexEscape(text), "\"");
 }
 
+// Insertions, deletions, replacements and swaps of neighbours (optimal string alignment).
 size_t EditDistance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+  std::vector<std::vector<size_t>> cost(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) {
+    for (size_t j = 0; j <= b.size(); ++j) {
+      if (i == 0 || j == 0) {
+        cost[i][j] = i + j;
+        continue;
+      }
+      const size_t replaced = cost[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
+      cost[i][j] = std::min({replaced, cost[i - 1][j] + 1, cost[i][j - 1] + 1});
+      const bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+      if (swapped) cost[i][j] = std::min(cost[i][j], cost[i - 2][j - 2] + 1);
     }
   }
-  return row[b.size()];
+  return cost[a.size()][b.size()];
 }
 
 }  // namespace
@@ -255,13 +258,8 @@ bool IsEmptyText(const SchemaField& field, const Message& config) {
   return field.kind == ValueKind::kText && section.GetReflection()->GetString(section, field.leaf).empty();
 }
 
-std::string Quoted(const std::string& text) {
-  const bool cut = text.size() > kMaxShownBytes;
-  return absl::StrCat("\"", absl::Utf8SafeCHexEscape(text.substr(0, kMaxShownBytes)), cut ? "...\"" : "\"");
-}
-
 std::optional<std::string> ClosestName(const std::string& name, const std::vector<std::string>& candidates) {
-  if (name.size() > kMaxShownBytes) return std::nullopt;
+  if (name.size() > kMaxKeyBytes) return std::nullopt;
   size_t best = std::max<size_t>(1, name.size() / 3) + 1;  // further away it is another word, not a slip
   std::optional<std::string> closest;
   for (const std::string& candidate : candidates) {

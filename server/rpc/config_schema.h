@@ -40,8 +40,6 @@ std::optional<std::string> Assign(const SchemaField& field, const std::vector<st
 std::string ValueText(const SchemaField& field, const google::protobuf::Message& config);
 bool IsEmptyText(const SchemaField& field, const google::protobuf::Message& config);
 
-// Text in quotes for an error: escaped, and cut when long.
-std::string Quoted(const std::string& text);
 // The candidate nearest to a mistyped name, when it is near enough to be meant.
 std::optional<std::string> ClosestName(const std::string& name, const std::vector<std::string>& candidates);
 

@@ -5,14 +5,12 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
 namespace wsync {
 namespace {
 
-constexpr size_t kMaxShownBytes = 128;      // of a peer's text within an error
 constexpr size_t kMaxRuleBytes = 1024;      // of one glob or module name: twice the longest tensor name
 constexpr int kMaxRules = 100'000;          // per list; the longest lists seen in checkpoints hold some thousand
 constexpr size_t kMaxShmNameBytes = 255;    // NAME_MAX, which shm_open enforces too
@@ -21,14 +19,9 @@ constexpr size_t kMaxDeviceUuidBytes = 64;  // "GPU-" and a UUID take 40
 constexpr uint64_t kMaxInt64 = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 constexpr uint32_t kMaxInt32 = static_cast<uint32_t>(std::numeric_limits<int32_t>::max());
 
-std::string Shown(absl::string_view text) {
-  const std::string head = absl::Utf8SafeCHexEscape(text.substr(0, kMaxShownBytes));
-  return text.size() <= kMaxShownBytes ? absl::StrCat("\"", head, "\"") : absl::StrCat("\"", head, "...\"");
-}
-
 absl::StatusOr<Dtype> DtypeFromProto(int number, absl::string_view tensor) {
   if (number == v1::DTYPE_UNSPECIFIED || !v1::Dtype_IsValid(number)) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", Shown(tensor), ": unknown dtype number ", number,
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(tensor), ": unknown dtype number ", number,
                                                    "; peers of different versions may disagree on dtypes"));
   }
   return static_cast<Dtype>(number);
@@ -54,7 +47,7 @@ absl::Status CheckList(const TextList& list, absl::string_view field) {
   }
   for (const std::string& entry : list) {
     if (entry.size() <= kMaxRuleBytes) continue;
-    return absl::InvalidArgumentError(absl::StrCat("recipe rules: ", field, " entry ", Shown(entry), " has ",
+    return absl::InvalidArgumentError(absl::StrCat("recipe rules: ", field, " entry ", Quoted(entry), " has ",
                                                    entry.size(), " bytes, at most ", kMaxRuleBytes, " are taken"));
   }
   return absl::OkStatus();
@@ -65,7 +58,7 @@ absl::StatusOr<Value> ParseRule(std::optional<Value> parsed, absl::string_view k
                                 absl::string_view expected) {
   if (parsed.has_value()) return *parsed;
   return absl::InvalidArgumentError(
-      absl::StrCat("recipe.", key, ": ", Shown(text), " is unknown; expected one of: ", expected));
+      absl::StrCat("recipe.", key, ": ", Quoted(text), " is unknown; expected one of: ", expected));
 }
 
 // Sets the three lists and checks the whole.
@@ -93,7 +86,7 @@ absl::StatusOr<int64_t> HandleBytes(uint64_t bytes, absl::string_view what) {
 
 absl::StatusOr<MemoryHandle> SharedMemoryFromProto(const v1::SharedMemory& memory) {
   const std::string& name = memory.name();
-  const std::string what = absl::StrCat("shared memory ", Shown(name));
+  const std::string what = absl::StrCat("shared memory ", Quoted(name));
   const bool one_component =
       name.size() >= 2 && name[0] == '/' && name.find_first_of(std::string("/\0", 2), 1) == std::string::npos;
   if (!one_component || name.size() > kMaxShmNameBytes) {
@@ -111,7 +104,7 @@ absl::StatusOr<MemoryHandle> CudaIpcFromProto(const v1::CudaIpc& memory) {
                                                    kCudaIpcHandleBytes, " from cudaIpcGetMemHandle"));
   }
   if (memory.device_uuid().size() > kMaxDeviceUuidBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("CUDA IPC handle: device UUID ", Shown(memory.device_uuid()),
+    return absl::InvalidArgumentError(absl::StrCat("CUDA IPC handle: device UUID ", Quoted(memory.device_uuid()),
                                                    " is longer than ", kMaxDeviceUuidBytes, " bytes"));
   }
   auto bytes = HandleBytes(memory.size_bytes(), "CUDA IPC handle");
@@ -120,7 +113,7 @@ absl::StatusOr<MemoryHandle> CudaIpcFromProto(const v1::CudaIpc& memory) {
 }
 
 absl::Status CheckDestination(const v1::Destination& destination) {
-  const std::string name = Shown(destination.output().name());
+  const std::string name = Quoted(destination.output().name());
   if (destination.row_begin() < 0 || destination.row_end() < destination.row_begin() || destination.col_begin() < 0 ||
       destination.col_end() < destination.col_begin()) {
     return absl::InvalidArgumentError(absl::StrCat("destination for ", name, ": rows [", destination.row_begin(), ", ",
@@ -157,18 +150,18 @@ v1::Tensor ToProto(const Tensor& tensor) {
 
 absl::StatusOr<Tensor> FromProto(const v1::Tensor& tensor) {
   if (tensor.name().size() > kMaxNameBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", Shown(tensor.name()), ": its name has ",
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(tensor.name()), ": its name has ",
                                                    tensor.name().size(), " bytes, at most ", kMaxNameBytes,
                                                    " are taken"));
   }
   if (static_cast<size_t>(tensor.shape_size()) > kMaxDims) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", Shown(tensor.name()), ": ", tensor.shape_size(),
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(tensor.name()), ": ", tensor.shape_size(),
                                                    " dimensions, at most ", kMaxDims, " are taken"));
   }
   for (const int64_t dim : tensor.shape()) {
     if (dim >= 0) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", Shown(tensor.name()), ": dimension ", dim, " is negative"));
+        absl::StrCat("tensor ", Quoted(tensor.name()), ": dimension ", dim, " is negative"));
   }
   auto dtype = DtypeFromProto(tensor.dtype(), tensor.name());
   if (!dtype.ok()) return dtype.status();

@@ -12,6 +12,9 @@ namespace wsync {
 // every text that does not come out of a proto (errno texts, paths, cut messages) goes through this.
 std::string WireText(absl::string_view text);
 
+// Somebody else's text inside a message of ours: in double quotes, escaped, and cut after 100 bytes.
+std::string Quoted(absl::string_view text);
+
 }  // namespace wsync
 
 #endif  // WSYNC_SERVER_RPC_WIRE_TEXT_H_
