@@ -8,7 +8,7 @@
 namespace wsync {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 4096;  // measured best of 512 to 4096: covers the latency of memory at full speed
+constexpr int64_t kPrefetchBytes = 4096;  // the best of 512 to 4096, by noisy measurements on one machine
 
 simd::Rows RowsOf(const std::byte* data, int64_t row_begin, int64_t rows, int64_t row_bytes, int64_t pitch_bytes) {
   const int64_t words_per_row = CeilDiv(row_bytes, 8);

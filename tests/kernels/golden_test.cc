@@ -96,7 +96,7 @@ TEST_P(GoldenTest, DeepGemm) { ExpectSameBytes("deepgemm", BlockRecipe(Preset::k
 TEST_P(GoldenTest, DeepGemmUe8m0) {
   ExpectSameBytes("deepgemm_ue8m0", BlockRecipe(Preset::kDeepGemm, ScaleFormat::kPow2));
 }
-// Nothing to agree with: 1/s of the peer is infinite there (its scale is subnormal or zero), so its codes are NaN.
+// Nothing to agree with: what the peers multiply with is infinite there, so zeros become NaN codes.
 constexpr char kSubnormal[] = "subnormal_128x128";
 
 TEST_P(GoldenTest, NemoButForSubnormals) { ExpectSameBytes("nemo", BlockRecipe(Preset::kNemo), kSubnormal); }
