@@ -64,6 +64,19 @@ bool IsWeightFile(absl::string_view name) {
   return false;
 }
 
+// Swaps two directories, at once where the file system can: then there is no moment without a checkpoint at `b`.
+int Exchange(const std::string& a, const std::string& b) {
+  if (renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return -1;
+  const std::string aside = a + ".old";
+  if (rename(b.c_str(), aside.c_str()) != 0) return -1;
+  if (rename(a.c_str(), b.c_str()) == 0) return rename(aside.c_str(), a.c_str());
+  const int error = errno;
+  rename(aside.c_str(), b.c_str());
+  errno = error;
+  return -1;
+}
+
 // std::filesystem::copy_file reports a full disk as an I/O error; this says what it is.
 absl::Status CopyFile(const std::string& from, const std::string& to) {
   const auto source = MappedFile::Open(from);
@@ -195,9 +208,7 @@ absl::Status CheckpointWriter::MoveIntoPlace() {
   if (absl::Status status = CheckTarget(out_dir_, options_); !status.ok()) return status;
   std::error_code error;
   const bool replaces = fs::exists(out_dir_, error) && !fs::is_empty(out_dir_, error);
-  // An exchange leaves no moment without a checkpoint under the final name.
-  const int result = replaces ? renameat2(AT_FDCWD, partial_dir_.c_str(), AT_FDCWD, out_dir_.c_str(), RENAME_EXCHANGE)
-                              : rename(partial_dir_.c_str(), out_dir_.c_str());
+  const int result = replaces ? Exchange(partial_dir_, out_dir_) : rename(partial_dir_.c_str(), out_dir_.c_str());
   if (result != 0) return FileError(absl::StrCat("rename '", partial_dir_, "' to"), out_dir_, errno);
   finished_ = true;
   if (replaces) {  // now the old checkpoint

@@ -46,7 +46,10 @@ const char* AdviceFor(int error) {
     case EROFS:
       return "; choose a directory on a writable file system";
     case ENOENT:
+    case ENOTDIR:
       return "; check the path";
+    case EEXIST:
+      return "; another process is writing there, or one that died left it: then remove it";
     default:
       return "";
   }

@@ -169,7 +169,9 @@ TEST(CheckpointWriter, PartialDirectoryOfAnotherWriterIsNotTouched) {
   const std::string partial = directory / ("out.partial-" + std::to_string(getpid()));
   std::filesystem::create_directory(partial);
   WriteText(partial + "/x", "theirs");
-  EXPECT_EQ(WriteAll(directory / "out", {}).code(), absl::StatusCode::kAlreadyExists);
+  const absl::Status status = WriteAll(directory / "out", {});
+  EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("one that died left it: then remove it"));
   EXPECT_EQ(ReadText(partial + "/x"), "theirs");
 }
 

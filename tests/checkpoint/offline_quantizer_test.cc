@@ -79,7 +79,7 @@ INSTANTIATE_TEST_SUITE_P(OfflineQuantizer, Golden,
                                                       "subnormal_128x128"},
                                          GoldenRecipe{"deepgemm", Preset::kDeepGemm, ScaleFormat::kFp32, ""},
                                          GoldenRecipe{"deepgemm_ue8m0", Preset::kDeepGemm, ScaleFormat::kPow2, ""},
-                                         GoldenRecipe{"nemo", Preset::kNemo, ScaleFormat::kFp32, ""}),
+                                         GoldenRecipe{"nemo", Preset::kNemo, ScaleFormat::kFp32, "subnormal_128x128"}),
                          [](const auto& test) { return std::string(test.param.name); });
 
 // A small model whose big weight takes several pieces: 5000 x 1024 codes are more than one.
