@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -76,7 +77,8 @@ struct SourceReleased {
   uint64_t version = 0;
   Hash128 digest;
   absl::Duration encode;
-};  // once per version
+  uint64_t epoch = 0;  // of any StartSource of this publish; tells a late answer to an aborted one. 0: unknown
+};                     // once per version
 struct SourceSent {
   uint64_t epoch = 0;
   uint64_t version = 0;

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -12,6 +13,7 @@
 namespace wsync {
 
 enum class SyncState : uint8_t { kInSync = 1, kSyncing, kDegraded, kEmpty };
+std::string_view SyncStateName(SyncState state);  // "in sync", "syncing", "degraded", "empty"
 
 struct MemberStatus {
   MemberInfo info;
@@ -27,7 +29,7 @@ struct MemberStatus {
 
 struct RoundStatus {
   uint64_t version = 0;
-  std::string phase;  // "transfer", "apply"
+  std::string phase;  // "waiting" (for replicas), "checking" (content of a committed version), "transfer", "apply"
   absl::Duration age;
   bool catch_up = false;
   int64_t participants = 0;  // replicas
@@ -57,6 +59,9 @@ struct StatusSnapshot {
   std::vector<MemberStatus> members;  // live ones, and lost ones until their replica is back; sorted by replica, rank
   std::vector<StatusEvent> events;    // oldest first
 };
+
+// Fills in `state` and `reason` from all the rest.
+void Judge(StatusSnapshot& snapshot);
 
 }  // namespace wsync
 

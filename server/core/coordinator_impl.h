@@ -1,0 +1,140 @@
+// The state behind Coordinator, and its three concerns, one .cc file each: membership (coordinator.cc), the publish in
+// flight (publish.cc), catch-up of replicas that were left out (catch_up.cc). Included by those only.
+//
+// A step sets now_, collects actions in out_, and ends with Advance(), which does what time or the event made due.
+#ifndef WSYNC_SERVER_CORE_COORDINATOR_IMPL_H_
+#define WSYNC_SERVER_CORE_COORDINATOR_IMPL_H_
+
+#include <deque>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/core/coordinator.h"
+#include "server/core/group.h"
+#include "server/core/round.h"
+
+namespace wsync {
+
+// The version that the trainer asked for and has not got an answer about.
+struct RunningPublish {
+  enum class Stage : uint8_t { kChecking = 1, kWaiting, kRunning };
+  uint64_t version = 0;
+  Stage stage = Stage::kWaiting;
+  absl::Time requested;
+  absl::Time deadline;   // of kChecking and kWaiting
+  absl::Time decide_by;  // no further attempt after this
+  PlanInfo plan;
+  uint64_t first_epoch = 0;
+  int retries = 0;  // attempts repeated without anybody to blame
+  bool decided = false;
+  std::map<std::string, ReplicaOutcome> dropped;  // replicas that earlier attempts lost; not asked again
+  std::optional<ServedVersion> content;           // known once released
+  absl::Duration encode;
+  absl::Time released, staged;
+};
+
+class Coordinator::Impl {
+ public:
+  Impl(CoordinatorOptions options, absl::Time now);
+  Actions Step(absl::Time now, const Event& event);
+  absl::Time NextDeadline() const;
+  StatusSnapshot Snapshot(absl::Time now) const;
+
+ private:
+  // ---- coordinator.cc: events and membership
+  void On(const event::CatalogRegistered& event);
+  void On(const event::CatalogGone& event);
+  void On(const event::Joined& event);
+  void On(const event::ReadyChanged& event);
+  void On(const event::HeartbeatSeen& event);
+  void On(const event::Staged& event);
+  void On(const event::Applied& event);
+  void On(const event::Failed& event);
+  void On(const event::Left& event);
+  void On(const event::Lost& event);
+  void On(const event::Tick&) {}
+  // ---- publish.cc
+  void On(const event::Publish& event);
+  void On(const event::ContentChecked& event);
+  void On(const event::SourceReleased& event);
+  void On(const event::SourceSent& event);
+  void On(const event::SourceFailed& event);
+
+  void Advance();
+  Member* Heard(MemberId id);
+  void ChangeCatalog(const std::string& why);
+  void AnnounceCatalog(const std::string& not_ready_reason);
+  void LoseSilentMembers();
+  void TellRounds(const std::vector<event::Lost>& losses);
+  void LoseMember(MemberId id, const std::string& reason);
+  void ListAsLost(MemberId id, const std::string& reason);
+  void AdoptServing(const Member& member);
+  void LeaveRound(Member& member);
+  template <typename Call>
+  void InRoundOf(MemberId member, Call call);
+  void Take(Actions actions);
+  void Log(action::Log::Severity severity, std::string text);
+
+  // ---- publish.cc
+  absl::Duration StageBudget() const;  // for the bytes of one version
+  int64_t Needed() const;              // replicas, to decide
+  absl::Status CheckPublish(uint64_t version) const;
+  std::vector<Group::Replica> Candidates() const;
+  absl::Time GraceForCatchUp() const;
+  void AdvancePublish();
+  void StartAttempt();
+  Round NewRound(const std::vector<Group::Replica>& replicas, uint64_t version, RoundOptions options);
+  void BeginRound(const Round& round, bool encode);
+  void StopSource(const absl::Status& reason);
+  void FollowPublish();
+  void Decide();
+  void RestartPublish();
+  VersionReport Report() const;
+  void FinishPublish();
+  void NoteLeftOut(const ReplicaOutcome& outcome, uint64_t version);
+  void AbortPublish(const absl::Status& why);
+  void AnswerPublish(const absl::Status& status, VersionReport report);
+
+  // ---- catch_up.cc
+  struct Backoff {
+    int failures = 0;
+    absl::Time until;
+  };
+  bool CatchUpPossible() const;
+  std::vector<Group::Replica> LaggingReplicas() const;
+  absl::Time BackoffOf(const std::string& replica) const;
+  absl::Time NextCatchUp() const;
+  void StartCatchUp();
+  void FollowCatchUp();
+  void CancelCatchUp(const absl::Status& why);
+  void RecordCatchUp(const ReplicaOutcome& outcome, uint64_t version);
+
+  CoordinatorOptions options_;
+  absl::Time now_;
+  absl::Time promised_ = absl::InfiniteFuture();  // when the next step was due at the latest
+  Actions out_;
+  Group group_;
+  uint64_t epoch_ = 0;
+  std::optional<PlanInfo> plan_;
+  ServedVersion committed_;
+  ServedVersion retained_;     // what the source could send again
+  uint64_t source_epoch_ = 0;  // of the session that the source may still send in; 0: none
+  std::optional<RunningPublish> publish_;
+  std::optional<Round> round_;     // the publish's
+  std::optional<Round> catch_up_;  // in kApply it may run beside a publish
+  bool catch_up_decided_ = false;
+  std::map<std::string, Backoff> backoff_;  // by replica
+  std::optional<VersionReport> last_report_;
+  absl::Time last_report_time_;
+  std::deque<StatusEvent> history_;
+};
+
+inline constexpr char kNoCatalog[] = "no catalog: no trainer is registered";
+std::string Seconds(absl::Duration duration);  // "1.20 s"
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_CORE_COORDINATOR_IMPL_H_

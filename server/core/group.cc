@@ -1,0 +1,212 @@
+#include "server/core/group.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace wsync {
+namespace {
+
+// Long enough to be seen by who comes to look after an alarm, short enough that the list does not grow with every
+// restarted pod.
+constexpr absl::Duration kRememberLost = absl::Minutes(10);
+
+absl::Status CheckInfo(const MemberInfo& info) {
+  if (info.name.empty() || info.replica.empty()) {
+    return absl::InvalidArgumentError("join without a name or a replica: set agent.name and agent.replica");
+  }
+  if (info.replica_size < 1 || info.rank < 0 || info.rank >= info.replica_size) {
+    return absl::InvalidArgumentError(absl::StrFormat("join of %s: rank %d does not lie in [0, %d), its replica's size",
+                                                      info.name, info.rank, info.replica_size));
+  }
+  return absl::OkStatus();
+}
+
+std::string WhyNotReady(const Group::Replica& replica) {
+  std::vector<std::string> reasons;
+  const int32_t missing = replica.ranks[0]->info.replica_size - static_cast<int32_t>(replica.ranks.size());
+  if (missing > 0) reasons.push_back(absl::StrCat(missing, " of its ranks have not joined"));
+  for (const Member* member : replica.ranks) {
+    if (!member->ready) {
+      reasons.push_back(absl::StrCat(member->info.name, ": ", member->reason));
+    } else if (member->round != 0) {
+      reasons.push_back(absl::StrCat(member->info.name, " still works on epoch ", member->round));
+    }
+  }
+  return absl::StrCat("replica ", replica.name, " (", absl::StrJoin(reasons, "; "), ")");
+}
+
+MemberStatus StatusOf(absl::Time now, const Member& member, const ServedVersion& committed, double wire_bytes) {
+  MemberStatus status;
+  status.info = member.info;
+  status.engine = member.engine;
+  status.phase = member.round != 0 ? member.progress.phase : MemberPhase::kIdle;
+  status.serving = member.info.serving;
+  status.lag = committed.version > status.serving.version ? committed.version - status.serving.version : 0;
+  status.last_seen = now - member.last_seen;
+  status.last_error = member.last_error;
+  if (member.round != 0) {
+    status.state = "syncing";
+    const bool current = member.progress.epoch == member.round && wire_bytes > 0;
+    if (current) status.received_fraction = std::min(1.0, member.progress.received_bytes / wire_bytes);
+  } else if (member.torn) {
+    status.state = "torn";
+  } else {
+    status.state = member.ready ? "ready" : "waiting";
+  }
+  if (!member.ready && status.last_error.empty()) status.last_error = member.reason;
+  return status;
+}
+
+}  // namespace
+
+std::string Describe(const Member& member) {
+  return absl::StrCat(member.info.name, " (replica ", member.info.replica, ", rank ", member.info.rank, ")");
+}
+
+bool Group::IsStale(absl::Time now, const Member& member) const {
+  return now - member.last_seen > heartbeat_timeout_ / 2;
+}
+
+Group::Verdict Group::Judge(absl::Time now, const MemberInfo& info) const {
+  if (absl::Status status = CheckInfo(info); !status.ok()) return {status};
+  Verdict verdict;
+  for (const auto& [id, member] : members_) {
+    const bool same_place = member.info.replica == info.replica && member.info.rank == info.rank;
+    if (member.info.name == info.name) {
+      const bool same_process = member.info.host == info.host && member.info.pid == info.pid;
+      if (same_process || IsStale(now, member)) {
+        verdict.former = id;
+        continue;
+      }
+    }
+    if (member.info.name == info.name || same_place) {
+      return {absl::AlreadyExistsError(absl::StrFormat(
+                  "%s (replica %s, rank %d) cannot join: %s on %s, pid %d, is a live member; stop it, or give this one "
+                  "another name and rank",
+                  info.name, info.replica, info.rank, Describe(member), member.info.host, member.info.pid)),
+              true};
+    }
+    if (member.info.replica == info.replica && member.info.replica_size != info.replica_size) {
+      return {absl::InvalidArgumentError(absl::StrFormat("%s cannot join: it says that replica %s has %d ranks, but %s "
+                                                         "says %d; give all ranks the same replica_size",
+                                                         info.name, info.replica, info.replica_size, member.info.name,
+                                                         member.info.replica_size)),
+              true};
+    }
+  }
+  return verdict;
+}
+
+Member& Group::Add(absl::Time now, MemberId id, const MemberInfo& info) {
+  std::erase_if(lost_, [&](const auto& entry) {
+    const MemberInfo& lost = entry.second.member.info;
+    return lost.name == info.name || (lost.replica == info.replica && lost.rank == info.rank);
+  });
+  Member& member = members_[id];
+  member.id = id;
+  member.info = info;
+  member.last_seen = now;
+  return member;
+}
+
+void Group::Remove(MemberId id) { members_.erase(id); }
+
+void Group::Lose(absl::Time now, MemberId id, const std::string& last_error) {
+  auto node = members_.extract(id);
+  if (node.empty()) return;
+  node.mapped().last_error = last_error;
+  const std::string name = node.mapped().info.name;
+  lost_.insert_or_assign(name, LostMember{std::move(node.mapped()), now});
+}
+
+Member* Group::Find(MemberId id) {
+  const auto it = members_.find(id);
+  return it == members_.end() ? nullptr : &it->second;
+}
+
+std::vector<MemberId> Group::Silent(absl::Time now) const {
+  std::vector<MemberId> silent;
+  for (const auto& [id, member] : members_) {
+    if (now - member.last_seen >= heartbeat_timeout_) silent.push_back(id);
+  }
+  return silent;
+}
+
+absl::Time Group::NextSilence() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [id, member] : members_) next = std::min(next, member.last_seen + heartbeat_timeout_);
+  return next;
+}
+
+void Group::Forgive(absl::Duration pause) {
+  for (auto& [id, member] : members_) member.last_seen += pause;
+}
+
+std::vector<Group::Replica> Group::Replicas() const {
+  std::vector<const Member*> sorted;
+  for (const auto& [id, member] : members_) sorted.push_back(&member);
+  std::sort(sorted.begin(), sorted.end(), [](const Member* a, const Member* b) {
+    return std::tie(a->info.replica, a->info.rank) < std::tie(b->info.replica, b->info.rank);
+  });
+  std::vector<Replica> replicas;
+  for (const Member* member : sorted) {
+    if (replicas.empty() || replicas.back().name != member->info.replica) replicas.push_back({member->info.replica});
+    replicas.back().ranks.push_back(member);
+  }
+  for (Replica& replica : replicas) {
+    replica.ready = static_cast<int32_t>(replica.ranks.size()) == replica.ranks[0]->info.replica_size &&
+                    std::all_of(replica.ranks.begin(), replica.ranks.end(),
+                                [](const Member* member) { return member->ready && member->round == 0; });
+  }
+  return replicas;
+}
+
+std::vector<Group::Replica> Group::ReadyReplicas() const {
+  std::vector<Replica> replicas = Replicas();
+  std::erase_if(replicas, [](const Replica& replica) { return !replica.ready; });
+  return replicas;
+}
+
+std::string Group::WhyNotReady() const {
+  std::vector<std::string> reasons;
+  for (const Replica& replica : Replicas()) {
+    if (!replica.ready) reasons.push_back(wsync::WhyNotReady(replica));
+  }
+  for (const auto& [name, lost] : lost_) {
+    reasons.push_back(absl::StrCat(Describe(lost.member), " is lost: ", lost.member.last_error));
+  }
+  if (members_.empty() && lost_.empty())
+    return "no rollout agent has joined: start wsync-rollout, check its coordinator address";
+  return reasons.empty() ? "no other rollout agent has joined" : absl::StrJoin(reasons, ", ");
+}
+
+void Group::ForgetLost(absl::Time now) {
+  std::erase_if(lost_, [now](const auto& entry) { return now - entry.second.since >= kRememberLost; });
+}
+
+absl::Time Group::NextForget() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [name, lost] : lost_) next = std::min(next, lost.since + kRememberLost);
+  return next;
+}
+
+std::vector<MemberStatus> Group::Status(absl::Time now, const ServedVersion& committed, double wire_bytes) const {
+  std::vector<MemberStatus> statuses;
+  for (const auto& [id, member] : members_) statuses.push_back(StatusOf(now, member, committed, wire_bytes));
+  for (const auto& [name, lost] : lost_) {
+    statuses.push_back(StatusOf(now, lost.member, committed, wire_bytes));
+    statuses.back().state = "lost";
+    statuses.back().received_fraction = 0;
+  }
+  std::sort(statuses.begin(), statuses.end(), [](const MemberStatus& a, const MemberStatus& b) {
+    return std::tie(a.info.replica, a.info.rank, a.info.name) < std::tie(b.info.replica, b.info.rank, b.info.name);
+  });
+  return statuses;
+}
+
+}  // namespace wsync

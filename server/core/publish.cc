@@ -1,0 +1,341 @@
+// The publish in flight: wait for enough replicas, run attempts until one is decided, answer the trainer.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/core/coordinator_impl.h"
+
+namespace wsync {
+namespace {
+
+using Stage = RunningPublish::Stage;
+
+// Attempts repeated with the same members after a broken session or damaged bytes; a third failure is no accident.
+constexpr int kRetries = 2;
+// How long a publish waits for a replica that is just applying a catch-up, before it goes on without it: applying takes
+// milliseconds, and an engine that needs longer must not hold up the trainer.
+constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
+
+absl::Status Prefixed(uint64_t version, const absl::Status& why) {
+  return absl::Status(why.code(), absl::StrCat("version ", version, " failed: ", why.message()));
+}
+
+}  // namespace
+
+absl::Duration Coordinator::Impl::StageBudget() const {
+  const PlanInfo* plan = publish_.has_value() ? &publish_->plan : plan_.has_value() ? &*plan_ : nullptr;
+  if (plan == nullptr || options_.min_rate_bytes_per_second <= 0) return options_.stage_timeout;
+  return options_.stage_timeout +
+         absl::Seconds(static_cast<double>(plan->wire_bytes) / options_.min_rate_bytes_per_second);
+}
+
+int64_t Coordinator::Impl::Needed() const { return options_.quorum > 0 ? options_.quorum : options_.min_replicas; }
+
+// ---- the trainer asks
+
+void Coordinator::Impl::On(const event::Publish& event) {
+  if (publish_.has_value() && publish_->version == event.version) return;  // the shell joins the caller to it
+  if (absl::Status refusal = CheckPublish(event.version); !refusal.ok()) {
+    Log(action::Log::kWarn, std::string(refusal.message()));
+    out_.push_back(action::PublishDone{event.version, std::move(refusal), {}});
+    return;
+  }
+  publish_.emplace();
+  publish_->version = event.version;
+  publish_->requested = now_;
+  publish_->plan = *plan_;
+  if (event.version == committed_.version) {
+    publish_->stage = Stage::kChecking;
+    publish_->deadline = now_ + StageBudget();
+    out_.push_back(action::CheckContent{event.version});
+    return;
+  }
+  publish_->deadline = now_ + options_.min_replicas_wait;
+  CancelCatchUp(absl::CancelledError(absl::StrCat("version ", event.version, " is being published instead")));
+}
+
+absl::Status Coordinator::Impl::CheckPublish(uint64_t version) const {
+  if (version == 0) return absl::InvalidArgumentError("cannot publish version 0: versions begin with 1");
+  if (publish_.has_value()) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("cannot publish version %d: version %d is still being published; "
+                        "wait for its answer",
+                        version, publish_->version));
+  }
+  if (!plan_.has_value()) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("cannot publish version %d: no catalog is registered; register the tensors first", version));
+  }
+  if (version < committed_.version) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("version %d is older than committed version %d; versions only grow: publish %d or higher",
+                        version, committed_.version, committed_.version + 1));
+  }
+  return absl::OkStatus();
+}
+
+void Coordinator::Impl::On(const event::ContentChecked& event) {
+  if (!publish_.has_value() || publish_->stage != Stage::kChecking || publish_->version != event.version) return;
+  if (!event.status.ok()) {
+    AbortPublish(
+        absl::Status(event.status.code(), absl::StrCat("its content could not be checked against the committed "
+                                                       "one: ",
+                                                       event.status.message())));
+  } else if (event.digest != committed_.digest) {
+    AbortPublish(absl::FailedPreconditionError(
+        absl::StrFormat("it is committed with other content (digest %s, now %s); publish this as version %d or higher",
+                        committed_.digest.ShortHex(), event.digest.ShortHex(), committed_.version + 1)));
+  } else {
+    VersionReport report;
+    if (last_report_.has_value() && last_report_->version == event.version) report = *last_report_;
+    report.version = event.version;
+    report.digest = event.digest;
+    report.plan = publish_->plan;
+    report.already_committed = true;
+    Log(action::Log::kInfo, absl::StrFormat("version %d was committed before with the same content", event.version));
+    AnswerPublish(absl::OkStatus(), std::move(report));
+  }
+}
+
+// ---- attempts
+
+std::vector<Group::Replica> Coordinator::Impl::Candidates() const {
+  std::vector<Group::Replica> ready = group_.ReadyReplicas();
+  std::erase_if(ready, [this](const Group::Replica& replica) { return publish_->dropped.contains(replica.name); });
+  return ready;
+}
+
+absl::Time Coordinator::Impl::GraceForCatchUp() const {
+  return catch_up_.has_value() ? publish_->requested + kCatchUpGrace : absl::InfinitePast();
+}
+
+void Coordinator::Impl::AdvancePublish() {
+  if (!publish_.has_value() || publish_->stage == Stage::kRunning) return;
+  const bool late = now_ >= publish_->deadline;
+  if (publish_->stage == Stage::kChecking) {
+    if (late) {
+      AbortPublish(absl::DeadlineExceededError(
+          absl::StrFormat("its content was not checked within %s", Seconds(now_ - publish_->requested))));
+    }
+    return;
+  }
+  const std::vector<Group::Replica> ready = Candidates();
+  const int64_t needed = std::max<int64_t>(options_.quorum, options_.min_replicas);
+  const bool enough = static_cast<int64_t>(ready.size()) >= needed;
+  if (!late && (!enough || now_ < GraceForCatchUp())) return;
+  if (enough) {
+    StartAttempt();
+  } else {
+    AbortPublish(
+        absl::UnavailableError(absl::StrFormat("%d of %d needed replicas are ready after %s: %s", ready.size(), needed,
+                                               Seconds(now_ - publish_->requested), group_.WhyNotReady())));
+  }
+}
+
+void Coordinator::Impl::StartAttempt() {
+  const bool first = publish_->stage == Stage::kWaiting;
+  if (first) publish_->decide_by = now_ + 2 * StageBudget();
+  publish_->stage = Stage::kRunning;
+  RoundOptions options;
+  options.quorum = options_.quorum;
+  options.min_replicas = options_.min_replicas;
+  options.stage_timeout = std::min(StageBudget(), publish_->decide_by - now_);
+  options.apply_timeout = options_.apply_timeout;
+  options.retry = publish_->retries < kRetries;
+  StopSource(absl::CancelledError("superseded by a newer epoch"));
+  round_.emplace(NewRound(Candidates(), publish_->version, options));
+  if (first) {
+    publish_->first_epoch = epoch_;
+    out_.push_back(action::PublishAccepted{publish_->version, epoch_, round_->replicas()});
+  }
+  const bool encode = !publish_->content.has_value();
+  if (encode) retained_ = {};
+  BeginRound(*round_, encode);
+  if (!encode) Take(round_->SourceReleased(now_, publish_->content->digest));
+  FollowPublish();
+}
+
+Round Coordinator::Impl::NewRound(const std::vector<Group::Replica>& replicas, uint64_t version, RoundOptions options) {
+  std::vector<Participant> participants;
+  for (const Group::Replica& replica : replicas) {
+    for (const Member* member : replica.ranks) {
+      participants.push_back({member->id, member->info.name, replica.name, member->info.rank});
+    }
+  }
+  return Round(++epoch_, version, std::move(participants), options, now_);
+}
+
+void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
+  const std::string session = options_.new_session_token ? options_.new_session_token() : absl::StrCat(epoch_);
+  const int32_t world = static_cast<int32_t>(round.participants().size()) + 1;
+  if (world > 1) source_epoch_ = epoch_;
+  out_.push_back(action::StartSource{epoch_, round.version(), session, world, encode});
+  int32_t rank = 0;
+  for (const Participant& participant : round.participants()) {
+    group_.Find(participant.member)->round = epoch_;
+    out_.push_back(action::SendBegin{participant.member, epoch_, round.version(), session, ++rank, world});
+  }
+}
+
+void Coordinator::Impl::StopSource(const absl::Status& reason) {
+  if (source_epoch_ != 0) out_.push_back(action::CancelSource{source_epoch_, reason, false});
+  source_epoch_ = 0;
+}
+
+// ---- the source speaks
+
+void Coordinator::Impl::On(const event::SourceReleased& event) {
+  if (!publish_.has_value() || publish_->stage != Stage::kRunning || publish_->version != event.version ||
+      publish_->content.has_value() || (event.epoch != 0 && event.epoch < publish_->first_epoch)) {
+    return;
+  }
+  const ServedVersion content{event.version, event.digest};
+  if (committed_.version == event.version && committed_ != content) {
+    AbortPublish(absl::FailedPreconditionError(absl::StrFormat(
+        "a member serves it with other content (digest %s, now %s); publish this as version %d or higher",
+        committed_.digest.ShortHex(), event.digest.ShortHex(), committed_.version + 1)));
+    return;
+  }
+  publish_->content = content;
+  publish_->encode = event.encode;
+  publish_->released = now_;
+  if (options_.source_retains && plan_.has_value()) retained_ = content;
+  out_.push_back(action::PublishReleased{event.version, now_ - publish_->requested});
+  Take(round_->SourceReleased(now_, event.digest));
+  FollowPublish();
+}
+
+void Coordinator::Impl::On(const event::SourceSent& event) {
+  if (event.epoch == source_epoch_) source_epoch_ = 0;
+}
+
+void Coordinator::Impl::On(const event::SourceFailed& event) {
+  if (event.epoch == source_epoch_) source_epoch_ = 0;
+  if (event.version_lost && retained_.version == event.version) retained_ = {};
+  if (catch_up_.has_value() && event.epoch == catch_up_->epoch()) {
+    Take(catch_up_->SourceFailed(now_, event));
+    FollowCatchUp();
+  }
+  // That a version is lost stays true in whichever attempt the source found it out.
+  const bool concerns =
+      round_.has_value() && event.version == publish_->version &&
+      (event.epoch == round_->epoch() || (event.version_lost && event.epoch >= publish_->first_epoch));
+  if (concerns) {
+    Take(round_->SourceFailed(now_, event));
+    FollowPublish();
+  }
+}
+
+// ---- what the attempt came to
+
+void Coordinator::Impl::FollowPublish() {
+  if (!round_.has_value()) return;
+  switch (round_->phase()) {
+    case RoundPhase::kTransfer:
+      return;
+    case RoundPhase::kApply:
+      if (!publish_->decided) Decide();
+      return;
+    case RoundPhase::kCommitted:
+      if (!publish_->decided) Decide();
+      return FinishPublish();
+    case RoundPhase::kAborted:
+      return AbortPublish(round_->why());
+    case RoundPhase::kRestart:
+      return RestartPublish();
+  }
+}
+
+void Coordinator::Impl::Decide() {
+  publish_->decided = true;
+  publish_->staged = now_;
+  committed_ = *publish_->content;
+  if (!round_->dropped().empty()) StopSource(absl::CancelledError("decided without the receivers that were late"));
+}
+
+void Coordinator::Impl::RestartPublish() {
+  const absl::Status why = round_->why();
+  for (const ReplicaOutcome& outcome : round_->dropped()) publish_->dropped.emplace(outcome.replica, outcome);
+  if (round_->dropped().empty()) ++publish_->retries;
+  if (publish_->content.has_value() && retained_ != *publish_->content) {
+    return AbortPublish(absl::Status(
+        why.code(),
+        absl::StrCat(why.message(), "; the source does not retain the version, so it cannot be sent again")));
+  }
+  if (now_ >= publish_->decide_by) return AbortPublish(why);
+  const int64_t left = static_cast<int64_t>(Candidates().size());
+  if (left < Needed()) {
+    return AbortPublish(absl::UnavailableError(
+        absl::StrFormat("%s; %d of %d needed replicas are left", why.message(), left, Needed())));
+  }
+  Log(action::Log::kWarn, absl::StrFormat("version %d: epoch %d ended, sending again to %d replicas: %s",
+                                          publish_->version, round_->epoch(), left, why.message()));
+  StopSource(why);
+  StartAttempt();
+}
+
+VersionReport Coordinator::Impl::Report() const {
+  VersionReport report;
+  report.version = publish_->version;
+  report.digest = publish_->content->digest;
+  report.plan = publish_->plan;
+  report.replicas = round_->Outcomes();
+  for (const auto& [replica, outcome] : publish_->dropped) report.replicas.push_back(outcome);
+  std::sort(report.replicas.begin(), report.replicas.end(),
+            [](const ReplicaOutcome& a, const ReplicaOutcome& b) { return a.replica < b.replica; });
+  report.encode = publish_->encode;
+  report.released = publish_->released - publish_->requested;
+  report.staged = publish_->staged - publish_->requested;
+  report.committed = now_ - publish_->requested;
+  return report;
+}
+
+void Coordinator::Impl::FinishPublish() {
+  VersionReport report = Report();
+  size_t applied = 0;
+  absl::Duration transfer;
+  for (const ReplicaOutcome& outcome : report.replicas) {
+    applied += outcome.result == ReplicaResult::kApplied;
+    transfer = std::max(transfer, outcome.timings.transfer);
+    if (outcome.result != ReplicaResult::kApplied) NoteLeftOut(outcome, report.version);
+  }
+  Log(action::Log::kInfo,
+      absl::StrFormat("version %d committed: %d/%d replicas, %.1f MB, %s (encode %s, transfer %s, "
+                      "apply %s)",
+                      report.version, applied, report.replicas.size(), report.plan.payload_bytes / 1e6,
+                      Seconds(report.committed), Seconds(report.encode), Seconds(transfer),
+                      Seconds(report.committed - report.staged)));
+  last_report_ = report;
+  last_report_time_ = now_;
+  AnswerPublish(absl::OkStatus(), std::move(report));
+}
+
+void Coordinator::Impl::NoteLeftOut(const ReplicaOutcome& outcome, uint64_t version) {
+  const char* what = outcome.result == ReplicaResult::kTorn ? "is torn by" : "was left out of";
+  Log(action::Log::kWarn,
+      absl::StrFormat("replica %s %s version %d: %s", outcome.replica, what, version, outcome.reason));
+  for (auto& [id, member] : group_.members()) {
+    if (member.info.replica == outcome.replica && !outcome.reason.empty()) member.last_error = outcome.reason;
+  }
+}
+
+void Coordinator::Impl::AbortPublish(const absl::Status& why) {
+  const absl::Status status = Prefixed(publish_->version, why);
+  if (round_.has_value()) {
+    Take(round_->Cancel(status));
+    out_.push_back(action::CancelSource{round_->epoch(), status, true});
+    source_epoch_ = 0;
+    retained_ = {};
+  }
+  Log(action::Log::kError, std::string(status.message()));
+  AnswerPublish(status, {});
+}
+
+void Coordinator::Impl::AnswerPublish(const absl::Status& status, VersionReport report) {
+  out_.push_back(action::PublishDone{publish_->version, status, std::move(report)});
+  publish_.reset();
+  round_.reset();
+}
+
+}  // namespace wsync

@@ -1,0 +1,458 @@
+// The queue, the shell around the coordinator, the trainer, and what goes wrong.
+#include "tests/core/simulation.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "tests/core/simulation_world.h"
+
+namespace wsync::sim {
+namespace {
+
+constexpr absl::Duration kConvergeIn = absl::Seconds(240);  // the longest backoff, two publishes that time out, slack
+
+std::string Brief(const Event& event);
+std::string Brief(const Action& action);
+
+}  // namespace
+
+Counts& Counts::operator+=(const Counts& other) {
+  steps += other.steps;
+  publishes += other.publishes;
+  commits += other.commits;
+  failures += other.failures;
+  repeats += other.repeats;
+  restarts += other.restarts;
+  catch_ups += other.catch_ups;
+  left_out += other.left_out;
+  torn += other.torn;
+  lost += other.lost;
+  coordinator_lives += other.coordinator_lives;
+  stale_messages += other.stale_messages;
+  return *this;
+}
+
+uint64_t Random::Next() {
+  uint64_t z = (state_ += 0x9e3779b97f4a7c15);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return z ^ (z >> 31);
+}
+
+absl::Duration Random::Between(absl::Duration low, absl::Duration high) {
+  return low + absl::Nanoseconds(Below(absl::ToInt64Nanoseconds(high - low) + 1));
+}
+
+Result Simulate(const Options& options) { return World(options).Run(); }
+
+World::World(const Options& options) : random(options.seed), options_(options) {
+  Configure();
+  checker_.emplace(coordinator_options_, coordinator_options_.stage_timeout + absl::Milliseconds(20), counts_);
+}
+
+void World::Configure() {
+  const int replicas = 1 + static_cast<int>(random.Below(4));
+  coordinator_options_.quorum = random.Chance(0.35) ? 1 + static_cast<int32_t>(random.Below(replicas)) : 0;
+  coordinator_options_.min_replicas = static_cast<int32_t>(random.Below(std::min(replicas, 2) + 1));
+  coordinator_options_.source_retains = random.Chance(0.8);
+  coordinator_options_.event_history = 8;
+  coordinator_options_.new_session_token = [this] { return absl::StrCat("session-", order_); };
+  plan_.wire_bytes = 1000000;  // 20 ms at the least rate
+  fault_every_s_ = random.Chance(0.1) ? 1e9 : random.Chance(0.5) ? 2 : 0.3;
+  laggy_ = random.Chance(0.3);
+  for (int replica = 0; replica < replicas; ++replica) {
+    const int32_t size = random.Chance(0.3) ? 2 : 1;
+    for (int32_t rank = 0; rank < size; ++rank) {
+      auto sink = std::make_unique<Sink>();
+      sink->world = this;
+      sink->name = absl::StrCat("sink-", replica, "-", rank);
+      sink->replica = absl::StrCat("replica-", replica);
+      sink->rank = rank;
+      sink->replica_size = size;
+      sink->in_place = random.Chance(0.3);
+      sinks_.push_back(std::move(sink));
+    }
+  }
+}
+
+// ---- the queue
+
+void World::At(absl::Duration delay, std::function<void()> what) {
+  queue_.push_back({now + std::max(delay, absl::ZeroDuration()), ++order_, std::move(what)});
+  std::push_heap(queue_.begin(), queue_.end());
+}
+
+template <typename Done>
+bool World::RunUntil(absl::Time limit, Done done) {
+  while (!queue_.empty() && checker_->violation().empty() && now < limit) {
+    if (done()) return true;
+    std::pop_heap(queue_.begin(), queue_.end());
+    Item item = std::move(queue_.back());
+    queue_.pop_back();
+    now = std::max(now, item.when);
+    item.what();
+  }
+  return done();
+}
+
+absl::Duration World::Delay() {
+  if (laggy_ && random.Chance(0.05)) return random.Between(absl::Milliseconds(10), absl::Milliseconds(700));
+  return random.Between(absl::Microseconds(50), absl::Milliseconds(2));
+}
+
+void World::AddNote(const std::string& text) {
+  absl::StrAppendFormat(&history_, "%11.6f %s\n", absl::ToDoubleSeconds(now - absl::UnixEpoch()), text);
+}
+
+Result World::Run() {
+  StartCoordinator();
+  for (auto& sink : sinks_) sink->Start();
+  Register(true);
+  PlanPublish(absl::Milliseconds(300));
+  PlanFault();
+  const absl::Time limit = now + options_.publishes * absl::Seconds(120);
+  if (!RunUntil(limit, [this] { return answered_ >= options_.publishes; })) {
+    checker_->Violate(absl::StrCat("only ", answered_, " publishes were answered"));
+  }
+  Heal();
+  if (!RunUntil(now + kConvergeIn, [this] { return Converged(); })) {
+    const StatusSnapshot status = coordinator_->Snapshot(now);
+    checker_->Violate(absl::StrCat("does not converge after the faults stopped: ", status.reason));
+  }
+  return {checker_->violation(), std::move(history_), fingerprint_, counts_};
+}
+
+bool World::Converged() {
+  if (awaited_.has_value() || publish_on_ || checker_->latest().version == 0) return false;
+  for (const auto& sink : sinks_) {
+    if (sink->serving != checker_->latest() || sink->torn) return false;
+  }
+  return coordinator_->Snapshot(now).state == SyncState::kInSync;
+}
+
+// ---- the shell
+
+void World::StartCoordinator() {
+  coordinator_ = std::make_unique<Coordinator>(coordinator_options_, now);
+  agent_.Kill();
+  tick_at_ = absl::InfiniteFuture();
+  checker_->CoordinatorStarts();
+}
+
+void World::InAgent(std::function<void()> what) { agent_.Do(std::move(what)); }
+
+void World::Feed(Event event) {
+  InAgent([this, event = std::move(event)] { Step(event); });
+}
+
+void World::Step(const Event& event) {
+  Note([&] { return Brief(event); });
+  checker_->Retained(retained_);
+  checker_->Before(now, event);
+  const Actions actions = coordinator_->Step(now, event);
+  ++counts_.steps;
+  fingerprint_ = (fingerprint_ ^ (event.index() + 31 * actions.size() + absl::ToUnixNanos(now))) * 0x100000001b3;
+  for (const Action& action : actions) Note([&] { return "    " + Brief(action); });
+  checker_->After(now, actions);
+  CheckTiming();
+  for (const Action& action : actions) {
+    std::visit([this](const auto& what) { Carry(what); }, action);
+  }
+  ArmTick();
+}
+
+// A step leaves nothing undone that was due, and nothing is due before the promised time.
+void World::CheckTiming() {
+  if (coordinator_->NextDeadline() <= now) checker_->Violate("the next deadline is not in the future");
+  if (random.Chance(0.03) && !coordinator_->Step(now, event::Tick{}).empty()) {
+    checker_->Violate("a tick before the next deadline does something");
+  }
+  if (random.Chance(0.01) && coordinator_->Snapshot(now).reason.empty()) checker_->Violate("a status without a reason");
+}
+
+void World::ArmTick() {
+  const absl::Time next = coordinator_->NextDeadline();
+  if (next >= tick_at_ || next == absl::InfiniteFuture()) return;
+  tick_at_ = next;
+  At(next - now + random.Between(absl::ZeroDuration(), absl::Milliseconds(1)), [this, life = agent_.life(), next] {
+    InAgent([this, life, next] {
+      if (life != agent_.life() || tick_at_ != next) return;
+      tick_at_ = absl::InfiniteFuture();
+      if (coordinator_->NextDeadline() <= now) return Step(event::Tick{});
+      ArmTick();
+    });
+  });
+}
+
+MemberId World::OpenStream(Sink* sink) {
+  streams_[++last_stream_] = sink;
+  return last_stream_;
+}
+
+void World::ToSink(MemberId member, std::function<void(Sink&)> what) {
+  Sink* sink = streams_.at(member);
+  if (sink->stream != member || sink->cut) return;
+  sink->down = std::max(sink->down, now + Delay());
+  sink->After(sink->down - now, [sink, member, what = std::move(what)] {
+    if (sink->stream == member && !sink->cut) what(*sink);
+  });
+}
+
+void World::Carry(const action::SendCatalog& catalog) {
+  const std::optional<Hash128> plan = registered_ ? std::optional(plan_.plan_hash) : std::nullopt;
+  ToSink(catalog.member, [plan](Sink& sink) { sink.GotCatalog(plan); });
+}
+void World::Carry(const action::Refuse& refuse) {
+  ToSink(refuse.member, [retry = refuse.retry](Sink& sink) { sink.Refused(retry); });
+}
+void World::Carry(const action::SendBegin& begin) {
+  ToSink(begin.member, [begin](Sink& sink) { sink.Begin(begin); });
+}
+void World::Carry(const action::SendCommit& commit) {
+  ToSink(commit.member, [commit](Sink& sink) { sink.Commit(commit); });
+}
+void World::Carry(const action::SendAbort& abort) {
+  ToSink(abort.member, [abort](Sink& sink) { sink.Abort(abort); });
+}
+void World::Carry(const action::Disconnect& disconnect) {
+  ToSink(disconnect.member, [](Sink& sink) { sink.StreamEnded(); });
+}
+void World::Carry(const action::Log& log) {
+  if (log.text.empty()) checker_->Violate("an empty log line");
+}
+
+// ---- the trainer
+
+void World::Register(bool other_plan) {
+  if (other_plan) plan_.plan_hash = plan_.catalog_fingerprint = {random.Next(), random.Next()};
+  registered_ = true;
+  encoded_ = retained_ = {};
+  Feed(event::CatalogRegistered{plan_});
+}
+
+void World::Unregister() {
+  registered_ = false;
+  Feed(event::CatalogGone{"the trainer process died"});
+}
+
+void World::PlanPublish(absl::Duration think) {
+  At(think, [this, life = agent_.life()] {
+    if (life != agent_.life() || !publish_on_) return;
+    InAgent([this] { Publish(); });
+  });
+}
+
+// Mostly the next version; sometimes one again, with the same content or another, or an old one.
+void World::Publish() {
+  if (awaited_.has_value()) return;
+  uint64_t version = version_ + 1;
+  bool new_content = true;
+  if (faults_ && version_ > former_versions_ && random.Chance(last_failed_ ? 0.7 : 0.1)) {
+    version = version_;
+    new_content = random.Chance(0.3);
+  } else if (faults_ && version_ > former_versions_ + 3 && random.Chance(0.03)) {
+    version = version_ - 2;
+  }
+  version_ = std::max(version_, version);
+  if (new_content) content_ = {random.Next(), random.Next()};
+  checker_->Content(version, content_);
+  awaited_ = version;
+  Step(event::Publish{version});
+  if (faults_ && random.Chance(0.03) && awaited_ == version) Step(event::Publish{version});
+}
+
+void World::Carry(const action::PublishDone& done) {
+  if (done.version != awaited_) return;
+  awaited_.reset();
+  ++answered_;
+  last_failed_ = !done.status.ok();
+  // At the end one success is enough where the source can bring the others up to it by itself.
+  if (!faults_ && done.status.ok() && coordinator_options_.source_retains) publish_on_ = false;
+  if (!faults_ && done.status.ok()) {
+    const auto current = [this](const auto& sink) { return sink->serving == checker_->latest(); };
+    if (std::all_of(sinks_.begin(), sinks_.end(), current)) publish_on_ = false;
+  }
+  PlanPublish(random.Between(absl::Milliseconds(1), faults_ ? absl::Milliseconds(800) : absl::Seconds(4)));
+}
+
+// ---- faults
+
+void World::PlanFault() {
+  if (fault_every_s_ > 1e6) return;
+  At(random.Between(absl::ZeroDuration(), absl::Seconds(2 * fault_every_s_)), [this] {
+    if (!faults_) return;
+    if (random.Chance(0.8)) {
+      SinkFault(*sinks_[random.Below(sinks_.size())]);
+    } else {
+      AgentFault();
+    }
+    PlanFault();
+  });
+}
+
+void World::SinkFault(Sink& sink) {
+  const uint64_t kind = random.Below(16);
+  Note([&] { return absl::StrCat("fault ", kind, " of ", sink.name); });
+  if (!sink.running) return;
+  if (kind < 2) {
+    sink.Break(random.Chance(0.7));
+    sink.Kill();
+    sink.stream = 0;
+    At(random.Between(absl::Milliseconds(50), absl::Seconds(5)), [&sink] {
+      if (!sink.running) sink.Start();
+    });
+  } else if (kind == 2) {
+    sink.process.Stop(*this, random.Between(absl::Milliseconds(200), absl::Seconds(8)));
+  } else if (kind == 3) {
+    sink.Break(random.Chance(0.6));
+  } else if (kind == 4) {
+    sink.Leave();
+  } else if (kind == 5) {
+    sink.attached = !sink.attached;
+    sink.SayReady();
+  } else if (kind < 8) {
+    sink.attached = true;
+    sink.SayReady();
+  } else if (kind < 13) {
+    sink.bad_luck = static_cast<int>(kind) - 7;
+  } else {
+    sink.bad_apply = static_cast<int>(kind) - 12;
+  }
+}
+
+void World::AgentFault() {
+  const uint64_t kind = random.Below(12);
+  Note([&] { return absl::StrCat("fault ", kind, " of the trainer agent"); });
+  const absl::Duration pause = random.Between(absl::Milliseconds(100), absl::Seconds(6));
+  if (kind < 2) {
+    if (agent_.stopped()) return;
+    agent_.Stop(*this, pause);
+    checker_->Paused(pause);
+  } else if (kind < 4) {
+    now += pause;  // the whole machine stood still
+    checker_->Paused(pause);
+  } else if (kind < 5) {
+    RestartCoordinator();
+  } else if (kind < 7) {
+    if (registered_) InAgent([this] { Unregister(); });
+    At(pause / 4, [this] {
+      if (faults_ || !registered_) InAgent([this] { Register(random.Chance(0.5)); });
+    });
+  } else if (kind < 10) {
+    lose_transport_ = true;
+  } else {
+    lose_version_ = true;
+  }
+}
+
+// The agent dies with coordinator and source, and comes back with nothing; the trainer does not reuse a number of which
+// it cannot know whether somebody serves it.
+void World::RestartCoordinator() {
+  if (session_ != nullptr && !session_->dead) EndSession("the source died");
+  ++encode_work_;
+  encoding_ = 0;
+  encoded_ = retained_ = {};
+  session_.reset();
+  for (auto& sink : sinks_) sink->Break(false);
+  for (auto& sink : sinks_) {
+    sink->After(Delay(), [sink = sink.get(), stream = sink->stream] {
+      if (stream != 0 && sink->stream == stream) sink->StreamEnded();
+    });
+  }
+  StartCoordinator();
+  awaited_.reset();
+  last_failed_ = false;
+  former_versions_ = version_;
+  Register(false);
+  PlanPublish(absl::Milliseconds(500));
+}
+
+void World::Heal() {
+  Note([] { return "faults stop"; });
+  faults_ = lose_transport_ = lose_version_ = false;
+  for (auto& sink : sinks_) {
+    sink->bad_luck = sink->bad_apply = 0;
+    sink->attached = true;
+    if (!sink->running) sink->Start();
+    sink->SayReady();
+  }
+  // Past every pause that is still going on.
+  At(absl::Seconds(7), [this] {
+    if (!registered_) Register(false);
+  });
+  PlanPublish(absl::Seconds(1));
+}
+
+// ---- the history of a run
+
+namespace {
+
+struct EventText {
+  std::string operator()(const event::CatalogRegistered&) { return "catalog registered"; }
+  std::string operator()(const event::CatalogGone&) { return "catalog gone"; }
+  std::string operator()(const event::Publish& e) { return absl::StrCat("publish v", e.version); }
+  std::string operator()(const event::ContentChecked& e) { return "content checked " + e.digest.ShortHex(); }
+  std::string operator()(const event::SourceReleased& e) {
+    return absl::StrCat("source released v", e.version, " ", e.digest.ShortHex());
+  }
+  std::string operator()(const event::SourceSent& e) { return absl::StrCat("source sent e", e.epoch); }
+  std::string operator()(const event::SourceFailed& e) {
+    return absl::StrCat("source failed e", e.epoch, " v", e.version, e.version_lost ? " lost " : " ",
+                        e.status.ToString());
+  }
+  std::string operator()(const event::Joined& e) {
+    return absl::StrCat("m", e.member, " joined as ", e.info.name, " serving v", e.info.serving.version);
+  }
+  std::string operator()(const event::ReadyChanged& e) {
+    return absl::StrCat("m", e.member, e.ready ? " ready" : " not ready", e.torn ? " torn" : "", " serving v",
+                        e.serving.version);
+  }
+  std::string operator()(const event::HeartbeatSeen& e) { return absl::StrCat("m", e.member, " alive e", e.epoch); }
+  std::string operator()(const event::Staged& e) { return absl::StrCat("m", e.member, " staged e", e.epoch); }
+  std::string operator()(const event::Applied& e) { return absl::StrCat("m", e.member, " applied e", e.epoch); }
+  std::string operator()(const event::Failed& e) {
+    return absl::StrCat("m", e.member, " failed e", e.epoch, e.torn ? " torn " : " ", e.status.ToString());
+  }
+  std::string operator()(const event::Left& e) { return absl::StrCat("m", e.member, " left"); }
+  std::string operator()(const event::Lost& e) { return absl::StrCat("m", e.member, " lost"); }
+  std::string operator()(const event::Tick&) { return "tick"; }
+};
+
+struct ActionText {
+  std::string operator()(const action::SendWelcome& a) { return absl::StrCat("welcome m", a.member); }
+  std::string operator()(const action::SendCatalog& a) { return absl::StrCat("catalog m", a.member); }
+  std::string operator()(const action::Refuse& a) {
+    return absl::StrCat("refuse m", a.member, " ", a.status.ToString());
+  }
+  std::string operator()(const action::SendBegin& a) {
+    return absl::StrCat("begin m", a.member, " e", a.epoch, " v", a.version);
+  }
+  std::string operator()(const action::SendCommit& a) {
+    return absl::StrCat("commit m", a.member, " e", a.epoch, " v", a.version);
+  }
+  std::string operator()(const action::SendAbort& a) {
+    return absl::StrCat("abort m", a.member, " e", a.epoch, " ", a.status.ToString());
+  }
+  std::string operator()(const action::Disconnect& a) { return absl::StrCat("disconnect m", a.member, " ", a.reason); }
+  std::string operator()(const action::StartSource& a) {
+    return absl::StrCat("start source e", a.epoch, " v", a.version, " world ", a.world, a.encode ? " encode" : "");
+  }
+  std::string operator()(const action::CancelSource& a) {
+    return absl::StrCat("cancel source e", a.epoch, a.drop_version ? " drop" : "");
+  }
+  std::string operator()(const action::CheckContent& a) { return absl::StrCat("check content v", a.version); }
+  std::string operator()(const action::PublishAccepted& a) { return absl::StrCat("accepted v", a.version); }
+  std::string operator()(const action::PublishReleased& a) { return absl::StrCat("released v", a.version); }
+  std::string operator()(const action::PublishDone& a) {
+    return absl::StrCat("done v", a.version, " ", a.status.ToString());
+  }
+  std::string operator()(const action::Log& a) { return "log: " + a.text; }
+};
+
+std::string Brief(const Event& event) { return std::visit(EventText{}, event); }
+std::string Brief(const Action& action) { return std::visit(ActionText{}, action); }
+
+}  // namespace
+}  // namespace wsync::sim
