@@ -62,14 +62,16 @@ CompletionPtr SourceSession::Broadcast(const std::byte* data, int64_t bytes, con
   auto send = std::make_shared<Send>();
   send->data = data;
   send->bytes = bytes;
+  absl::Status gone;
   {
     MutexLock lock(&mu_);
     if (!why_.ok()) return HostCompletion::Finished(why_);
+    gone = gone_;
     send->sequence = next_sequence_++;
-    for (const Sink& sink : sinks_) send->sinks_left += sink.gone ? 0 : 1;
-    send->error = gone_;
+    send->sinks_left = world_ - 1;
     sends_.push_back(send);
   }
+  if (!gone.ok()) Cancel(gone);
   RunAfter(after, [self = shared_from_this(), send](const absl::Status& result) { self->Ready(send, result); });
   return send->completion;
 }
@@ -77,7 +79,7 @@ CompletionPtr SourceSession::Broadcast(const std::byte* data, int64_t bytes, con
 void SourceSession::Ready(const SendPtr& send, const absl::Status& after) {
   // Sinks wait for this broadcast and nothing can be sent in its place: the session is over.
   if (!after.ok()) return Cancel(after);
-  std::vector<SendPtr> finished;
+  Finished finished;
   {
     MutexLock lock(&mu_);
     send->ready = true;
@@ -103,7 +105,7 @@ void SourceSession::Pass(Sink& sink, Send& send) {
 
 // The next chunk of a sink, if it may have one now.
 bool SourceSession::TakeChunk(int32_t rank, SendPtr* send, int64_t* offset, int64_t* bytes) {
-  std::vector<SendPtr> finished;
+  Finished finished;
   bool taken = false;
   {
     MutexLock lock(&mu_);
@@ -156,7 +158,7 @@ grpc::ByteBuffer SourceSession::MakeChunk(int32_t rank, const SendPtr& send, int
 }
 
 void SourceSession::Released(int32_t rank, const SendPtr& send, int64_t bytes) {
-  std::vector<SendPtr> finished;
+  Finished finished;
   {
     MutexLock lock(&mu_);
     --send->slices;
@@ -170,7 +172,7 @@ void SourceSession::Released(int32_t rank, const SendPtr& send, int64_t bytes) {
 }
 
 void SourceSession::OnWritten(int32_t rank) {
-  std::vector<SendPtr> finished;
+  Finished finished;
   {
     MutexLock lock(&mu_);
     Sink& sink = sinks_[rank - 1];
@@ -184,37 +186,31 @@ void SourceSession::OnWritten(int32_t rank) {
 }
 
 void SourceSession::OnGone(int32_t rank) {
-  std::vector<SendPtr> finished;
   std::shared_ptr<SinkStream> stream;
+  const absl::Status gone =
+      absl::UnavailableError(absl::StrCat("data plane: rank ", rank, " is gone: its stream broke off"));
   {
     MutexLock lock(&mu_);
     Sink& sink = sinks_[rank - 1];
     stream = std::move(sink.stream);
-    if (sink.gone) return;
     sink.gone = true;
-    if (why_.ok() && gone_.ok()) {
-      gone_ = absl::UnavailableError(absl::StrCat("data plane: rank ", rank, " is gone: its stream broke"));
+    if (!why_.ok()) return;
+    if (sink.at == next_sequence_) {
+      gone_.Update(gone);
+      return;
     }
-    for (const SendPtr& send : sends_) {
-      if (send->sequence < sink.at || !why_.ok()) continue;
-      --send->sinks_left;
-      if (send->error.ok()) send->error = gone_;
-    }
-    finished = TakeFinished();
-    changed_.SignalAll();
   }
-  FinishAll(finished);
+  Cancel(gone);
 }
 
 void SourceSession::Cancel(const absl::Status& why) {
-  std::vector<SendPtr> finished;
+  Finished finished;
   std::vector<std::shared_ptr<SinkStream>> streams;
   {
     MutexLock lock(&mu_);
     if (!why_.ok()) return;
     why_ = why;
     for (const SendPtr& send : sends_) {
-      if (send->error.ok()) send->error = why;
       send->sinks_left = 0;
       send->ready = true;
     }
@@ -232,17 +228,17 @@ void SourceSession::Cancel(const absl::Status& why) {
   });
 }
 
-std::vector<SourceSession::SendPtr> SourceSession::TakeFinished() {
-  std::vector<SendPtr> finished;
+SourceSession::Finished SourceSession::TakeFinished() {
+  Finished finished{.sends = {}, .result = why_};
   while (!sends_.empty() && sends_.front()->ready && sends_.front()->sinks_left == 0 && sends_.front()->slices == 0) {
-    finished.push_back(std::move(sends_.front()));
+    finished.sends.push_back(std::move(sends_.front()));
     sends_.pop_front();
   }
   return finished;
 }
 
-void SourceSession::FinishAll(const std::vector<SendPtr>& sends) {
-  for (const SendPtr& send : sends) send->completion->Finish(send->error);
+void SourceSession::FinishAll(const Finished& finished) {
+  for (const SendPtr& send : finished.sends) send->completion->Finish(finished.result);
 }
 
 void SourceSession::WaitReleased() {

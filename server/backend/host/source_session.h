@@ -1,9 +1,9 @@
 // Rank 0's end of one session: which sinks are there, which broadcasts they still have to get, and who is gone.
 //
 // Every sink has its own position in the queue of broadcasts, so a slow one holds up nobody else; a broadcast is
-// complete when the last sink has passed it and gRPC has dropped the last slice of its memory. When a sink goes, what
-// it did not get fails and so does all that comes, naming the first that went; the others still get every byte until
-// Cancel.
+// complete when the last sink has passed it and gRPC has dropped the last slice of its memory. A sink that goes before
+// it got everything ends the session for all, as a dead rank does in a collective; one that goes with everything it was
+// sent only ends what comes later, so sinks may leave while slower ones still receive.
 //
 // Thread-safe. Calls into gRPC happen on pool threads and gRPC's callback threads, never with the lock held, and never
 // from a slice's release, which gRPC may run under locks of its own.
@@ -46,7 +46,6 @@ class SourceSession final : public SinkStreamListener, public std::enable_shared
     bool ready = false;      // `after` is done
     int32_t sinks_left = 0;  // that have not passed it
     int64_t slices = 0;      // of its memory that gRPC still refers to
-    absl::Status error;
     std::shared_ptr<HostCompletion> completion = std::make_shared<HostCompletion>();
   };
   using SendPtr = std::shared_ptr<Send>;
@@ -59,6 +58,10 @@ class SourceSession final : public SinkStreamListener, public std::enable_shared
     int64_t offset = 0;
     int64_t moved_bytes = 0;
   };
+  struct Finished {
+    std::vector<SendPtr> sends;
+    absl::Status result;
+  };
   struct SliceRef;  // what gRPC holds of a broadcast's memory
 
   void Ready(const SendPtr& send, const absl::Status& after);
@@ -68,8 +71,8 @@ class SourceSession final : public SinkStreamListener, public std::enable_shared
   void Released(int32_t rank, const SendPtr& send, int64_t bytes);
   void Pass(Sink& sink, Send& send) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Send* SendAt(uint64_t sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::vector<SendPtr> TakeFinished() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  static void FinishAll(const std::vector<SendPtr>& sends);
+  Finished TakeFinished() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static void FinishAll(const Finished& finished);
 
   const int32_t world_;
   WorkerPool* const pool_;
@@ -79,7 +82,7 @@ class SourceSession final : public SinkStreamListener, public std::enable_shared
   std::deque<SendPtr> sends_ ABSL_GUARDED_BY(mu_);  // not complete, in order; complete ones only behind others
   uint64_t next_sequence_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t slices_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::Status gone_ ABSL_GUARDED_BY(mu_);  // the first sink that went
+  absl::Status gone_ ABSL_GUARDED_BY(mu_);  // a sink left with all it was sent: the next broadcast ends the session
   absl::Status why_ ABSL_GUARDED_BY(mu_);   // the session is over
 };
 

@@ -1,0 +1,8 @@
+#include "tests/backend/contract/quantizer_contract.h"
+#include "tests/backend/host_agent.h"
+
+namespace wsync::contract {
+
+INSTANTIATE_TEST_SUITE_P(Host, QuantizerContract, testing::Values(host::HostParam()), ParamName);
+
+}  // namespace wsync::contract
