@@ -1,5 +1,5 @@
 // The configuration schema as the loader sees it: one entry per leaf of the descriptors, with parsing and printing of
-// its values. Internal to config*.cc.
+// its values. Internal to this folder.
 #ifndef WSYNC_SERVER_RPC_CONFIG_SCHEMA_H_
 #define WSYNC_SERVER_RPC_CONFIG_SCHEMA_H_
 

@@ -15,9 +15,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/rpc/config.h"
+#include "server/rpc/config_schema.h"
 #include "server/rpc/log.h"
 #include "server/rpc/signals.h"
 #include "server/rpc/version.h"
+#include "server/rpc/wire_text.h"
 #include "wsync/v1/config.pb.h"
 
 namespace wsync {
@@ -43,7 +45,8 @@ std::string GroupOf(const ConfigField& field) {
 
 std::string HelpOf(const ConfigField& field) {
   std::string help = field.help;
-  if (field.expected != "text" && !field.repeated) absl::StrAppend(&help, " (", field.expected, ")");
+  const bool tells_more = field.expected != "text" && field.type != "true/false" && !field.repeated;
+  if (tells_more) absl::StrAppend(&help, " (", field.expected, ")");
   if (field.repeated) absl::StrAppend(&help, " (comma-separated, or given again)");
   if (field.default_text != "\"\"" && !field.repeated) absl::StrAppend(&help, " [", field.default_text, "]");
   return help;
@@ -57,28 +60,51 @@ std::string Footer(const DaemonSpec& spec) {
       spec.examples);
 }
 
+// A list, because CLI11 keeps the addresses of the texts.
+using FlagTexts = std::list<std::pair<std::string, std::vector<std::string>>>;
+
+void AddFlags(const std::vector<ConfigField>& fields, CLI::App* app, FlagTexts* texts) {
+  for (const ConfigField& field : fields) {
+    auto& slot = texts->emplace_back(field.path, std::vector<std::string>());
+    auto* option = app->add_option(field.flag, slot.second, HelpOf(field));
+    option->type_name(field.type)->group(GroupOf(field))->allow_extra_args(false);
+    if (!field.repeated) option->expected(1);
+  }
+}
+
+absl::Status UnexpectedArgument(const std::string& argument, const std::vector<ConfigField>& fields) {
+  std::vector<std::string> known = {"--config", "--check-config", "--version", "--help"};
+  for (const ConfigField& field : fields) known.push_back(field.flag);
+  const auto near = ClosestName(argument.substr(0, argument.find('=')), known);
+  return absl::InvalidArgumentError(
+      absl::StrCat("unexpected argument ", Quoted(argument), "; ",
+                   near.has_value() ? absl::StrCat("did you mean ", *near, "?") : "--help lists all flags"));
+}
+
+int Fail(const DaemonSpec& spec, const absl::Status& status, int code) {
+  std::cerr << spec.name << ": " << status.message() << std::endl;
+  return code;
+}
+
 // Returns main's exit code when there is nothing left to do.
 std::optional<int> ParseArguments(int argc, char** argv, const DaemonSpec& spec, Arguments* arguments) {
   CLI::App app(spec.description, spec.name);
   app.get_formatter()->column_width(40);
   app.footer(Footer(spec));
+  app.allow_extras();  // reported below, with a suggestion
   app.set_version_flag("--version", absl::StrCat(spec.name, " ", std::string(kVersion)), "print the version and exit");
   app.add_option("--config", arguments->config_file, "YAML file with settings")->type_name("FILE");
   app.add_flag("--check-config", arguments->check_config,
                "print every setting with its origin and exit: 0 if the configuration is good, else 2");
-  std::list<std::pair<std::string, std::vector<std::string>>> texts;  // a list: CLI11 keeps addresses
-  for (const ConfigField& field : ConfigFields(*spec.config)) {
-    auto& slot = texts.emplace_back(field.path, std::vector<std::string>());
-    app.add_option(field.flag, slot.second, HelpOf(field))
-        ->type_name(field.type)
-        ->group(GroupOf(field))
-        ->allow_extra_args(false);
-  }
+  const std::vector<ConfigField> fields = ConfigFields(*spec.config);
+  FlagTexts texts;
+  AddFlags(fields, &app, &texts);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e, std::cout, std::cerr) == 0 ? 0 : kUsage;
   }
+  if (!app.remaining().empty()) return Fail(spec, UnexpectedArgument(app.remaining()[0], fields), kUsage);
   for (const auto& [path, values] : texts) {
     for (const std::string& value : values) arguments->flags.emplace_back(path, value);
   }
@@ -105,11 +131,6 @@ LogOptions LogOptionsFrom(const google::protobuf::Message& config, const std::st
   options.format = log->format();
   options.file = log->file();
   return options;
-}
-
-int Fail(const DaemonSpec& spec, const absl::Status& status, int code) {
-  std::cerr << spec.name << ": " << status.message() << std::endl;
-  return code;
 }
 
 int Serve(const DaemonSpec& spec, const std::string& log_file) {
