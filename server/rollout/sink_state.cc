@@ -370,7 +370,7 @@ void SinkState::StartLocalApplyIfDue(absl::Time now) {
 void SinkState::On(absl::Time now, const sink::Stop&) {
   stopping_ = true;
   next_begin_.reset();
-  Drop(now, absl::UnavailableError("wsync-rollout is shutting down"));
+  if (state_ != State::kApply) Drop(now, absl::UnavailableError("wsync-rollout is shutting down"));
 }
 
 void SinkState::On(absl::Time now, const sink::Tick&) {

@@ -1,0 +1,312 @@
+// The receiver's thread over a backend that the test controls.
+#include "server/rollout/receiver.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <future>
+
+#include "tests/rollout/fake_backend.h"
+
+namespace wsync {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+// The answer of a job, waited for with a deadline.
+template <typename T>
+class Answer {
+ public:
+  std::function<void(T)> Callback() {
+    return [promise = promise_](T value) { promise->set_value(std::move(value)); };
+  }
+  T Get() {
+    auto future = promise_->get_future();
+    EXPECT_EQ(future.wait_for(absl::ToChronoSeconds(kPatience)), std::future_status::ready) << "no answer";
+    return future.get();
+  }
+
+ private:
+  std::shared_ptr<std::promise<T>> promise_ = std::make_shared<std::promise<T>>();
+};
+
+class ReceiverTest : public ::testing::Test {
+ protected:
+  void Use(ReceiverOptions options) {
+    receiver_.reset();
+    receiver_.emplace(backend_.get(), options);
+  }
+  PlanResult SetCatalog(const std::shared_ptr<const Plan>& plan) {
+    Answer<PlanResult> answer;
+    receiver_->SetCatalog(Announce(plan), answer.Callback());
+    return answer.Get();
+  }
+  static AnnouncedCatalog Announce(const std::shared_ptr<const Plan>& plan) {
+    return {plan->catalog().tensors(), plan->rules(), plan->bucket_bytes(), plan->catalog().fingerprint(),
+            plan->hash()};
+  }
+  AttachSpec Spec(const Plan& plan) {
+    AttachSpec spec{.engine = "test", .pid = 1};
+    int64_t bytes = 0;
+    spec.destinations = WholeDestinations(plan, &bytes);
+    memory_ = script_.AddEngineMemory("/engine", bytes);
+    spec.handles = {SharedMemoryHandle{"/engine", bytes}};
+    return spec;
+  }
+  absl::StatusOr<AttachInfo> Attach(AttachSpec spec) {
+    Answer<absl::StatusOr<AttachInfo>> answer;
+    receiver_->Attach(std::move(spec), answer.Callback());
+    return answer.Get();
+  }
+  void MakeReady(SinkMode mode) {
+    Use({.mode = mode, .ring_slots = 2});
+    ASSERT_TRUE(SetCatalog(plan_).status.ok());
+    ASSERT_TRUE(Attach(Spec(*plan_)).ok());
+  }
+  sink::Connected Connect() {
+    Answer<sink::Connected> answer;
+    receiver_->Connect({"token", 1, 2, "nowhere"}, answer.Callback());
+    return answer.Get();
+  }
+  sink::Received Receive(uint64_t version) {
+    script_.SetVersion(version);
+    EXPECT_TRUE(Connect().status.ok());
+    Answer<sink::Received> answer;
+    receiver_->Receive(answer.Callback());
+    return answer.Get();
+  }
+  sink::ApplyDone Apply() {
+    Answer<sink::ApplyDone> answer;
+    receiver_->Apply(answer.Callback());
+    return answer.Get();
+  }
+  void AwaitReceived(int64_t buckets) {
+    const absl::Time deadline = MonotonicNow() + kPatience;
+    while (script_.received() < buckets && MonotonicNow() < deadline) std::this_thread::yield();
+    ASSERT_EQ(script_.received(), buckets);
+  }
+  bool EngineHolds(uint64_t version) {
+    const std::vector<std::byte> expected = ExpectedMemory(*plan_, version);
+    return std::memcmp(memory_, expected.data(), expected.size()) == 0;
+  }
+  Hash128 ContentOf(uint64_t version) { return plan_->ContentDigest(SourceDigests(*plan_, version)); }
+
+  Script script_;
+  std::unique_ptr<Backend> backend_ = NewFakeBackend(&script_);
+  std::shared_ptr<const Plan> plan_ = PlanOf(SmallCatalog(6));
+  std::byte* memory_ = nullptr;
+  std::optional<Receiver> receiver_;
+};
+
+TEST_F(ReceiverTest, StagedVersionReachesTheEngineOnlyByApply) {
+  MakeReady(SinkMode::kStaged);
+  EXPECT_EQ(script_.allocated_bytes(), plan_->image_bytes());
+  const sink::Received received = Receive(7);
+  ASSERT_TRUE(received.status.ok()) << received.status;
+  EXPECT_EQ(received.digest, ContentOf(7));
+  EXPECT_FALSE(received.wrote);
+  EXPECT_EQ(receiver_->received_bytes(), plan_->image_bytes());
+  EXPECT_EQ(script_.applied(), 0);
+  EXPECT_FALSE(EngineHolds(7));
+  ASSERT_TRUE(Apply().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, CorruptedBucketFailsWithItsNumberAndLeavesTheOldVersion) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(6).status.ok());
+  ASSERT_TRUE(Apply().status.ok());
+  script_.Corrupt(2);
+  const sink::Received received = Receive(7);
+  EXPECT_EQ(received.status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(received.bucket, 2);
+  EXPECT_FALSE(received.wrote);
+  EXPECT_TRUE(EngineHolds(6));
+  EXPECT_TRUE(Receive(8).status.ok());
+}
+
+TEST_F(ReceiverTest, CancelEndsARunningReceiveAtOnce) {
+  MakeReady(SinkMode::kStaged);
+  script_.DeliverUpTo(2);
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  receiver_->Receive(answer.Callback());
+  AwaitReceived(2);
+  const absl::Time cancelled = MonotonicNow();
+  receiver_->Cancel(absl::AbortedError("rollout-1 is gone"));
+  const sink::Received received = answer.Get();
+  EXPECT_LT(MonotonicNow() - cancelled, absl::Seconds(5));
+  EXPECT_EQ(received.status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(received.status.message(), HasSubstr("rollout-1 is gone"));
+  EXPECT_EQ(received.bucket, 2);
+}
+
+TEST_F(ReceiverTest, CancelEndsARunningConnectAndJobsThatWaitButNotLaterOnes) {
+  MakeReady(SinkMode::kStaged);
+  script_.HoldConnect(true);
+  Answer<sink::Connected> connected;
+  Answer<sink::Received> received;
+  receiver_->Connect({"token", 1, 2, "nowhere"}, connected.Callback());
+  receiver_->Receive(received.Callback());
+  receiver_->Cancel(absl::AbortedError("no"));
+  EXPECT_EQ(connected.Get().status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(received.Get().status.code(), absl::StatusCode::kAborted);
+  script_.HoldConnect(false);
+  EXPECT_TRUE(Receive(7).status.ok());
+}
+
+TEST_F(ReceiverTest, ConnectHasADeadline) {
+  Use({.connect_timeout = absl::Milliseconds(50)});
+  script_.HoldConnect(true);
+  EXPECT_EQ(Connect().status.code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(ReceiverTest, TransferThatDoesNotMoveEndsByItself) {
+  Use({.stall_timeout = absl::Milliseconds(50)});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  ASSERT_TRUE(Attach(Spec(*plan_)).ok());
+  script_.DeliverUpTo(1);
+  const sink::Received received = Receive(7);
+  EXPECT_EQ(received.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(received.status.message(), HasSubstr("no byte arrived for 50ms"));
+  EXPECT_EQ(received.bucket, 1);
+}
+
+TEST_F(ReceiverTest, InPlaceWritesThroughARingOfTwoSlots) {
+  MakeReady(SinkMode::kInPlace);
+  EXPECT_EQ(script_.allocated_bytes(), 2 * plan_->max_bucket_bytes());
+  ASSERT_GT(plan_->buckets().size(), 4u);
+  const sink::Received received = Receive(7);
+  ASSERT_TRUE(received.status.ok()) << received.status;
+  EXPECT_EQ(received.digest, ContentOf(7));
+  EXPECT_TRUE(received.wrote);
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceSlotIsFilledAgainOnlyWhenItWasApplied) {
+  MakeReady(SinkMode::kInPlace);
+  script_.HoldApply(true);
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  receiver_->Receive(answer.Callback());
+  AwaitReceived(2);
+  EXPECT_EQ(script_.applied(), 0);
+  script_.HoldApply(false);
+  EXPECT_TRUE(answer.Get().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceFailureSaysWhetherLiveMemoryWasTouched) {
+  MakeReady(SinkMode::kInPlace);
+  script_.DeliverUpTo(1);
+  script_.Corrupt(0);
+  EXPECT_FALSE(Receive(7).wrote);
+  script_.DeliverUpTo(Script::kAll);
+  script_.Corrupt(3);
+  const sink::Received torn = Receive(8);
+  EXPECT_EQ(torn.status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(torn.bucket, 3);
+  EXPECT_TRUE(torn.wrote);
+  EXPECT_TRUE(Receive(9).status.ok());
+  EXPECT_TRUE(EngineHolds(9));
+}
+
+TEST_F(ReceiverTest, FailedCopyIsTold) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(7).status.ok());
+  script_.FailApply(1);
+  EXPECT_EQ(Apply().status.code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(Apply().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, AllocationFailureIsAReasonAndTheNextCatalogTriesAgain) {
+  Use({});
+  script_.FailAllocation(true);
+  const PlanResult failed = SetCatalog(plan_);
+  EXPECT_EQ(failed.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(failed.plan, nullptr);
+  script_.FailAllocation(false);
+  const PlanResult made = SetCatalog(plan_);
+  EXPECT_TRUE(made.status.ok());
+  EXPECT_TRUE(made.changed);
+}
+
+TEST_F(ReceiverTest, SameCatalogAgainKeepsWhatIsStaged) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(7).status.ok());
+  const PlanResult again = SetCatalog(plan_);
+  EXPECT_TRUE(again.status.ok());
+  EXPECT_FALSE(again.changed);
+  EXPECT_TRUE(Apply().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, PlanOfAnotherHashNamesBothAndWhatToDo) {
+  Use({});
+  AnnouncedCatalog catalog = Announce(plan_);
+  catalog.plan_hash = Hash128{1, 1};
+  Answer<PlanResult> answer;
+  receiver_->SetCatalog(catalog, answer.Callback());
+  const PlanResult result = answer.Get();
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(result.status.message(), HasSubstr(plan_->hash().Hex()));
+  EXPECT_THAT(result.status.message(), HasSubstr(Hash128({1, 1}).Hex()));
+  EXPECT_THAT(result.status.message(), HasSubstr("same wsync version"));
+}
+
+TEST_F(ReceiverTest, DestinationsThatDoNotFitAreListed) {
+  Use({});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  AttachSpec spec = Spec(*plan_);
+  spec.destinations[1].dtype = Dtype::kBF16;
+  const auto attached = Attach(spec);
+  EXPECT_EQ(attached.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(attached.status().message(), HasSubstr(spec.destinations[1].output));
+}
+
+TEST_F(ReceiverTest, HandleThatCannotBeOpenedIsNamed) {
+  Use({});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  AttachSpec spec = Spec(*plan_);
+  spec.handles.push_back(SharedMemoryHandle{"/missing", 8});
+  const auto attached = Attach(spec);
+  EXPECT_EQ(attached.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(attached.status().message(), HasSubstr("memory handle 1"));
+}
+
+TEST_F(ReceiverTest, ChangedCatalogKeepsAnEngineThatFitsAndLetsGoOfOneThatDoesNot) {
+  MakeReady(SinkMode::kStaged);
+  const auto other_buckets = Plan::Create(std::make_shared<const Catalog>(*Catalog::Create(SmallCatalog(6))),
+                                          RecipeRules{}, 2 * kMinBucketBytes);
+  ASSERT_TRUE(SetCatalog(*other_buckets).attachment.ok());
+  plan_ = *other_buckets;
+  ASSERT_TRUE(Receive(7).status.ok());
+  ASSERT_TRUE(Apply().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+
+  const PlanResult result = SetCatalog(PlanOf(SmallCatalog(7)));
+  EXPECT_TRUE(result.status.ok());
+  EXPECT_EQ(result.attachment.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Apply().status.code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ReceiverTest, StopEndsARunningReceive) {
+  MakeReady(SinkMode::kStaged);
+  script_.DeliverUpTo(1);
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  receiver_->Receive(answer.Callback());
+  AwaitReceived(1);
+  receiver_->Stop();
+  EXPECT_EQ(answer.Get().status.code(), absl::StatusCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace wsync
