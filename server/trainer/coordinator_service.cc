@@ -36,18 +36,18 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* CoordinatorService:
     grpc::CallbackServerContext* context) {
   using Base = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
   if (absl::Status status = options_.authorize(*context); !status.ok()) return Refused<Base>(status);
-  MemberStream::Handlers handlers;
-  handlers.message = [this](Stream stream, v1::MemberMessage message) {
-    const bool queued = loop_->Run([this, stream, message = std::move(message)] {
-      Received(stream, message);
-      stream->ReadNext();
+  MemberConnection::Handlers handlers;
+  handlers.message = [this](Connection connection, v1::MemberMessage message) {
+    const bool queued = loop_->Run([this, connection, message = std::move(message)] {
+      Received(connection, message);
+      connection->ReadNext();
     });
-    if (!queued) stream->Close(StoppedError());
+    if (!queued) connection->Close(StoppedError());
   };
-  handlers.closed = [this](Stream stream) { (void)loop_->Run([this, stream] { Closed(stream); }); };
-  Stream stream = MemberStream::Open(context, next_id_.fetch_add(1), std::move(handlers));
-  if (!loop_->Run([this, stream] { Opened(stream); })) stream->Close(StoppedError());
-  return stream.get();
+  handlers.closed = [this](Connection connection) { (void)loop_->Run([this, connection] { Closed(connection); }); };
+  Connection connection = MemberConnection::Open(context, next_id_.fetch_add(1), std::move(handlers));
+  if (!loop_->Run([this, connection] { Opened(connection); })) connection->Close(StoppedError());
+  return connection.get();
 }
 
 grpc::ServerUnaryReactor* CoordinatorService::GetStatus(grpc::CallbackServerContext* context,
@@ -80,57 +80,57 @@ grpc::ServerWriteReactor<v1::JobStatus>* CoordinatorService::WatchStatus(grpc::C
 
 // ---- members' messages, on the control thread
 
-void CoordinatorService::Opened(const Stream& stream) {
-  if (!closed_.ok()) return Refuse(stream, closed_, /*retry=*/true);
-  waiting_[stream->id()] = {stream, MonotonicNow()};
-  stream->ReadNext();
+void CoordinatorService::Opened(const Connection& connection) {
+  if (!closed_.ok()) return Refuse(connection, closed_, /*retry=*/true);
+  waiting_[connection->id()] = {connection, MonotonicNow()};
+  connection->ReadNext();
 }
 
-void CoordinatorService::Received(const Stream& stream, const v1::MemberMessage& message) {
-  if (members_.contains(stream->id())) return StepFor(stream, message);
-  if (waiting_.erase(stream->id()) == 0) return;  // refused meanwhile
+void CoordinatorService::Received(const Connection& connection, const v1::MemberMessage& message) {
+  if (members_.contains(connection->id())) return StepFor(connection, message);
+  if (waiting_.erase(connection->id()) == 0) return;  // refused meanwhile
   if (!message.has_join()) {
-    return Refuse(stream, absl::InvalidArgumentError("the first message of a member must be `join`"), false);
+    return Refuse(connection, absl::InvalidArgumentError("the first message of a member must be `join`"), false);
   }
-  Join(stream, message.join());
+  Join(connection, message.join());
 }
 
-void CoordinatorService::Closed(const Stream& stream) {
-  waiting_.erase(stream->id());
-  if (members_.erase(stream->id()) == 0) return;
-  loop_->Step(event::Lost{stream->id(), "its connection broke"});
+void CoordinatorService::Closed(const Connection& connection) {
+  waiting_.erase(connection->id());
+  if (members_.erase(connection->id()) == 0) return;
+  loop_->Step(event::Lost{connection->id(), "its connection broke"});
 }
 
-void CoordinatorService::Join(const Stream& stream, const v1::Join& join) {
+void CoordinatorService::Join(const Connection& connection, const v1::Join& join) {
   if (absl::Status status = CheckJoin(join, options_.job, options_.backend); !status.ok()) {
     LogWarn("a rollout agent was refused",
             {{"name", WireText(join.name())}, {"reason", std::string(status.message())}});
-    return Refuse(stream, status, /*retry=*/false);
+    return Refuse(connection, status, /*retry=*/false);
   }
-  members_[stream->id()] = stream;
-  loop_->Step(JoinedFrom(stream->id(), join));
+  members_[connection->id()] = connection;
+  loop_->Step(JoinedFrom(connection->id(), join));
 }
 
-void CoordinatorService::StepFor(const Stream& stream, const v1::MemberMessage& message) {
-  const MemberId id = stream->id();
+void CoordinatorService::StepFor(const Connection& connection, const v1::MemberMessage& message) {
+  const MemberId id = connection->id();
   const std::optional<Event> event = EventFrom(id, message);
   if (!event.has_value()) {
     members_.erase(id);
-    Refuse(stream, absl::InvalidArgumentError("a member that has joined sent a second `join` or an empty message"),
+    Refuse(connection, absl::InvalidArgumentError("a member that has joined sent a second `join` or an empty message"),
            /*retry=*/false);
     return loop_->Step(event::Lost{id, "it broke the protocol"});
   }
   if (message.has_leave()) {
     members_.erase(id);
-    stream->Close(absl::OkStatus());
+    connection->Close(absl::OkStatus());
   }
   loop_->Step(*event);
-  if (message.has_heartbeat()) stream->Send(HeartbeatAckMessage());
+  if (message.has_heartbeat()) connection->Send(HeartbeatAckMessage());
 }
 
-void CoordinatorService::Refuse(const Stream& stream, const absl::Status& why, bool retry) {
-  stream->Send(RefusedMessage(why, retry));
-  stream->Close(why);
+void CoordinatorService::Refuse(const Connection& connection, const absl::Status& why, bool retry) {
+  connection->Send(RefusedMessage(why, retry));
+  connection->Close(why);
 }
 
 // ---- actions
@@ -170,14 +170,14 @@ void CoordinatorService::Carry(const action::Disconnect& action) {
 absl::Time CoordinatorService::Tell(absl::Time now) {
   absl::Time due = absl::InfiniteFuture();
   for (auto it = waiting_.begin(); it != waiting_.end();) {
-    const auto& [stream, since] = it->second;
+    const auto& [connection, since] = it->second;
     const absl::Time last_chance = since + options_.heartbeat_timeout;
     due = std::min(due, last_chance);
     if (now < last_chance) {
       ++it;
       continue;
     }
-    Refuse(stream, absl::DeadlineExceededError("no `join` came: is this a wsync-rollout?"), /*retry=*/false);
+    Refuse(connection, absl::DeadlineExceededError("no `join` came: is this a wsync-rollout?"), /*retry=*/false);
     it = waiting_.erase(it);
   }
   watchers_.remove_if([](const auto& watcher) { return watcher->closed(); });
@@ -187,7 +187,7 @@ absl::Time CoordinatorService::Tell(absl::Time now) {
 
 void CoordinatorService::CloseAll(const absl::Status& why) {
   closed_ = why;
-  for (const auto& [id, stream] : members_) Refuse(stream, why, /*retry=*/true);
+  for (const auto& [id, connection] : members_) Refuse(connection, why, /*retry=*/true);
   for (const auto& [id, entry] : waiting_) Refuse(entry.first, why, /*retry=*/true);
   for (const auto& watcher : watchers_) watcher->Close(why);
   members_.clear();

@@ -19,7 +19,7 @@
 #include "server/core/events.h"
 #include "server/trainer/catalog_chunks.h"
 #include "server/trainer/control_loop.h"
-#include "server/trainer/member_stream.h"
+#include "server/trainer/member_connection.h"
 #include "server/trainer/watch_stream.h"
 #include "wsync/v1/coordinator.grpc.pb.h"
 
@@ -57,7 +57,7 @@ class CoordinatorService final
   void CloseAll(const absl::Status& why);
 
  private:
-  using Stream = std::shared_ptr<MemberStream>;
+  using Connection = std::shared_ptr<MemberConnection>;
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Member(grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
@@ -66,12 +66,12 @@ class CoordinatorService final
                                                        const v1::WatchStatusRequest* request) override;
 
   // Control thread only.
-  void Opened(const Stream& stream);
-  void Received(const Stream& stream, const v1::MemberMessage& message);
-  void Closed(const Stream& stream);
-  void Join(const Stream& stream, const v1::Join& join);
-  void Refuse(const Stream& stream, const absl::Status& why, bool retry);
-  void StepFor(const Stream& stream, const v1::MemberMessage& message);
+  void Opened(const Connection& connection);
+  void Received(const Connection& connection, const v1::MemberMessage& message);
+  void Closed(const Connection& connection);
+  void Join(const Connection& connection, const v1::Join& join);
+  void Refuse(const Connection& connection, const absl::Status& why, bool retry);
+  void StepFor(const Connection& connection, const v1::MemberMessage& message);
   void SendTo(MemberId member, const v1::CoordinatorMessage& message);
 
   const Options options_;
@@ -80,8 +80,8 @@ class CoordinatorService final
 
   // Control thread only.
   CatalogMessages catalog_;
-  std::map<MemberId, Stream> members_;                         // joined
-  std::map<MemberId, std::pair<Stream, absl::Time>> waiting_;  // connected since; not joined yet
+  std::map<MemberId, Connection> members_;                         // joined
+  std::map<MemberId, std::pair<Connection, absl::Time>> waiting_;  // connected since; not joined yet
   std::list<std::shared_ptr<WatchStream>> watchers_;
   absl::Status closed_;
 };

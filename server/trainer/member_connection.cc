@@ -1,4 +1,4 @@
-#include "server/trainer/member_stream.h"
+#include "server/trainer/member_connection.h"
 
 #include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/support/proto_buffer_reader.h>
@@ -19,42 +19,43 @@ const grpc::Status kGone(grpc::StatusCode::CANCELLED, "the member is gone");
 
 }  // namespace
 
-std::shared_ptr<MemberStream> MemberStream::Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers) {
-  std::shared_ptr<MemberStream> stream(new MemberStream(context, id, std::move(handlers)));
-  stream->self_ = stream;
-  return stream;
+std::shared_ptr<MemberConnection> MemberConnection::Open(grpc::CallbackServerContext* context, MemberId id,
+                                                         Handlers handlers) {
+  std::shared_ptr<MemberConnection> connection(new MemberConnection(context, id, std::move(handlers)));
+  connection->self_ = connection;
+  return connection;
 }
 
-MemberStream::MemberStream(grpc::CallbackServerContext* context, MemberId id, Handlers handlers)
+MemberConnection::MemberConnection(grpc::CallbackServerContext* context, MemberId id, Handlers handlers)
     : context_(context),
       id_(id),
       handlers_(std::move(handlers)),
       writer_({[this](const grpc::ByteBuffer* message) { StartWrite(message); },
                [this](const grpc::Status& status) { Finish(status); }}) {}
 
-void MemberStream::ReadNext() {
+void MemberConnection::ReadNext() {
   writer_.IfOpen([this] { StartRead(&incoming_); });
 }
 
-void MemberStream::Send(const v1::CoordinatorMessage& message) {
+void MemberConnection::Send(const v1::CoordinatorMessage& message) {
   if (!writer_.Push(Serialize(message), kMaxQueued)) Overflow();
 }
 
-void MemberStream::Send(const std::vector<grpc::ByteBuffer>& chunks) {
+void MemberConnection::Send(const std::vector<grpc::ByteBuffer>& chunks) {
   for (const grpc::ByteBuffer& chunk : chunks) {
     // As many as the catalog has, on top of the bound: their bytes are shared.
     if (!writer_.Push(chunk, kMaxQueued + chunks.size())) return Overflow();
   }
 }
 
-void MemberStream::Overflow() {
+void MemberConnection::Overflow() {
   writer_.IfOpen([this] { context_->TryCancel(); });  // fails the write it is stuck in
   writer_.Break(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "the member does not read what it is sent"));
 }
 
-void MemberStream::Close(const absl::Status& why) { writer_.Close(ToGrpc(why)); }
+void MemberConnection::Close(const absl::Status& why) { writer_.Close(ToGrpc(why)); }
 
-void MemberStream::OnReadDone(bool ok) {
+void MemberConnection::OnReadDone(bool ok) {
   v1::MemberMessage message;
   if (ok) {
     grpc::ProtoBufferReader reader(&incoming_);
@@ -69,8 +70,8 @@ void MemberStream::OnReadDone(bool ok) {
   handlers_.closed(self_);
 }
 
-void MemberStream::OnCancel() { writer_.Break(kGone); }
+void MemberConnection::OnCancel() { writer_.Break(kGone); }
 
-void MemberStream::OnDone() { self_ = nullptr; }
+void MemberConnection::OnDone() { self_ = nullptr; }
 
 }  // namespace wsync

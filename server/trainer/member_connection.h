@@ -3,8 +3,8 @@
 // The next message is read only when the control thread has dealt with the last one, so a member that floods slows
 // down itself and nobody else. One that does not read is disconnected once its queue is full. Calls are thread-safe;
 // messages come on gRPC's threads.
-#ifndef WSYNC_SERVER_TRAINER_MEMBER_STREAM_H_
-#define WSYNC_SERVER_TRAINER_MEMBER_STREAM_H_
+#ifndef WSYNC_SERVER_TRAINER_MEMBER_CONNECTION_H_
+#define WSYNC_SERVER_TRAINER_MEMBER_CONNECTION_H_
 
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/byte_buffer.h>
@@ -21,15 +21,15 @@
 
 namespace wsync {
 
-class MemberStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class MemberConnection final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   struct Handlers {
     // Calls ReadNext when it has dealt with the message.
-    std::function<void(std::shared_ptr<MemberStream>, v1::MemberMessage)> message;
-    std::function<void(std::shared_ptr<MemberStream>)> closed;  // nothing more will come
+    std::function<void(std::shared_ptr<MemberConnection>, v1::MemberMessage)> message;
+    std::function<void(std::shared_ptr<MemberConnection>)> closed;  // nothing more will come
   };
   // Owns itself until gRPC is done with it.
-  static std::shared_ptr<MemberStream> Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
+  static std::shared_ptr<MemberConnection> Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
 
   MemberId id() const { return id_; }
   void ReadNext();
@@ -38,7 +38,7 @@ class MemberStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc
   void Close(const absl::Status& why);  // after what is queued
 
  private:
-  MemberStream(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
+  MemberConnection(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override { writer_.Written(ok); }
   void OnCancel() override;
@@ -50,9 +50,9 @@ class MemberStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc
   const Handlers handlers_;
   grpc::ByteBuffer incoming_;
   StreamWriter<grpc::ByteBuffer> writer_;
-  std::shared_ptr<MemberStream> self_;
+  std::shared_ptr<MemberConnection> self_;
 };
 
 }  // namespace wsync
 
-#endif  // WSYNC_SERVER_TRAINER_MEMBER_STREAM_H_
+#endif  // WSYNC_SERVER_TRAINER_MEMBER_CONNECTION_H_

@@ -1,0 +1,663 @@
+// The trainer agent over real gRPC, with scripted sinks: the protocol, message by message.
+#include <gmock/gmock.h>
+#include <sys/wait.h>
+
+#include <cstring>
+
+#include "server/rpc/server.h"
+#include "tests/trainer/agent_testing.h"
+#include "tests/trainer/testing.h"
+
+namespace wsync {
+namespace {
+
+using ::testing::HasSubstr;
+using Event = v1::PublishEvent;
+using Message = v1::CoordinatorMessage;
+
+TEST_F(AgentTest, VersionTakesFourMessagesPerMemberWhateverTheCatalog) {
+  for (const int tensors : {2, 300}) {
+    StartAgent();
+    const std::string id = RegisterOk(tensors);
+    auto a = NewMember();
+    auto b = NewMember();
+    EXPECT_EQ(a->JoinAndGetReady("a").tensors_size(), tensors);
+    b->JoinAndGetReady("b");
+    ASSERT_TRUE(Eventually([&] { return Status().members_size() == 3 && Status().members(2).state() == "ready"; }));
+    const size_t sent_before = a->sent();
+    const PublishOutcome outcome = Sync(id, 7, {a.get(), b.get()}, ContentOf(tensors));
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+    EXPECT_EQ(outcome.Count(Event::kAccepted), 1);
+    EXPECT_EQ(outcome.Count(Event::kReleased), 1);
+    EXPECT_EQ(outcome.report().version(), 7u);
+    EXPECT_EQ(outcome.report().replicas_size(), 2);
+    for (TestMember* member : {a.get(), b.get()}) {
+      EXPECT_EQ(member->Count(Message::kBegin), 1u);
+      EXPECT_EQ(member->Count(Message::kCommit), 1u);
+      EXPECT_EQ(member->Count(Message::kAbort), 0u);
+      EXPECT_EQ(member->Count(Message::kWelcome), 1u);
+      EXPECT_EQ(member->Count(Message::kCatalog), 1u);
+      EXPECT_EQ(member->Count(Message::kHeartbeatAck), 0u);
+    }
+    EXPECT_EQ(a->sent() - sent_before, 2u) << "staged and applied";
+    EXPECT_EQ(Status().state(), v1::SYNC_STATE_IN_SYNC);
+    agent_->Stop(absl::ZeroDuration());
+  }
+}
+
+TEST_F(AgentTest, BigCatalogComesInChunks) {
+  StartAgent();
+  const int tensors = 4;
+  v1::RegisterReply reply;
+  grpc::ClientContext context;
+  backend_->Lend("/weights", 4096);
+  auto stream = trainer_->Register(&context, &reply);
+  v1::RegisterRequest request;
+  request.mutable_header()->set_pid(getpid());
+  request.mutable_header()->add_handles()->mutable_shared_memory()->set_name("/weights");
+  request.mutable_header()->mutable_handles(0)->mutable_shared_memory()->set_size_bytes(4096);
+  for (int i = 0; i < 3000 * tensors; ++i) {
+    v1::RegisteredTensor* tensor = request.add_tensors();
+    tensor->mutable_tensor()->set_name(absl::StrCat(std::string(400, 'x'), i));
+    tensor->mutable_tensor()->set_dtype(v1::DTYPE_F32);
+    tensor->mutable_tensor()->add_shape(4);
+    if (request.tensors_size() < 3000) continue;
+    ASSERT_TRUE(stream->Write(request));
+    request.Clear();
+  }
+  stream->WritesDone();
+  const grpc::Status status = stream->Finish();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  auto member = NewMember();
+  const v1::CatalogChunk catalog = member->JoinAndGetReady("a");
+  EXPECT_EQ(catalog.tensors_size(), 3000 * tensors);
+  EXPECT_GT(member->Count(Message::kCatalog), 2u);
+  EXPECT_EQ(catalog.plan_hash().low(), reply.plan_hash().low());
+  EXPECT_EQ(catalog.bucket_bytes(), kMinBucketBytes);
+}
+
+TEST_F(AgentTest, MemberThatJoinsBeforeTheTrainerGetsTheCatalogLater) {
+  StartAgent();
+  auto member = NewMember();
+  member->Join("a");
+  EXPECT_EQ(member->Await(Message::kWelcome).welcome().heartbeat_ms(), 1000);
+  const std::string id = RegisterOk(2);
+  const v1::CatalogChunk catalog = member->AwaitCatalog();
+  member->Ready(catalog.plan_hash());
+  EXPECT_TRUE(Sync(id, 1, {member.get()}, ContentOf(2)).status.ok());
+}
+
+TEST_F(AgentTest, UnregisterTellsMembersThatThereIsNoPlan) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  v1::UnregisterReply reply;
+  EXPECT_TRUE(Unregister(id, &reply).ok());
+  EXPECT_FALSE(reply.aborted_version());
+  const v1::CatalogChunk none = member->AwaitCatalog(1);
+  EXPECT_TRUE(none.last());
+  EXPECT_FALSE(none.has_catalog_fingerprint());
+  const grpc::Status again = Unregister(id, &reply);
+  EXPECT_EQ(again.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_FALSE(Status().has_catalog());
+}
+
+TEST_F(AgentTest, UnregisterAbortsAVersionWhoseBytesAreBeingRead) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  backend_->HoldEncodes(true);
+  auto publish = Publish(id, 7);
+  member->Await(Message::kBegin);
+  v1::UnregisterReply reply;
+  EXPECT_TRUE(Unregister(id, &reply).ok());
+  EXPECT_TRUE(reply.aborted_version());
+  EXPECT_EQ(publish->Join().status.error_code(), grpc::StatusCode::ABORTED);
+  member->Await(Message::kAbort);
+}
+
+TEST_F(AgentTest, UnregisterLetsAReleasedVersionFinish) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  auto publish = Publish(id, 7);
+  publish->AwaitEvent(Event::kReleased);
+  v1::UnregisterReply reply;
+  EXPECT_TRUE(Unregister(id, &reply).ok());
+  EXPECT_FALSE(reply.aborted_version());
+  const v1::Begin begin = member->Await(Message::kBegin).begin();
+  member->Staged(begin, ContentOf(2));
+  member->Await(Message::kCommit);
+  member->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(publish->Join().status.ok());
+  EXPECT_FALSE(member->AwaitCatalog(1).has_plan_hash()) << "the plan goes once the version is done";
+}
+
+// ---- joins that are refused
+
+class RefusedJoin : public AgentTest {
+ protected:
+  v1::Refused Try(const v1::MemberMessage& message) {
+    StartAgent();
+    auto member = NewMember();
+    member->Send(message);
+    const v1::Refused refused = member->Await(Message::kRefused).refused();
+    EXPECT_FALSE(member->AwaitEnd().ok());
+    EXPECT_EQ(Status().members_size(), 1) << "only the trainer itself";
+    return refused;
+  }
+  v1::Refused TryJoin(const std::function<void(v1::Join&)>& change) {
+    v1::MemberMessage message;
+    *message.mutable_join() = TestMember::JoinOf("a");
+    change(*message.mutable_join());
+    return Try(message);
+  }
+};
+
+TEST_F(RefusedJoin, OtherJobIsToldBothNames) {
+  const v1::Refused refused = TryJoin([](v1::Join& join) { join.set_job("ppo"); });
+  EXPECT_THAT(refused.error(), HasSubstr("'test'"));
+  EXPECT_THAT(refused.error(), HasSubstr("'ppo'"));
+  EXPECT_FALSE(refused.retry());
+}
+
+TEST_F(RefusedJoin, OtherProtocol) {
+  EXPECT_THAT(TryJoin([](v1::Join& join) { join.set_protocol(99); }).error(), HasSubstr("speaks 99"));
+}
+
+TEST_F(RefusedJoin, OtherBackend) {
+  EXPECT_THAT(TryJoin([](v1::Join& join) { join.set_backend("cuda"); }).error(), HasSubstr("'cuda'"));
+}
+
+TEST_F(RefusedJoin, RankOutsideItsReplica) {
+  EXPECT_THAT(TryJoin([](v1::Join& join) { join.set_rank(1); }).error(), HasSubstr("rank 1 of 1"));
+}
+
+TEST_F(RefusedJoin, NameThatIsTooLong) {
+  EXPECT_THAT(TryJoin([](v1::Join& join) { join.set_name(std::string(100000, 'x')); }).error(), HasSubstr("100000"));
+}
+
+TEST_F(RefusedJoin, FirstMessageThatIsNoJoin) {
+  v1::MemberMessage message;
+  message.mutable_staged()->set_epoch(1);
+  EXPECT_THAT(Try(message).error(), HasSubstr("must be `join`"));
+}
+
+TEST_F(RefusedJoin, StreamThatNeverJoinsIsCutOff) {
+  v1::TrainerConfig config = TestConfig();
+  config.mutable_coordinator()->set_heartbeat_timeout_ms(100);
+  StartAgent(config);
+  auto member = NewMember();
+  EXPECT_EQ(member->AwaitEnd().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(RefusedJoin, SecondJoinOnOneStreamEndsTheMembership) {
+  StartAgent();
+  auto member = NewMember();
+  member->Join("a");
+  member->Await(Message::kWelcome);
+  member->Join("a");
+  EXPECT_EQ(member->AwaitEnd().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+// ---- members come and go
+
+TEST_F(AgentTest, HeartbeatIsAnswered) {
+  StartAgent();
+  auto member = NewMember();
+  member->Join("a");
+  for (int i = 0; i < 500; ++i) member->Heartbeat();
+  member->Await(Message::kHeartbeatAck, 499);
+}
+
+TEST_F(AgentTest, LostStreamFailsTheVersionAndNamesTheMember) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto a = NewMember();
+  auto b = NewMember();
+  a->JoinAndGetReady("a");
+  b->JoinAndGetReady("b");
+  ASSERT_TRUE(Eventually([&] { return Status().members(2).state() == "ready"; }));
+  v1::TrainerConfig config;
+  auto publish = Publish(id, 7);
+  const v1::Begin begin = a->Await(Message::kBegin).begin();
+  b->Await(Message::kBegin);
+  b->HangUp();
+  // The group re-forms without it, and the image is sent again.
+  a->Await(Message::kAbort);
+  const v1::Begin second = a->Await(Message::kBegin, 1).begin();
+  EXPECT_GT(second.epoch(), begin.epoch());
+  EXPECT_EQ(second.world(), 2);
+  a->Staged(second, ContentOf(2));
+  a->Await(Message::kCommit);
+  a->Applied(second, ContentOf(2));
+  const PublishOutcome outcome = publish->Join();
+  ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+  EXPECT_EQ(outcome.Count(Event::kReleased), 1);
+  ASSERT_EQ(outcome.report().replicas_size(), 2);
+  EXPECT_EQ(outcome.report().replicas(1).outcome(), v1::OUTCOME_LEFT_OUT);
+  EXPECT_EQ(backend_->encodes(), 2) << "one encoding of two buckets, sent twice";
+}
+
+TEST_F(AgentTest, MemberThatLeavesIsNotLost) {
+  StartAgent();
+  auto member = NewMember();
+  member->Join("a");
+  member->Await(Message::kWelcome);
+  member->Leave();
+  EXPECT_TRUE(member->AwaitEnd().ok());
+  EXPECT_EQ(Status().members_size(), 1);
+  EXPECT_THAT(Status().events(Status().events_size() - 1).text(), HasSubstr("going home"));
+}
+
+TEST_F(AgentTest, MemberThatDoesNotReadIsDisconnected) {
+  StartAgent();
+  grpc::ClientContext context;
+  // Flow control lets 64 KiB through unread; heartbeat answers have to fill that and the queue behind it.
+  auto stream = coordinator_->Member(&context);
+  v1::MemberMessage message;
+  *message.mutable_join() = TestMember::JoinOf("deaf");
+  ASSERT_TRUE(stream->Write(message));
+  message.mutable_heartbeat()->set_phase(v1::MEMBER_PHASE_IDLE);
+  while (stream->Write(message)) {
+  }
+  EXPECT_TRUE(Eventually([&] {
+    const v1::JobStatus status = Status();
+    return status.members_size() == 2 && status.members(1).state() == "lost";
+  }));
+}
+
+TEST_F(AgentTest, LateJoinerGetsTheCommittedVersionFromTheImage) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto a = NewMember();
+  a->JoinAndGetReady("a");
+  ASSERT_TRUE(Sync(id, 7, {a.get()}, ContentOf(2)).status.ok());
+  auto late = NewMember();
+  late->JoinAndGetReady("late");
+  const v1::Begin begin = late->Await(Message::kBegin).begin();
+  EXPECT_EQ(begin.version(), 7u);
+  late->Staged(begin, ContentOf(2));
+  late->Await(Message::kCommit);
+  late->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(Eventually([&] { return Status().state() == v1::SYNC_STATE_IN_SYNC; }));
+  EXPECT_EQ(backend_->encodes(), 2);
+}
+
+// ---- registering
+
+TEST_F(AgentTest, RegisteringTwiceNamesTheOwnerAndTheWayOut) {
+  StartAgent();
+  const std::string first = RegisterOk(2);
+  v1::RegisterReply reply;
+  const grpc::Status status = Register(2, &reply, /*replace=*/false, "/second");
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  EXPECT_THAT(status.error_message(), HasSubstr(absl::StrCat("process ", getpid())));
+  EXPECT_THAT(status.error_message(), HasSubstr("--replace"));
+  const std::string second = RegisterOk(2, /*replace=*/true, "/second");
+  EXPECT_NE(first, second);
+  const PublishOutcome outcome = PublishAndWait(first, 1);
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("register again"));
+}
+
+TEST_F(AgentTest, RegistrationOfAnotherPlanReachesTheMembers) {
+  StartAgent();
+  RegisterOk(2);
+  auto member = NewMember();
+  const v1::CatalogChunk first = member->JoinAndGetReady("a");
+  const std::string id = RegisterOk(3, /*replace=*/true, "/second");
+  v1::CatalogChunk last;
+  ASSERT_TRUE(Eventually([&] {
+    last = member->AwaitCatalog(member->Count(Message::kCatalog) - 1);
+    return last.tensors_size() == 3;
+  }));
+  EXPECT_NE(last.plan_hash().low(), first.plan_hash().low());
+  member->Ready(last.plan_hash());
+  EXPECT_TRUE(Sync(id, 1, {member.get()}, ContentOf(3, "/second")).status.ok());
+}
+
+TEST_F(AgentTest, RestartedTrainerWithTheSamePlanDisturbsNobody) {
+  StartAgent();
+  const std::string first = RegisterOk(2);
+  auto a = NewMember();
+  a->JoinAndGetReady("a");
+  ASSERT_TRUE(Sync(first, 7, {a.get()}, ContentOf(2)).status.ok());
+  const std::string id = RegisterOk(2, /*replace=*/true, "/second");
+  std::memset(backend_->Lend("/second", 2 * kTestTensorBytes), 3, 100);
+  EXPECT_TRUE(Sync(id, 8, {a.get()}, ContentOf(2, "/second"), 1).status.ok());
+  EXPECT_EQ(a->Count(Message::kCatalog), 1u);
+}
+
+TEST_F(AgentTest, RegistrationErrorsNameTheTensor) {
+  StartAgent();
+  grpc::ClientContext context;
+  v1::RegisterReply reply;
+  auto stream = trainer_->Register(&context, &reply);
+  backend_->Lend("/weights", 4096);
+  v1::RegisterRequest request;
+  request.mutable_header()->set_pid(getpid());
+  request.mutable_header()->add_handles()->mutable_shared_memory()->set_name("/weights");
+  request.mutable_header()->mutable_handles(0)->mutable_shared_memory()->set_size_bytes(4096);
+  v1::RegisteredTensor* tensor = request.add_tensors();
+  tensor->mutable_tensor()->set_name("too.big");
+  tensor->mutable_tensor()->set_dtype(v1::DTYPE_BF16);
+  tensor->mutable_tensor()->add_shape(5000);
+  stream->Write(request);
+  stream->WritesDone();
+  const grpc::Status status = stream->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("'too.big'"));
+}
+
+TEST_F(AgentTest, RegistrationWithoutHeaderIsRefused) {
+  StartAgent();
+  for (const bool empty : {true, false}) {
+    grpc::ClientContext context;
+    v1::RegisterReply reply;
+    auto stream = trainer_->Register(&context, &reply);
+    v1::RegisterRequest request;
+    if (!empty) {
+      request.add_tensors()->mutable_tensor()->set_name("t");
+      stream->Write(request);
+    }
+    stream->WritesDone();
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+}
+
+TEST_F(AgentTest, AbandonedRegistrationRegistersNothing) {
+  StartAgent();
+  {
+    grpc::ClientContext context;
+    v1::RegisterReply reply;
+    auto stream = trainer_->Register(&context, &reply);
+    v1::RegisterRequest request;
+    request.mutable_header()->set_pid(getpid());
+    stream->Write(request);
+    context.TryCancel();
+    EXPECT_FALSE(stream->Finish().ok());
+  }
+  EXPECT_NE(RegisterOk(2), "");
+}
+
+// ---- an owner that dies
+
+class DeadOwner : public AgentTest {
+ protected:
+  // A process that lives until Kill.
+  void Fork() {
+    child_ = fork();
+    ASSERT_GE(child_, 0);
+    if (child_ == 0) {
+      while (true) pause();
+    }
+  }
+  void Kill() {
+    if (child_ <= 0) return;
+    kill(child_, SIGKILL);
+    EXPECT_EQ(waitpid(child_, nullptr, 0), child_);
+    child_ = 0;
+  }
+  void TearDown() override {
+    Kill();
+    AgentTest::TearDown();
+  }
+  pid_t child_ = 0;
+};
+
+TEST_F(DeadOwner, AbortsTheVersionThatReadsItsMemory) {
+  Fork();
+  StartAgent();
+  v1::RegisterReply reply;
+  ASSERT_TRUE(Register(2, &reply, false, "/weights", child_).ok());
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  backend_->HoldEncodes(true);
+  auto publish = Publish(reply.registration_id(), 7);
+  member->Await(Message::kBegin);
+  Kill();
+  const PublishOutcome outcome = publish->Join();
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("has died"));
+  EXPECT_FALSE(member->AwaitCatalog(1).has_plan_hash());
+}
+
+TEST_F(DeadOwner, LetsAReleasedVersionAndLateJoinersGoOn) {
+  Fork();
+  StartAgent();
+  v1::RegisterReply reply;
+  ASSERT_TRUE(Register(2, &reply, false, "/weights", child_).ok());
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  auto publish = Publish(reply.registration_id(), 7);
+  publish->AwaitEvent(Event::kReleased);
+  Kill();
+  ASSERT_TRUE(Eventually([&] {
+    return Status().members(0).engine() != absl::StrCat("process ", getpid()) &&
+           Status().members(0).engine().find("has died") != std::string::npos;
+  }));
+  const v1::Begin begin = member->Await(Message::kBegin).begin();
+  member->Staged(begin, ContentOf(2));
+  member->Await(Message::kCommit);
+  member->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(publish->Join().status.ok());
+  auto late = NewMember();
+  late->JoinAndGetReady("late");
+  EXPECT_EQ(late->Await(Message::kBegin).begin().version(), 7u);
+}
+
+TEST_F(DeadOwner, CannotPublishAndIsReplacedWithoutAsking) {
+  Fork();
+  StartAgent();
+  v1::RegisterReply reply;
+  ASSERT_TRUE(Register(2, &reply, false, "/weights", child_).ok());
+  Kill();
+  const PublishOutcome outcome = PublishAndWait(reply.registration_id(), 1);
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("has died; register again"));
+  EXPECT_NE(RegisterOk(2), "");
+}
+
+// ---- publishing
+
+TEST_F(AgentTest, PublishWithoutEnoughReplicasSaysWhichAreMissing) {
+  v1::TrainerConfig config = TestConfig();
+  config.mutable_coordinator()->set_min_replicas_wait_ms(0);
+  StartAgent(config);
+  const PublishOutcome outcome = PublishAndWait(RegisterOk(2), 1);
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("0 of 1"));
+}
+
+TEST_F(AgentTest, PublishNeedsARegistrationAndAVersion) {
+  StartAgent();
+  EXPECT_EQ(PublishAndWait("nonsense", 1).status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(PublishAndWait(RegisterOk(2), 0).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(AgentTest, CommittedVersionAgainIsANoOpOlderOrChangedIsNot) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  ASSERT_TRUE(Sync(id, 7, {member.get()}, ContentOf(2)).status.ok());
+  const PublishOutcome same = PublishAndWait(id, 7);
+  ASSERT_TRUE(same.status.ok()) << same.status.error_message();
+  EXPECT_TRUE(same.report().already_committed());
+  EXPECT_EQ(member->Count(Message::kBegin), 1u);
+  EXPECT_EQ(PublishAndWait(id, 6).status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  backend_->Lend("/weights", 2 * kTestTensorBytes)[17] = std::byte{9};
+  const PublishOutcome changed = PublishAndWait(id, 7);
+  EXPECT_EQ(changed.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(changed.status.error_message(), HasSubstr("other content"));
+  EXPECT_EQ(Status().members(1).serving().version(), 7u);
+}
+
+TEST_F(AgentTest, SecondCallerJoinsTheRunningVersion) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  auto first = Publish(id, 7);
+  first->AwaitEvent(Event::kReleased);
+  auto second = Publish(id, 7);
+  second->AwaitEvent(Event::kAccepted);
+  second->AwaitEvent(Event::kReleased);
+  const v1::Begin begin = member->Await(Message::kBegin).begin();
+  member->Staged(begin, ContentOf(2));
+  member->Await(Message::kCommit);
+  member->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(first->Join().status.ok());
+  EXPECT_TRUE(second->Join().status.ok());
+  EXPECT_EQ(backend_->encodes(), 2);
+}
+
+TEST_F(AgentTest, VersionGoesOnWhenTheCallerHangsUp) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  auto publish = Publish(id, 7);
+  publish->AwaitEvent(Event::kAccepted);
+  publish->HangUp();
+  EXPECT_FALSE(publish->Join().status.ok());
+  const v1::Begin begin = member->Await(Message::kBegin).begin();
+  member->Staged(begin, ContentOf(2));
+  member->Await(Message::kCommit);
+  member->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(Eventually([&] { return Status().last_version().version() == 7; }));
+}
+
+TEST_F(AgentTest, NonFiniteWeightFailsTheVersionAndKeepsTheOldOne) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  ASSERT_TRUE(Sync(id, 1, {member.get()}, ContentOf(2)).status.ok());
+  backend_->FailEncode(1, absl::InvalidArgumentError("tensor 'layers.1.weight' has NaN at index 3"));
+  const PublishOutcome outcome = PublishAndWait(id, 2);
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("'layers.1.weight' has NaN at index 3"));
+  EXPECT_EQ(member->Await(Message::kAbort).abort().version(), 2u);
+  EXPECT_EQ(Status().last_version().version(), 1u);
+  backend_->FailEncode(1, absl::OkStatus());
+  EXPECT_TRUE(Sync(id, 2, {member.get()}, ContentOf(2), 2).status.ok()) << "the same number can be used again";
+}
+
+TEST_F(AgentTest, MemberThatFailsToApplyIsReported) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  auto publish = Publish(id, 7);
+  const v1::Begin begin = member->Await(Message::kBegin).begin();
+  member->Staged(begin, ContentOf(2));
+  member->Await(Message::kCommit);
+  member->Failed(begin, "the engine did not pause");
+  const PublishOutcome outcome = publish->Join();
+  ASSERT_TRUE(outcome.status.ok());
+  EXPECT_EQ(outcome.report().replicas(0).outcome(), v1::OUTCOME_LEFT_OUT);
+  EXPECT_THAT(outcome.report().replicas(0).reason(), HasSubstr("the engine did not pause"));
+}
+
+// ---- status
+
+TEST_F(AgentTest, StatusBeginsWithTheTrainersOwnRow) {
+  StartAgent();
+  v1::JobStatus status = Status();
+  ASSERT_EQ(status.members_size(), 1);
+  EXPECT_EQ(status.members(0).role(), "trainer");
+  EXPECT_EQ(status.members(0).pid(), getpid());
+  EXPECT_EQ(status.members(0).state(), "waiting");
+  EXPECT_EQ(status.job(), "test");
+  RegisterOk(2);
+  auto member = NewMember();
+  member->Join("a");
+  member->Await(Message::kWelcome);
+  status = Status();
+  ASSERT_EQ(status.members_size(), 2);
+  EXPECT_EQ(status.members(0).state(), "ready");
+  EXPECT_EQ(status.members(1).name(), "a");
+  EXPECT_EQ(status.catalog().tensors(), 2);
+}
+
+TEST_F(AgentTest, WatchSendsTheStatusAgainWhenItChanges) {
+  StartAgent();
+  grpc::ClientContext context;
+  v1::WatchStatusRequest request;
+  request.set_min_interval_ms(50);
+  auto stream = coordinator_->WatchStatus(&context, request);
+  v1::JobStatus status;
+  ASSERT_TRUE(stream->Read(&status));
+  EXPECT_FALSE(status.has_catalog());
+  RegisterOk(2);
+  while (!status.has_catalog()) ASSERT_TRUE(stream->Read(&status));
+  context.TryCancel();
+  while (stream->Read(&status)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+// ---- start and stop
+
+TEST_F(AgentTest, SecondTrainerOfAJobIsToldThatThePortIsTaken) {
+  StartAgent();
+  v1::TrainerConfig config = TestConfig();
+  config.mutable_coordinator()->set_listen(agent_->coordinator_address());
+  const auto second = TrainerAgent::Start(config, std::make_unique<FakeBackend>());
+  EXPECT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr("coordinator.listen"));
+}
+
+TEST_F(AgentTest, BadRecipeIsRefusedAtStart) {
+  v1::TrainerConfig config = TestConfig();
+  config.mutable_recipe()->add_include("[");
+  EXPECT_EQ(TrainerAgent::Start(config, std::make_unique<FakeBackend>()).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(AgentTest, StopLetsARunningVersionFinishWithinItsGrace) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  auto publish = Publish(id, 7);
+  const v1::Begin begin = member->Await(Message::kBegin).begin();
+  std::thread stop([&] { agent_->Stop(kPatience); });
+  member->Staged(begin, ContentOf(2));
+  member->Await(Message::kCommit);
+  member->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(publish->Join().status.ok());
+  stop.join();
+  EXPECT_EQ(member->Await(Message::kRefused).refused().retry(), true);
+}
+
+TEST_F(AgentTest, StopWithoutGraceAbortsWhatRuns) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  backend_->HoldEncodes(true);
+  auto publish = Publish(id, 7);
+  member->Await(Message::kBegin);
+  const absl::Time begun = MonotonicNow();
+  agent_->Stop(absl::ZeroDuration());
+  EXPECT_LT(MonotonicNow() - begun, kPatience);
+  const PublishOutcome outcome = publish->Join();
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("shutting down"));
+  member->Await(Message::kAbort);
+  EXPECT_EQ(member->AwaitEnd().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(AgentTest, BannerNamesBothAddresses) {
+  StartAgent();
+  EXPECT_THAT(agent_->Banner(), HasSubstr(agent_->local_address()));
+  EXPECT_THAT(agent_->Banner(), HasSubstr(agent_->coordinator_address()));
+}
+
+}  // namespace
+}  // namespace wsync

@@ -1,0 +1,434 @@
+#include "server/trainer/publisher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "tests/trainer/testing.h"
+
+namespace wsync {
+namespace {
+
+using ::testing::HasSubstr;
+using Kind = FakeBackend::Operation::Kind;
+
+constexpr int kBuckets = 5;
+
+class PublisherTest : public ::testing::Test {
+ protected:
+  void Open(SourceMode mode, PublisherOptions options = {}) {
+    options.mode = mode;
+    options.ring_slots = 2;
+    publisher_ =
+        std::make_unique<Publisher>(options, &backend_, [this](Event event) { events_.Add(std::move(event)); });
+    ASSERT_TRUE(publisher_->Adopt(TestRegistration(backend_, kBuckets)).ok());
+    weights_ = backend_.Lend("/weights", kBuckets * kTestTensorBytes);
+  }
+  void Start(uint64_t epoch, uint64_t version, bool encode, int32_t world = 3) {
+    publisher_->Start({epoch, version, absl::StrCat("token-", epoch), world, encode});
+  }
+  void Cancel(uint64_t epoch, bool drop) {
+    publisher_->Cancel({epoch, absl::CancelledError("the coordinator says so"), drop});
+  }
+  // Returns once everything asked for before has been dealt with.
+  Hash128 Flush() {
+    const size_t before = events_.Count<event::ContentChecked>();
+    publisher_->CheckContent({999});
+    return events_.Await<event::ContentChecked>(before).digest;
+  }
+
+  FakeBackend backend_;
+  EventRecord events_;
+  std::byte* weights_ = nullptr;
+  std::unique_ptr<Publisher> publisher_;
+};
+
+TEST_F(PublisherTest, ReleasesTheTrainerBeforeTheWireIsDone) {
+  Open(SourceMode::kFull);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  const auto released = events_.Await<event::SourceReleased>();
+  EXPECT_EQ(released.version, 7u);
+  EXPECT_EQ(released.epoch, 1u);
+  EXPECT_FALSE(released.digest.IsZero());
+  EXPECT_EQ(events_.Count<event::SourceSent>(), 0u);
+  backend_.HoldSends(false);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 1u);
+}
+
+TEST_F(PublisherTest, ReleasesTheTrainerWhilePeersConnect) {
+  Open(SourceMode::kFull);
+  backend_.HoldConnects(true);
+  Start(1, 7, true);
+  events_.Await<event::SourceReleased>();
+  EXPECT_TRUE(backend_.operations(Kind::kSend).empty());
+  backend_.HoldConnects(false);
+  events_.Await<event::SourceSent>();
+  EXPECT_EQ(backend_.operations(Kind::kSend).size(), size_t{kBuckets});
+}
+
+TEST_F(PublisherTest, SendsEachBucketBehindItsEncoding) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.operations(Kind::kSend).size() == kBuckets; }));
+  const auto encodes = backend_.operations(Kind::kEncode);
+  const auto sends = backend_.operations(Kind::kSend);
+  for (int k = 0; k < kBuckets; ++k) {
+    EXPECT_EQ(sends[k].after, encodes[k].done);
+    EXPECT_EQ(sends[k].data, encodes[k].data);
+  }
+  backend_.HoldEncodes(false);
+  events_.Await<event::SourceSent>();
+}
+
+TEST_F(PublisherTest, SentNeverComesBeforeReleased) {
+  Open(SourceMode::kFull);
+  for (uint64_t v = 1; v <= 50; ++v) {
+    Start(v, v, true);
+    events_.Await<event::SourceSent>(v - 1);
+    ASSERT_EQ(events_.Count<event::SourceReleased>(), v);
+  }
+  EXPECT_EQ(backend_.violations(), 0);
+}
+
+TEST_F(PublisherTest, RestartSendsTheImageWithoutEncodingAgain) {
+  Open(SourceMode::kFull);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  events_.Await<event::SourceReleased>();
+  Cancel(1, false);
+  backend_.HoldSends(false);
+  Start(2, 7, false);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 2u);
+  EXPECT_EQ(backend_.encodes(), kBuckets);
+  EXPECT_EQ(events_.Count<event::SourceReleased>(), 1u);
+  EXPECT_EQ(events_.Count<event::SourceFailed>(), 0u) << "who cancels knows";
+}
+
+TEST_F(PublisherTest, RestartWhileEncodingJoinsTheEncode) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() == kBuckets; }));
+  Cancel(1, false);
+  Start(2, 7, true);
+  backend_.HoldEncodes(false);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 2u);
+  EXPECT_EQ(events_.Await<event::SourceReleased>().version, 7u);
+  EXPECT_EQ(backend_.encodes(), kBuckets);
+}
+
+TEST_F(PublisherTest, DroppedVersionIsEncodedAfresh) {
+  Open(SourceMode::kFull);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  const Hash128 before = events_.Await<event::SourceReleased>().digest;
+  Cancel(1, true);
+  weights_[0] = std::byte{0x5A};
+  Start(2, 7, true);
+  EXPECT_EQ(events_.Await<event::SourceSent>(1).epoch, 2u);
+  EXPECT_EQ(backend_.encodes(), 2 * kBuckets);
+  EXPECT_NE(events_.Await<event::SourceReleased>(1).digest, before);
+}
+
+TEST_F(PublisherTest, DropStopsAnEncodeThatRuns) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() == kBuckets; }));
+  Cancel(1, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.operations(Kind::kEncode).back().done->Poll().has_value(); }));
+  backend_.HoldEncodes(false);
+  Flush();
+  EXPECT_EQ(events_.Count<event::SourceReleased>() + events_.Count<event::SourceFailed>(), 0u);
+  Start(2, 8, true);
+  EXPECT_EQ(events_.Await<event::SourceReleased>().version, 8u) << "the cancel hit only its own version";
+}
+
+TEST_F(PublisherTest, CancelReachesASessionThatConnects) {
+  Open(SourceMode::kFull);
+  backend_.HoldConnects(true);
+  Start(1, 7, true);
+  events_.Await<event::SourceReleased>();
+  ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 1; }));
+  const absl::Time asked = MonotonicNow();
+  Cancel(1, false);
+  ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 0; }));
+  EXPECT_LT(MonotonicNow() - asked, absl::Seconds(2)) << "the connect timeout is 11 s";
+}
+
+TEST_F(PublisherTest, CancelOfAStartThatWaitsKeepsItFromBeginning) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() == kBuckets; }));
+  Start(2, 8, true);
+  Cancel(2, false);
+  backend_.HoldEncodes(false);
+  Flush();
+  EXPECT_EQ(events_.Count<event::SourceReleased>(), 1u);
+}
+
+TEST_F(PublisherTest, NonFiniteWeightFailsTheVersionForGood) {
+  Open(SourceMode::kFull);
+  backend_.FailEncode(2, absl::InvalidArgumentError("tensor 'layers.2.weight' has NaN at index 5"));
+  Start(1, 7, true);
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_TRUE(failed.version_lost);
+  EXPECT_THAT(std::string(failed.status.message()), HasSubstr("NaN at index 5"));
+  Flush();
+  EXPECT_EQ(events_.Count<event::SourceFailed>(), 1u) << "the broken broadcast is not a second failure";
+  EXPECT_EQ(events_.Count<event::SourceReleased>(), 0u);
+  backend_.FailEncode(2, absl::OkStatus());
+  Start(2, 7, true);
+  EXPECT_TRUE(events_.Await<event::SourceFailed>(1).version_lost) << "a restart cannot heal it";
+  Cancel(2, true);
+  Start(3, 8, true);
+  EXPECT_EQ(events_.Await<event::SourceSent>().version, 8u);
+}
+
+TEST_F(PublisherTest, BrokenSessionCanBeRetried) {
+  PublisherOptions options;
+  options.connect_timeout = absl::Milliseconds(20);
+  Open(SourceMode::kFull, options);
+  backend_.HoldConnects(true);
+  Start(1, 7, true);
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_FALSE(failed.version_lost);
+  EXPECT_THAT(std::string(failed.status.message()), HasSubstr("rank 1 did not come"));
+  backend_.HoldConnects(false);
+  Start(2, 7, false);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 2u);
+}
+
+TEST_F(PublisherTest, TransferThatIsTooSlowEndsAtItsDeadline) {
+  PublisherOptions options;
+  options.transfer_timeout = absl::Milliseconds(20);
+  options.min_rate_bytes_per_second = 1e12;
+  Open(SourceMode::kFull, options);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(failed.status));
+  EXPECT_FALSE(failed.version_lost);
+}
+
+TEST_F(PublisherTest, NextVersionWaitsUntilTheImageIsNotBeingSent) {
+  Open(SourceMode::kFull);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  events_.Await<event::SourceReleased>();
+  Start(2, 8, true);
+  EXPECT_EQ(events_.Await<event::SourceReleased>(1).version, 8u);
+  EXPECT_EQ(backend_.violations(), 0);
+}
+
+TEST_F(PublisherTest, VersionNobodyTakesIsReleasedAndSent) {
+  Open(SourceMode::kFull);
+  Start(1, 7, true, /*world=*/1);
+  EXPECT_EQ(events_.Await<event::SourceSent>().version, 7u);
+  EXPECT_EQ(events_.Count<event::SourceReleased>(), 1u);
+  EXPECT_TRUE(backend_.operations(Kind::kSend).empty());
+}
+
+TEST_F(PublisherTest, CheckContentLeavesTheImageAlone) {
+  Open(SourceMode::kFull);
+  std::memset(weights_, 0x11, kBuckets * kTestTensorBytes);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  const auto sends = backend_.operations(Kind::kSend);
+  const Hash128 same = Flush();
+  EXPECT_EQ(same, events_.Await<event::SourceReleased>().digest);
+  std::memset(weights_, 0x22, kBuckets * kTestTensorBytes);
+  EXPECT_NE(Flush(), same);
+  for (const auto& send : sends) EXPECT_EQ(send.data[0], std::byte{0x11});
+  Start(2, 7, false);
+  EXPECT_EQ(events_.Await<event::SourceSent>(1).epoch, 2u) << "what is retained can still be sent";
+}
+
+TEST_F(PublisherTest, CancelReachesASessionBehindACheck) {
+  Open(SourceMode::kFull);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  backend_.HoldSends(true);
+  Start(2, 7, false);
+  ASSERT_TRUE(Eventually([&] { return backend_.operations(Kind::kSend).size() == 2 * kBuckets; }));
+  Flush();
+  Cancel(2, false);
+  EXPECT_TRUE(Eventually([&] { return backend_.open_sessions() == 0; }));
+}
+
+TEST_F(PublisherTest, UnknownVersionCannotBeSentAgain) {
+  Open(SourceMode::kFull);
+  Start(1, 7, false);
+  EXPECT_TRUE(events_.Await<event::SourceFailed>().version_lost);
+}
+
+TEST_F(PublisherTest, ImageOutlivesItsRegistration) {
+  Open(SourceMode::kFull);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  publisher_->Release();
+  Start(2, 7, false);
+  EXPECT_EQ(events_.Await<event::SourceSent>(1).epoch, 2u);
+  Start(3, 8, true);
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_TRUE(failed.version_lost);
+  EXPECT_THAT(std::string(failed.status.message()), HasSubstr("register again"));
+}
+
+TEST_F(PublisherTest, RegistrationOfTheSamePlanKeepsTheImage) {
+  Open(SourceMode::kFull);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  ASSERT_TRUE(publisher_->Adopt(TestRegistration(backend_, kBuckets, "/second")).ok());
+  Start(2, 7, false);
+  EXPECT_EQ(events_.Await<event::SourceSent>(1).epoch, 2u);
+}
+
+TEST_F(PublisherTest, RegistrationOfAnotherPlanDropsTheImage) {
+  Open(SourceMode::kFull);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  ASSERT_TRUE(publisher_->Adopt(TestRegistration(backend_, kBuckets + 1, "/second")).ok());
+  Start(2, 7, false);
+  EXPECT_TRUE(events_.Await<event::SourceFailed>().version_lost);
+}
+
+TEST_F(PublisherTest, RegistrationThatDoesNotFitInMemoryLeavesNone) {
+  Open(SourceMode::kFull);
+  backend_.FailAllocations(true);
+  EXPECT_TRUE(absl::IsResourceExhausted(publisher_->Adopt(TestRegistration(backend_, kBuckets + 1, "/second"))));
+  Start(1, 7, true);
+  EXPECT_TRUE(events_.Await<event::SourceFailed>().version_lost);
+}
+
+TEST_F(PublisherTest, DropStopsWhatRunsAndSaysSo) {
+  Open(SourceMode::kFull);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  events_.Await<event::SourceReleased>();
+  publisher_->Drop(absl::AbortedError("the owner died"));
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_TRUE(failed.version_lost);
+  EXPECT_THAT(std::string(failed.status.message()), HasSubstr("the owner died"));
+  EXPECT_EQ(backend_.open_sessions(), 0);
+}
+
+TEST_F(PublisherTest, StopEndsEvenWhatIsStuck) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  backend_.HoldConnects(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() == kBuckets; }));
+  publisher_->Stop();
+  EXPECT_EQ(backend_.open_sessions(), 0);
+  EXPECT_TRUE(absl::IsUnavailable(publisher_->Adopt(TestRegistration(backend_, kBuckets))));
+}
+
+TEST_F(PublisherTest, ProgressCountsEncodedAndSentBytes) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.operations(Kind::kSend).size() == kBuckets; }));
+  EXPECT_TRUE(publisher_->Progress().encoding);
+  EXPECT_EQ(publisher_->Progress().encoded_bytes, 0);
+  backend_.HoldEncodes(false);
+  events_.Await<event::SourceSent>();
+  const SourceProgress progress = publisher_->Progress();
+  EXPECT_EQ(progress.version, 7u);
+  EXPECT_GT(progress.total_bytes, kBuckets * kTestTensorBytes);
+  EXPECT_EQ(progress.encoded_bytes, progress.total_bytes);
+  EXPECT_EQ(progress.sent_bytes, progress.total_bytes);
+}
+
+// ---- ring
+
+TEST_F(PublisherTest, RingEncodesIntoASlotOnlyAfterItsBroadcast) {
+  Open(SourceMode::kRing);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.operations(Kind::kSend).size() == kBuckets; }));
+  const auto encodes = backend_.operations(Kind::kEncode);
+  const auto sends = backend_.operations(Kind::kSend);
+  ASSERT_EQ(encodes.size(), size_t{kBuckets});
+  for (int k = 0; k < kBuckets; ++k) {
+    EXPECT_EQ(encodes[k].bucket, k);
+    EXPECT_EQ(encodes[k].after, k < 2 ? nullptr : CompletionPtr(sends[k - 2].done));
+    EXPECT_EQ(sends[k].after, encodes[k].done);
+    EXPECT_EQ(encodes[k].data, encodes[k % 2].data);
+    EXPECT_EQ(encodes[k].done->Poll().has_value(), k < 2);
+  }
+  EXPECT_EQ(events_.size(), 0u) << "the trainer waits for the wire";
+  backend_.HoldSends(false);
+  EXPECT_EQ(events_.Await<event::SourceReleased>().version, 7u);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 1u);
+  EXPECT_EQ(backend_.violations(), 0);
+}
+
+TEST_F(PublisherTest, RingRestartsBeforeReleaseByEncodingAgain) {
+  Open(SourceMode::kRing);
+  backend_.HoldSends(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.operations(Kind::kSend).size() == kBuckets; }));
+  Cancel(1, false);
+  Start(2, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() == 2 * kBuckets; }));
+  backend_.HoldSends(false);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 2u);
+  EXPECT_EQ(events_.Count<event::SourceReleased>(), 1u);
+  EXPECT_EQ(events_.Count<event::SourceFailed>(), 0u);
+}
+
+TEST_F(PublisherTest, RingLosesAVersionOnceItIsReleased) {
+  Open(SourceMode::kRing);
+  Start(1, 7, true);
+  events_.Await<event::SourceSent>();
+  Start(2, 7, false);
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_TRUE(failed.version_lost);
+  EXPECT_THAT(std::string(failed.status.message()), HasSubstr("source_mode"));
+  EXPECT_EQ(backend_.encodes(), kBuckets);
+}
+
+TEST_F(PublisherTest, RingBrokenSessionIsNotALostVersion) {
+  PublisherOptions options;
+  options.connect_timeout = absl::Milliseconds(20);
+  Open(SourceMode::kRing, options);
+  backend_.HoldConnects(true);
+  Start(1, 7, true);
+  EXPECT_FALSE(events_.Await<event::SourceFailed>().version_lost);
+  backend_.HoldConnects(false);
+  Start(2, 7, true);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 2u);
+}
+
+TEST_F(PublisherTest, RingNonFiniteWeightIsALostVersion) {
+  Open(SourceMode::kRing);
+  backend_.FailEncode(3, absl::InvalidArgumentError("NaN"));
+  Start(1, 7, true);
+  const auto failed = events_.Await<event::SourceFailed>();
+  EXPECT_TRUE(failed.version_lost);
+  EXPECT_TRUE(absl::IsInvalidArgument(failed.status));
+}
+
+TEST_F(PublisherTest, RingCancelReachesASessionThatConnects) {
+  Open(SourceMode::kRing);
+  backend_.HoldConnects(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 1; }));
+  Cancel(1, true);
+  EXPECT_TRUE(Eventually([&] { return backend_.open_sessions() == 0; }));
+}
+
+TEST_F(PublisherTest, RingAloneEncodesEverythingForItsDigest) {
+  Open(SourceMode::kRing);
+  Start(1, 7, true, /*world=*/1);
+  EXPECT_EQ(events_.Await<event::SourceReleased>().digest, Flush());
+  EXPECT_TRUE(backend_.operations(Kind::kSend).empty());
+}
+
+}  // namespace
+}  // namespace wsync
