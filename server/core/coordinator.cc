@@ -30,7 +30,7 @@ Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
   now_ = std::max(now_, now);
-  if (now_ - promised_ > kLateStep) group_.Forgive(now_ - promised_);
+  if (now_ - promised_ > kLateStep) group_.Forgive(now_);
   out_.clear();
   std::visit([this](const auto& what) { On(what); }, event);
   Advance();
@@ -138,7 +138,9 @@ void Coordinator::Impl::InRoundOf(MemberId member, Call call) {
 
 Member* Coordinator::Impl::Heard(MemberId id) {
   Member* member = group_.Find(id);
-  if (member != nullptr) member->last_seen = now_;
+  if (member == nullptr) return nullptr;
+  member->last_seen = now_;
+  member->forgiven = false;
   return member;
 }
 

@@ -143,8 +143,11 @@ absl::Time Group::NextSilence() const {
   return next;
 }
 
-void Group::Forgive(absl::Duration pause) {
-  for (auto& [id, member] : members_) member.last_seen += pause;
+void Group::Forgive(absl::Time now) {
+  for (auto& [id, member] : members_) {
+    if (!IsStale(now, member) || std::exchange(member.forgiven, true)) continue;
+    member.last_seen = now - heartbeat_timeout_ / 2;
+  }
 }
 
 std::vector<Group::Replica> Group::Replicas() const {

@@ -23,6 +23,7 @@ struct Member {
   std::string engine;
   bool torn = false;
   absl::Time last_seen;
+  bool forgiven = false;  // its silence since then, because we may have missed its heartbeats
   event::HeartbeatSeen progress;
   std::string last_error;
   uint64_t round = 0;                    // epoch of the round it works on; 0: none
@@ -54,8 +55,8 @@ class Group {
   // Members whose heartbeat timeout passed, and when the next one's does.
   std::vector<MemberId> Silent(absl::Time now) const;
   absl::Time NextSilence() const;
-  // The coordinator itself stood still for `pause`: nobody could be heard, so nobody is to blame for it.
-  void Forgive(absl::Duration pause);
+  // The coordinator itself stood still, and heartbeats may lie unread: who is silent gets half a timeout more, once.
+  void Forgive(absl::Time now);
 
   struct Replica {
     std::string name;
