@@ -22,7 +22,7 @@ constexpr char kExamples[] =
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // `wsync status | head` ends by a failed write, not by a signal
   CLI::App app("wsync carries a model's weights, as FP8, from trainers to rollouts", "wsync");
-  app.set_version_flag("--version", std::string("wsync ") + wsync::kSoftwareVersion);
+  app.set_version_flag("--version", std::string(wsync::kSoftware));
   app.footer(kExamples);
   app.require_subcommand(1);
   wsync::cli::AddStatus(app);

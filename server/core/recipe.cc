@@ -61,8 +61,10 @@ bool IsRouter(const Parts& parts) {
   });
 }
 
-bool HasNorm(std::string_view module) {
-  return module.find("norm") != std::string_view::npos || module.find("Norm") != std::string_view::npos;
+// "norm", "q_norm", "input_layernorm", "LayerNorm", "norm1", "layer_norm_2"; not "normalizer" or "normal".
+bool IsNorm(std::string_view module) {
+  module = module.substr(0, module.find_last_not_of("0123456789_") + 1);
+  return module.ends_with("norm") || module.ends_with("Norm") || module.starts_with("ln_");
 }
 
 // Why the name alone says that this is no linear weight; empty if it may be one.
@@ -71,7 +73,7 @@ std::string_view KeptByName(const Parts& parts) {
   if (parts.size() < 2) return {};
   const std::string_view module = parts[parts.size() - 2];
   if (module.ends_with("bias")) return "bias";  // relative_attention_bias: a table
-  if (HasNorm(module) || module.starts_with("ln_")) return "norm";
+  if (IsNorm(module)) return "norm";
   if (IsEmbedding(module)) return "embedding";
   if (IsOutputHead(parts)) return "output head";
   if (IsRouter(parts)) return "router";
