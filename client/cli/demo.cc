@@ -41,6 +41,12 @@ class Demo {
  public:
   explicit Demo(const DemoArguments& arguments) : arguments_(arguments), color_(UseColor(stdout)) {}
   absl::Status Run();
+  // Where the agents' logs are, kept for whoever looks into a failure.
+  std::string KeepLogs() {
+    if (cluster_ == nullptr) return "";
+    cluster_->Keep();
+    return cluster_->directory();
+  }
 
  private:
   absl::Status MakeModel();
@@ -164,10 +170,12 @@ absl::Status Demo::Publish(uint64_t version, bool kill_midway) {
                    FormatMs(report->committed_ms()), " (",
                    FormatRate(static_cast<double>(report->payload_bytes()) / report->staged_ms() * 1e3),
                    " to each), digest ", ShortHash(report->content_digest())));
-  if (kill_midway != (applied < kRollouts)) {
-    return absl::InternalError(absl::StrCat("version ", version, ": ", applied, " replicas applied it"));
+  if (kill_midway == (applied < kRollouts)) return absl::OkStatus();
+  std::string missing = kill_midway ? "the killed rollout applied it" : "";
+  for (const v1::ReplicaOutcome& replica : report->replicas()) {
+    if (replica.outcome() != v1::OUTCOME_APPLIED) absl::StrAppend(&missing, replica.replica(), ": ", replica.reason());
   }
-  return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("version ", version, ": ", missing));
 }
 
 absl::Status Demo::ReviveVictim(uint64_t version) {
@@ -268,8 +276,12 @@ void AddDemo(CLI::App& app) {
                  "  wsync demo --keep                       look at logs and the exported checkpoint afterwards\n"
                  "\nNeeds about 6 GB of memory (4.5 GB of it in /dev/shm and the agents) for the default model.\n",
                  [arguments] {
-                   const absl::Status status = Demo(*arguments).Run();
-                   return status.ok() ? kOk : Fail(status);
+                   Demo demo(*arguments);
+                   const absl::Status status = demo.Run();
+                   if (status.ok()) return kOk;
+                   const std::string logs = demo.KeepLogs();
+                   if (!logs.empty()) std::fprintf(stderr, "wsync: logs are kept in %s\n", logs.c_str());
+                   return Fail(status);
                  });
   command->add_option("-m,--model", arguments->model, "use this checkpoint instead of random weights")
       ->type_name("DIR");

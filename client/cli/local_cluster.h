@@ -35,6 +35,7 @@ class LocalCluster {
   ~LocalCluster();
 
   const std::string& directory() const { return directory_; }
+  void Keep() { options_.keep = true; }  // the directory survives: somebody should read the logs
   std::string coordinator() const { return coordinator_; }
   std::string trainer_socket() const;
   std::string rollout_socket(int rollout) const;
