@@ -159,9 +159,9 @@ void Coordinator::Impl::On(const event::CatalogRegistered& event) {
 
 void Coordinator::Impl::On(const event::CatalogGone& event) {
   if (!plan_.has_value()) return;
-  ChangeCatalog("the trainer's registration ended: " + event.reason);
+  ChangeCatalog(absl::StrCat("the trainer's registration ended: ", event.reason));
   plan_.reset();
-  Log(action::Log::kWarn, "catalog gone: " + event.reason);
+  Log(action::Log::kWarn, absl::StrCat("catalog gone: ", event.reason));
   AnnounceCatalog(kNoCatalog);
 }
 
@@ -303,7 +303,7 @@ void Coordinator::Impl::On(const event::Left& event) {
   if (member == nullptr) return;
   Log(action::Log::kInfo, absl::StrCat(Describe(*member), " left: ", event.reason));
   group_.Remove(event.member);
-  TellRounds({{event.member, "left: " + event.reason}});
+  TellRounds({{event.member, absl::StrCat("left: ", event.reason)}});
 }
 
 void Coordinator::Impl::On(const event::Lost& event) { LoseMember(event.member, event.reason); }

@@ -217,7 +217,7 @@ Actions Round::StageDeadline(absl::Time now) {
   const std::string limit = absl::StrFormat("stage timeout is %.1f s", absl::ToDoubleSeconds(options_.stage_timeout));
   if (!source_digest_.has_value()) {
     AbortRest(RoundPhase::kAborted,
-              absl::DeadlineExceededError("the source did not encode the version in time: " + limit), out);
+              absl::DeadlineExceededError(absl::StrCat("the source did not encode the version in time: ", limit)), out);
     return out;
   }
   std::vector<size_t> late;

@@ -9,7 +9,7 @@
 namespace wsync {
 namespace {
 
-std::string Because(const std::string& error) { return error.empty() ? "" : ": " + error; }
+std::string Because(const std::string& error) { return error.empty() ? "" : absl::StrCat(": ", error); }
 
 // What is wrong with one member; empty: nothing. One that takes part in a round is being taken care of.
 std::string Problem(const MemberStatus& member, const ServedVersion& committed) {

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "tests/core/simulation.h"
 
@@ -20,8 +21,8 @@ constexpr size_t kHistoryShown = 30000;  // characters before the violation
 std::string Failure(uint64_t seed, const std::string& violation) {
   const Result again = Simulate({.seed = seed, .keep_history = true});
   const size_t begin = again.history.size() > kHistoryShown ? again.history.size() - kHistoryShown : 0;
-  return "seed " + std::to_string(seed) + ": " + violation + "\n" + again.history.substr(begin) +
-         "run it alone with WSYNC_SIM_SEED=" + std::to_string(seed);
+  return absl::StrCat("seed ", seed, ": ", violation, "\n", again.history.substr(begin),
+                      "run it alone with WSYNC_SIM_SEED=", seed);
 }
 
 TEST(CoordinatorSimulation, NoSeedBreaksARule) {

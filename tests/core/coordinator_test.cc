@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -25,7 +26,7 @@ std::string Text(const absl::Status& status) { return std::string(status.message
 class CoordinatorTest : public ::testing::Test {
  protected:
   CoordinatorTest() {
-    options_.new_session_token = [this] { return "session-" + std::to_string(++sessions_); };
+    options_.new_session_token = [this] { return absl::StrCat("session-", ++sessions_); };
   }
   void Start() { coordinator_ = std::make_unique<Coordinator>(options_, now_); }
   const Actions& Step(const Event& event) {
@@ -84,7 +85,7 @@ class CoordinatorTest : public ::testing::Test {
   void Sinks(int n) {
     Register();
     for (int i = 1; i <= n; ++i) {
-      Join(i, "sink-" + std::to_string(i), "r" + std::to_string(i));
+      Join(i, absl::StrCat("sink-", i), absl::StrCat("r", i));
       Ready(i);
     }
   }
@@ -409,6 +410,32 @@ TEST_F(CoordinatorTest, MessagesOfAFormerEpochChangeNothing) {
   EXPECT_THAT(To<action::SendCommit>(), IsEmpty());
   Staged(1, 1);
   EXPECT_THAT(To<action::SendCommit>(), ElementsAre(1));
+  EXPECT_THAT(Step(event::Applied{1, former, 1, DigestOf(1), {}}), IsEmpty());
+  EXPECT_EQ(Snapshot().members[0].serving.version, 0u);
+}
+
+TEST_F(CoordinatorTest, OnlyThatASinkIsTornIsBelievedFromAnyEpoch) {
+  options_.source_retains = false;
+  Sinks(1);
+  Commit(1, {1});
+  Step(event::Failed{1, epoch_ - 1, 1, MemberPhase::kReceive, absl::AbortedError("x"), true, -1});
+  EXPECT_EQ(Snapshot().members[0].state, "torn");
+  EXPECT_EQ(Snapshot().state, SyncState::kDegraded);
+  Commit(2, {1});
+  EXPECT_EQ(Snapshot().members[0].state, "ready");
+}
+
+TEST_F(CoordinatorTest, MembersThatFallSilentTogetherAreNotCountedForADecision) {
+  options_.min_replicas = 2;
+  Sinks(3);
+  Publish(1);
+  Release(1);
+  Staged(1, 1);
+  Staged(2, 1);
+  Pass(options_.heartbeat_timeout, {2, 3});
+  EXPECT_THAT(To<action::Disconnect>(), ElementsAre(2, 3));
+  EXPECT_THAT(To<action::SendCommit>(), IsEmpty());
+  EXPECT_EQ(Answer().code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(CoordinatorTest, ASilentMemberIsLostAfterTheTimeoutAndThePublishIsUnblocked) {
@@ -587,12 +614,13 @@ TEST_F(CoordinatorTest, AFailedCatchUpIsRepeatedLaterAndLaterAndHoldsUpNobodyEls
   for (const int seconds : {1, 2, 4}) {
     Step(event::Failed{2, epoch_, 1, MemberPhase::kReceive, absl::ResourceExhaustedError("no memory"), false, -1});
     EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+    EXPECT_LE(coordinator_->NextDeadline(), now_ + absl::Seconds(seconds));
     Pass(absl::Seconds(seconds) - absl::Milliseconds(100));
     EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
     Pass(absl::Milliseconds(100));
     EXPECT_THAT(To<action::SendBegin>(), ElementsAre(2));
   }
-  EXPECT_EQ(Snapshot().members[1].last_error.find("no memory") != std::string::npos, true);
+  EXPECT_THAT(Snapshot().members[1].last_error, HasSubstr("no memory"));
 }
 
 TEST_F(CoordinatorTest, NothingIsCaughtUpOnceTheRetainedCopyWasOverwritten) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -35,7 +36,7 @@ class RoundTest : public ::testing::Test {
   Round Make(int replicas) {
     std::vector<Participant> participants;
     for (int i = 1; i <= replicas; ++i) {
-      participants.push_back({static_cast<MemberId>(i), "sink-" + std::to_string(i), "r" + std::to_string(i), 0});
+      participants.push_back({static_cast<MemberId>(i), absl::StrCat("sink-", i), absl::StrCat("r", i), 0});
     }
     return Round(kEpoch, kVersion, participants, options_, now_);
   }

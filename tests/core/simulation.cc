@@ -154,7 +154,7 @@ void World::Step(const Event& event) {
   const Actions actions = coordinator_->Step(now, event);
   ++counts_.steps;
   fingerprint_ = (fingerprint_ ^ (event.index() + 31 * actions.size() + absl::ToUnixNanos(now))) * 0x100000001b3;
-  for (const Action& action : actions) Note([&] { return "    " + Brief(action); });
+  for (const Action& action : actions) Note([&] { return absl::StrCat("    ", Brief(action)); });
   checker_->After(now, actions);
   CheckTiming();
   for (const Action& action : actions) {
@@ -166,8 +166,12 @@ void World::Step(const Event& event) {
 // A step leaves nothing undone that was due, and nothing is due before the promised time.
 void World::CheckTiming() {
   if (coordinator_->NextDeadline() <= now) checker_->Violate("the next deadline is not in the future");
-  if (random.Chance(0.03) && !coordinator_->Step(now, event::Tick{}).empty()) {
-    checker_->Violate("a tick before the next deadline does something");
+  if (random.Chance(0.03)) {
+    const absl::Duration soon = random.Between(absl::ZeroDuration(), absl::Seconds(1));
+    At(soon, [this, life = agent_.life()] {
+      if (life != agent_.life() || agent_.stopped() || coordinator_->NextDeadline() <= now) return;
+      if (!coordinator_->Step(now, event::Tick{}).empty()) checker_->Violate("a tick before the next deadline acts");
+    });
   }
   if (random.Chance(0.01) && coordinator_->Snapshot(now).reason.empty()) checker_->Violate("a status without a reason");
 }
@@ -393,7 +397,9 @@ struct EventText {
   std::string operator()(const event::CatalogRegistered&) { return "catalog registered"; }
   std::string operator()(const event::CatalogGone&) { return "catalog gone"; }
   std::string operator()(const event::Publish& e) { return absl::StrCat("publish v", e.version); }
-  std::string operator()(const event::ContentChecked& e) { return "content checked " + e.digest.ShortHex(); }
+  std::string operator()(const event::ContentChecked& e) {
+    return absl::StrCat("content checked ", e.digest.ShortHex());
+  }
   std::string operator()(const event::SourceReleased& e) {
     return absl::StrCat("source released v", e.version, " ", e.digest.ShortHex());
   }
@@ -448,7 +454,7 @@ struct ActionText {
   std::string operator()(const action::PublishDone& a) {
     return absl::StrCat("done v", a.version, " ", a.status.ToString());
   }
-  std::string operator()(const action::Log& a) { return "log: " + a.text; }
+  std::string operator()(const action::Log& a) { return absl::StrCat("log: ", a.text); }
 };
 
 std::string Brief(const Event& event) { return std::visit(EventText{}, event); }
