@@ -1,6 +1,8 @@
 // Sink side: checks what landed against its digests, and copies it to its destinations.
 //
-// Used from one thread. One instance serves one (plan, destinations) pair, version after version.
+// Used from one thread. One instance serves one (plan, destinations) pair, version after version; Finish ends each, also
+// a failed one. A check sees what changed within a bucket, not that a whole bucket is in another's place: versions are
+// compared by Plan::ContentDigest of what Finish returns.
 #ifndef WSYNC_SERVER_BACKEND_LOADER_H_
 #define WSYNC_SERVER_BACKEND_LOADER_H_
 
@@ -25,7 +27,8 @@ class Loader {
   virtual CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
   // Copies a bucket's pieces to their destinations once `after` is done.
   virtual CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
-  // Waits for everything started; digests of all pieces checked since the last Finish, by piece index.
+  // Waits for everything started; digests of all pieces checked since the last Finish, by piece index. Else the first
+  // error since then, or DEADLINE_EXCEEDED, after which it can be called again.
   virtual absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) = 0;
 };
 

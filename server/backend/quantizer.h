@@ -1,7 +1,8 @@
 // Source side: encodes buckets of registered weights into wire memory, with digests.
 //
 // Used from one thread. One instance serves one registration; versions follow one another:
-// Encode(bucket...) for every bucket once, then Finish.
+// Encode(bucket...) for every bucket once, in any order, then Finish: also after a failure or a Cancel, since it is Finish
+// that clears them.
 #ifndef WSYNC_SERVER_BACKEND_QUANTIZER_H_
 #define WSYNC_SERVER_BACKEND_QUANTIZER_H_
 
@@ -28,7 +29,8 @@ class Quantizer {
   // Finish, by piece index (pieces of buckets that were not encoded: 0). Errors: as Encode, or DEADLINE_EXCEEDED.
   // Also after an error nothing reads the source any more once Finish returned, except after DEADLINE_EXCEEDED.
   virtual absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) = 0;
-  // Makes encodes that have not begun fail with `why` and finish soon. Any thread.
+  // Makes encodes that have not begun fail with `why` and finish soon, those to come too, until Finish returns with
+  // anything but DEADLINE_EXCEEDED. Any thread.
   virtual void Cancel(const absl::Status& why) = 0;
 };
 

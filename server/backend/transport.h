@@ -27,11 +27,13 @@ struct SessionSpec {
 class Transport {
  public:
   virtual ~Transport() = default;  // cancels what is pending and waits until no one touches the callers' memory
-  // Opens the session: returns when this rank can broadcast. DEADLINE_EXCEEDED names the ranks that did not come.
+  // Opens the session: returns when this rank can broadcast. DEADLINE_EXCEEDED names the ranks that did not come. Once.
   virtual absl::Status Connect(absl::Time deadline) = 0;
   // Rank 0: sends data[0, bytes) once `after` is done; complete when the memory may be overwritten. Others: receives
-  // into data[0, bytes), starting after `after`; complete when all bytes are there. Fails when a rank is gone (naming
-  // it) or on Cancel. A failed or cancelled broadcast may have delivered part of its bytes.
+  // into data[0, bytes), starting after `after`; complete when all bytes are there. Fails when a rank is gone that did
+  // not have all of it yet (naming it), when `after` failed, or on Cancel; may then have delivered part of its bytes. A
+  // broadcast that failed ends the session: what is pending and to come fails with the same error, and so it does, with
+  // one of their own, on the other ranks. The memory must live until completion or destruction of the transport.
   virtual CompletionPtr Broadcast(std::byte* data, int64_t bytes, CompletionPtr after) = 0;
   // Fails everything pending and to come with `why`, soon. Idempotent.
   virtual void Cancel(const absl::Status& why) = 0;

@@ -18,6 +18,10 @@ namespace wsync::host {
 inline constexpr int64_t kMaxChunkBytes = int64_t{1} << 20;
 inline constexpr int64_t kMaxChunkMessageBytes = kMaxChunkBytes + 64;  // with field headers
 
+// Initial metadata of a stream whose sink was let in. Without it a refusal would look like an acceptance until the
+// stream's status is there: gRPC reads a response that is only a status as empty initial metadata.
+inline constexpr char kAdmittedKey[] = "wsync-admitted";
+
 // REQUIRES: 0 < payload.size() <= kMaxChunkBytes.
 grpc::ByteBuffer EncodeChunk(uint64_t sequence, int64_t offset_bytes, const grpc::Slice& payload);
 

@@ -174,6 +174,7 @@ bool SinkSession::Open() {
   if (!Await(&operation_tag)) return false;
   stream_->ReadInitialMetadata(&operation_tag);
   if (!Await(&operation_tag)) return false;
+  if (context_.GetServerInitialMetadata().count(kAdmittedKey) == 0) return false;
   MutexLock lock(&mu_);
   if (!why_.ok()) return false;
   state_ = State::kConnected;

@@ -2,21 +2,16 @@
 
 #include <utility>
 
+#include "server/backend/host/data_chunk.h"
 #include "server/backend/host/grpc_status.h"
 
 namespace wsync::host {
 
 std::shared_ptr<SinkStream> SinkStream::New(grpc::CallbackServerContext* context) {
   std::shared_ptr<SinkStream> stream(new SinkStream(context));
+  MutexLock lock(&stream->mu_);
   stream->self_ = stream;
   return stream;
-}
-
-bool SinkStream::Pin() {
-  MutexLock lock(&mu_);
-  if (ending_) return false;
-  ++pins_;
-  return true;
 }
 
 void SinkStream::Unpin() {
@@ -39,13 +34,20 @@ void SinkStream::Attach(std::shared_ptr<SinkStreamListener> listener, int32_t ra
     }
   }
   if (listener != nullptr) return listener->OnGone(rank);
+  context_->AddInitialMetadata(kAdmittedKey, "1");
   StartSendInitialMetadata();
 }
 
 void SinkStream::Write(grpc::ByteBuffer chunk) {
-  if (!Pin()) return;  // the listener was or will be told that the stream is gone
-  chunk_ = std::move(chunk);
-  StartWrite(&chunk_);
+  const grpc::ByteBuffer* message = nullptr;
+  {
+    MutexLock lock(&mu_);
+    if (ending_) return;  // the listener was or will be told that the stream is gone
+    ++pins_;              // until OnWriteDone
+    chunk_.Swap(&chunk);
+    message = &chunk_;
+  }
+  StartWrite(message);
 }
 
 void SinkStream::End(const absl::Status& status) { BeginEnd(status, /*tear_off=*/true); }
@@ -77,14 +79,16 @@ void SinkStream::BeginEnd(const absl::Status& status, bool tear_off) {
 void SinkStream::OnSendInitialMetadataDone(bool) { Unpin(); }  // a failure also gives OnCancel
 
 void SinkStream::OnWriteDone(bool ok) {
-  chunk_.Clear();
+  grpc::ByteBuffer written;  // dropped without the lock: it may be the last reference to memory
   std::shared_ptr<SinkStreamListener> listener;
   int32_t rank = 0;
   {
     MutexLock lock(&mu_);
+    written.Swap(&chunk_);
     listener = listener_;
     rank = rank_;
   }
+  written.Clear();
   if (!ok) BeginEnd(absl::UnavailableError("the sink is gone"), /*tear_off=*/false);
   Unpin();
   if (ok && listener != nullptr) listener->OnWritten(rank);
@@ -93,7 +97,9 @@ void SinkStream::OnWriteDone(bool ok) {
 void SinkStream::OnCancel() { BeginEnd(absl::CancelledError("the sink is gone"), /*tear_off=*/false); }
 
 void SinkStream::OnDone() {
-  const std::shared_ptr<SinkStream> self = std::move(self_);  // may be the last reference
+  std::shared_ptr<SinkStream> self;  // may be the last reference
+  MutexLock lock(&mu_);
+  self = std::move(self_);
 }
 
 }  // namespace wsync::host

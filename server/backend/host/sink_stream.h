@@ -42,18 +42,18 @@ class SinkStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void OnCancel() override;
   void OnDone() override;
 
-  bool Pin();    // false: ended already. A pinned stream's context and reactor stay valid
-  void Unpin();  // the last one out, after the end, finishes the call
+  void Unpin();
   void BeginEnd(const absl::Status& status, bool tear_off);
 
   grpc::CallbackServerContext* const context_;
-  std::shared_ptr<SinkStream> self_;  // gRPC's reference
-  grpc::ByteBuffer chunk_;            // of the write under way
-
   Mutex mu_;
+  std::shared_ptr<SinkStream> self_ ABSL_GUARDED_BY(mu_);  // gRPC's reference
+  grpc::ByteBuffer chunk_ ABSL_GUARDED_BY(mu_);            // gRPC's while a write is under way
   std::shared_ptr<SinkStreamListener> listener_ ABSL_GUARDED_BY(mu_);
   int32_t rank_ ABSL_GUARDED_BY(mu_) = -1;
-  int pins_ ABSL_GUARDED_BY(mu_) = 0;  // operations and calls that use gRPC's objects
+  // Operations and calls that use gRPC's objects. While there is one they stay valid; the last one out after the end
+  // finishes the call.
+  int pins_ ABSL_GUARDED_BY(mu_) = 0;
   bool ending_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status end_ ABSL_GUARDED_BY(mu_);
 };

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "server/backend/host/data_chunk.h"
+#include "server/backend/host/handoff.h"
 
 namespace wsync::host {
 
@@ -16,6 +17,7 @@ struct SourceSession::SliceRef {
   int32_t rank;
   SendPtr send;
   int64_t bytes;
+  Handoff handoff;
 };
 
 SourceSession::SourceSession(int32_t world, WorkerPool* pool) : world_(world), pool_(pool), sinks_(world - 1) {}
@@ -146,14 +148,16 @@ void SourceSession::Pump(int32_t rank) {
 }
 
 grpc::ByteBuffer SourceSession::MakeChunk(int32_t rank, const SendPtr& send, int64_t offset, int64_t bytes) {
-  auto* ref = new SliceRef{shared_from_this(), rank, send, bytes};
+  auto* ref = new SliceRef{shared_from_this(), rank, send, bytes, {}};
   const grpc::Slice payload(
       const_cast<std::byte*>(send->data + offset), static_cast<size_t>(bytes),  // gRPC only reads it
       [](void* arg) {
         const std::unique_ptr<SliceRef> released(static_cast<SliceRef*>(arg));
+        released->handoff.Take();
         released->session->Released(released->rank, released->send, released->bytes);
       },
       ref);
+  ref->handoff.Give();
   return EncodeChunk(send->sequence, offset, payload);
 }
 
