@@ -63,7 +63,7 @@ TEST_P(SyncInEveryMode, TwoRolloutsServeWhatTheTrainerPublished) {
 INSTANTIATE_TEST_SUITE_P(Modes, SyncInEveryMode,
                          ::testing::Values(Modes{"full", "staged"}, Modes{"ring", "staged"}, Modes{"full", "in_place"},
                                            Modes{"ring", "in_place"}),
-                         [](const auto& info) { return absl::StrCat(info.param.source, "_", info.param.sink); });
+                         [](const auto& mode) { return absl::StrCat(mode.param.source, "_", mode.param.sink); });
 
 class Sync : public System {};
 
