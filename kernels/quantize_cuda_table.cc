@@ -1,0 +1,154 @@
+// The host side of quantize_cuda.h: pieces to records and items.
+#include <algorithm>
+
+#include "kernels/digest.h"
+#include "kernels/items_cuda.h"
+#include "kernels/quantize_cuda.h"
+
+namespace wsync::cuda {
+namespace {
+
+bool IsHalfWidth(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
+
+EncodePath PathOf(const EncodePiece& piece) {
+  const bool aligned = reinterpret_cast<uintptr_t>(piece.source) % kChunkBytes == 0;
+  if (!piece.recipe.fp8) {
+    const bool flat = piece.rows == 1 || piece.cols * DtypeBytes(piece.dtype) % 8 == 0;
+    return aligned && flat ? EncodePath::kRaw : EncodePath::kSlowRaw;
+  }
+  if (!aligned || !IsHalfWidth(piece.dtype) || piece.cols % kChunkElements != 0) return EncodePath::kSlowFp8;
+  if (piece.recipe.granularity != Granularity::kChannel) return EncodePath::kTile;
+  return piece.cols <= kItemElements ? EncodePath::kRows : EncodePath::kSlowFp8;
+}
+
+// As FiniteRuleOf in quantize.cc, in the form without comparisons: adding `add` carries into the top bit of an element
+// exactly when its masked magnitude reaches that of infinity (E4M3: of NaN).
+void SetFiniteRule(EncodeRecord& record) {
+  const auto set = [&](uint32_t mask, uint32_t add, uint32_t top) {
+    record.finite_mask[0] = record.finite_mask[1] = mask;
+    record.finite_add[0] = record.finite_add[1] = add;
+    record.finite_top = top;
+  };
+  switch (record.dtype) {
+    case Dtype::kF8E4M3:
+      return set(0x7F7F7F7F, 0x01010101, 0x80808080);
+    case Dtype::kF8E5M2:
+      return set(0x7F7F7F7F, 0x04040404, 0x80808080);
+    case Dtype::kF16:
+      return set(0x7FFF7FFF, 0x04000400, 0x80008000);
+    case Dtype::kBF16:
+      return set(0x7FFF7FFF, 0x00800080, 0x80008000);
+    case Dtype::kF32:
+      return set(0x7FFFFFFF, 0x00800000, 0x80000000);
+    case Dtype::kF64:  // its upper half decides, the odd word
+      set(0x7FFFFFFF, 0x00100000, 0x80000000);
+      record.finite_mask[0] = record.finite_add[0] = 0;
+      return;
+    default:
+      return;
+  }
+}
+
+void SetIndices(EncodeRecord& record, const EncodePiece& piece) {
+  const Granularity g = piece.recipe.granularity;
+  const int64_t row_bytes = piece.cols * (piece.recipe.fp8 ? 1 : DtypeBytes(piece.dtype));
+  const int64_t first_scale = g == Granularity::kTensor ? 0 : ScaleRows(g, piece.row_begin) * ScaleCols(g, piece.cols);
+  record.first_word = static_cast<uint64_t>(piece.row_begin * CeilDiv(row_bytes, 8));
+  record.first_scale = kScaleIndexBase + static_cast<uint64_t>(first_scale);
+  record.first_element = static_cast<uint64_t>(piece.row_begin * piece.cols);
+}
+
+EncodeRecord RecordOf(const EncodePiece& piece) {
+  EncodeRecord record;
+  record.source = reinterpret_cast<uintptr_t>(piece.source);
+  record.data_offset = static_cast<uint64_t>(piece.data_offset);
+  record.scale_offset = piece.scale_offset;
+  record.rows = piece.rows;
+  record.cols = piece.cols;
+  record.path = PathOf(piece);
+  record.dtype = piece.dtype;
+  record.granularity = piece.recipe.granularity;
+  record.scale_format = piece.recipe.scale_format;
+  record.preset = piece.recipe.preset;
+  record.element_bytes = static_cast<uint8_t>(DtypeBytes(piece.dtype));
+  record.amax_slot = static_cast<uint32_t>(piece.amax_slot);
+  SetIndices(record, piece);
+  SetFiniteRule(record);
+  return record;
+}
+
+int64_t RawBytes(const EncodeRecord& record) { return record.rows * record.cols * record.element_bytes; }
+
+// How many items a piece gives; sets the fields that say how they are cut.
+int64_t CutIntoItems(EncodeRecord& record) {
+  switch (record.path) {
+    case EncodePath::kRaw:
+      return CeilDiv(RawBytes(record) / kChunkBytes, kItemChunks);
+    case EncodePath::kSlowRaw:
+      return CeilDiv(record.rows * CeilDiv(record.cols * record.element_bytes, 8), kSlowItemWords);
+    default:
+      break;
+  }
+  if (record.granularity == Granularity::kChannel) {
+    const int64_t fitting = std::max(int64_t{1}, kItemElements / record.cols);
+    record.item_rows = static_cast<uint32_t>(std::min(fitting, kBlockSize));
+    return CeilDiv(record.rows, record.item_rows);
+  }
+  record.tiles_across = static_cast<uint32_t>(CeilDiv(record.cols, kBlockSize));
+  return CeilDiv(record.rows, kBlockSize) * record.tiles_across;
+}
+
+void AppendItems(EncodeTable& table, const EncodeRecord& record, int64_t count) {
+  table.items.insert(table.items.end(), static_cast<size_t>(count), record.piece);
+}
+
+bool IsPipelined(const EncodeRecord& record) {
+  return record.path == EncodePath::kTile || record.path == EncodePath::kRaw;
+}
+
+EncodeSpan CutBucket(EncodeTable& table, std::span<const EncodePiece> pieces, const EncodeBucket& bucket) {
+  EncodeSpan span{.item_begin = static_cast<uint32_t>(table.items.size()),
+                  .piece_begin = static_cast<uint32_t>(bucket.piece_begin),
+                  .piece_count = static_cast<uint32_t>(bucket.piece_end - bucket.piece_begin),
+                  .digest_offset = static_cast<uint64_t>(bucket.digest_offset)};
+  std::vector<EncodeRecord*> direct;
+  for (int64_t i = bucket.piece_begin; i < bucket.piece_end; ++i) {
+    EncodeRecord& record = table.records[static_cast<size_t>(i)] = RecordOf(pieces[static_cast<size_t>(i)]);
+    record.piece = static_cast<uint32_t>(i);
+    record.first_item = static_cast<uint32_t>(table.items.size());
+    if (IsPipelined(record)) AppendItems(table, record, CutIntoItems(record));
+    const bool has_tail = record.path == EncodePath::kRaw && RawBytes(record) % kChunkBytes != 0;
+    if (!IsPipelined(record) || has_tail) direct.push_back(&record);
+  }
+  span.direct_begin = static_cast<uint32_t>(table.items.size());
+  for (EncodeRecord* record : direct) {
+    const bool is_tail = record->path == EncodePath::kRaw;
+    if (!is_tail) record->first_item = static_cast<uint32_t>(table.items.size());
+    AppendItems(table, *record, is_tail ? 1 : CutIntoItems(*record));
+  }
+  span.item_end = static_cast<uint32_t>(table.items.size());
+  return span;
+}
+
+}  // namespace
+
+int64_t EncodeTable::state_bytes() const {
+  return 16 * pieces() + 4 * amax_slots + 4 * static_cast<int64_t>(buckets.size());
+}
+
+EncodeTable BuildEncodeTable(std::span<const EncodePiece> pieces, std::span<const EncodeBucket> buckets) {
+  EncodeTable table;
+  table.records.resize(pieces.size());
+  for (const EncodeBucket& bucket : buckets) table.buckets.push_back(CutBucket(table, pieces, bucket));
+  table.amax_item_begin = static_cast<uint32_t>(table.items.size());
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    if (!pieces[i].recipe.fp8 || pieces[i].recipe.granularity != Granularity::kTensor) continue;
+    EncodeRecord& record = table.records[i];
+    record.first_amax_item = static_cast<uint32_t>(table.items.size());
+    AppendItems(table, record, CeilDiv(record.rows * record.cols, kAmaxItemElements));
+    table.amax_slots = std::max(table.amax_slots, pieces[i].amax_slot + 1);
+  }
+  return table;
+}
+
+}  // namespace wsync::cuda

@@ -1,0 +1,199 @@
+// The encode kernels against their host twins, byte for byte: codes, scales, digests, padding, first non-finite index.
+#include "gpu_testing.h"
+
+namespace wsync::cuda {
+namespace {
+
+using namespace wsync::cuda::testing;  // NOLINT: the vocabulary of this file
+using wsync::testing::Tensor;
+
+constexpr Dtype kQuantizable[] = {Dtype::kBF16, Dtype::kF16, Dtype::kF32};
+constexpr Granularity kGranularities[] = {Granularity::kBlock, Granularity::kChannel, Granularity::kTensor};
+
+class EncodeGpuTest : public GpuTest {};
+
+// Every piece gets an amax slot of its own.
+void Append(std::vector<Source>& sources, Source source) {
+  source.amax_slot = static_cast<int64_t>(sources.size());
+  sources.push_back(std::move(source));
+}
+
+TEST_F(EncodeGpuTest, GivesTheHostsBytesForAllRecipesDtypesAndNumbers) {
+  for (int64_t cols : {136, 135}) {
+    std::vector<Source> sources;
+    for (Dtype dtype : kQuantizable) {
+      for (const Draw& draw : Draws()) {
+        const Tensor tensor = Random(dtype, 130, cols, draw);
+        for (const Recipe& recipe : AllRecipes()) Append(sources, SourceOf(tensor, recipe));
+      }
+    }
+    ExpectHostBytes({sources});
+  }
+}
+
+TEST_F(EncodeGpuTest, GivesTheHostsBytesForAwkwardShapes) {
+  const std::pair<int64_t, int64_t> shapes[] = {
+      {1, 1},     {1, 7},     {7, 1},      {3, 64},  {127, 129},  {129, 127},   {128, 128}, {257, 33},  {2, 1024},
+      {2, 1025},  {1, 9000},  {129, 1152}, {300, 3}, {128, 192},  {5, 16384},   {3, 16392}, {40, 520},  {1000, 8},
+      {333, 264}, {2, 40001}, {64, 2048},  {17, 24}, {260, 4096}, {129, 18944}, {1, 128},   {256, 1000}};
+  std::vector<Source> sources;
+  for (const auto& [rows, cols] : shapes) {
+    for (Dtype dtype : kQuantizable) {
+      const Tensor tensor = Random(dtype, rows, cols, Draws()[1]);
+      for (Granularity g : kGranularities) Append(sources, SourceOf(tensor, {.fp8 = true, .granularity = g}));
+      Append(sources, SourceOf(tensor, {}));
+    }
+  }
+  ExpectHostBytes({sources});
+}
+
+TEST_F(EncodeGpuTest, TakesSourcesAtAnyNaturalAlignment) {
+  std::vector<Source> sources;
+  for (Dtype dtype : kQuantizable) {
+    for (int64_t offset = DtypeBytes(dtype); offset <= 16; offset += DtypeBytes(dtype)) {
+      const Tensor tensor = Random(dtype, 140, 264, Draws()[0]);
+      for (Granularity g : kGranularities) {
+        Append(sources, SourceOf(tensor, {.fp8 = true, .granularity = g}));
+        sources.back().offset = offset;
+      }
+      Append(sources, SourceOf(tensor, {}));
+      sources.back().offset = offset;
+    }
+  }
+  ExpectHostBytes({sources});
+}
+
+TEST_F(EncodeGpuTest, CopiesRawBytesOfEveryDtypeAndShape) {
+  std::vector<Source> sources;
+  for (int number = 1; number <= 15; ++number) {
+    const auto dtype = static_cast<Dtype>(number);
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                     {3, 5},
+                                     {1, 100001},
+                                     {300, 77},
+                                     {2, 65536},
+                                     {1, 16},
+                                     {3, 8},
+                                     {1, 262144},
+                                     {5, 24}}) {
+      for (int64_t offset : {int64_t{0}, DtypeBytes(dtype)}) {
+        Source source{.dtype = dtype, .row_begin = 11, .rows = rows, .cols = cols, .offset = offset};
+        source.bytes = RandomBytes(rows * cols * DtypeBytes(dtype), static_cast<uint32_t>(number), 0x3F);
+        sources.push_back(source);
+      }
+    }
+  }
+  ExpectHostBytes({sources});
+}
+
+TEST_F(EncodeGpuTest, PiecesOfATensorAddUpToItsDigestWhereverItWasCut) {
+  const Tensor tensor = Random(Dtype::kBF16, 700, 336, Draws()[1]);
+  for (const Recipe& recipe : AllRecipes()) {
+    const Source whole = SourceOf(tensor, recipe);
+    const std::vector<std::vector<Source>> buckets = {{RowsOf(whole, 0, 128), RowsOf(whole, 128, 384)},
+                                                      {RowsOf(whole, 384, 700)}};
+    const std::vector<Image> gpu = GpuEncoder(buckets).Encode(), host = EncodeOnHost(buckets);
+    for (size_t k = 0; k < buckets.size(); ++k) ExpectSame(gpu[k], host[k], buckets[k]);
+    const Image one = EncodeOnHost({{whole}})[0];
+    EXPECT_EQ(gpu[0].digests[0] + gpu[0].digests[1] + gpu[1].digests[0], one.digests[0]) << NameOf(whole);
+  }
+}
+
+// Enough items that every block takes several, of both pipelined kinds, with direct ones between the pieces.
+TEST_F(EncodeGpuTest, KeepsItemsApartWhenABlockTakesMany) {
+  const Source fp8 = SourceOf(Random(Dtype::kBF16, 4096, 4224, Draws()[0]), {.fp8 = true});
+  Source raw = fp8;
+  raw.recipe = {};
+  std::vector<Source> sources;
+  for (int round = 0; round < 4; ++round) {
+    Append(sources, fp8);
+    Append(sources, SourceOf(Random(Dtype::kBF16, 1, 1024 + 3 * round, Draws()[0]), {}));
+    Append(sources, RowsOf(raw, 128 * round, 2048));
+    Append(sources, SourceOf(Random(Dtype::kF16, 130, 136, Draws()[1]), {.fp8 = true}));
+    Append(sources, SourceOf(Random(Dtype::kF32, 130, 136, Draws()[1]), {.fp8 = true}));
+  }
+  ExpectHostBytes({sources, sources});
+}
+
+TEST_F(EncodeGpuTest, EncodesThousandsOfSmallPiecesInOneBucket) {
+  std::mt19937 random(7);
+  const std::vector<Recipe> recipes = AllRecipes();
+  std::vector<Source> sources;
+  for (uint32_t i = 0; i < 3000; ++i) {
+    const int64_t rows = 1 + random() % 200, cols = random() % 3 == 0 ? 1 + random() % 300 : 8 * (1 + random() % 40);
+    const Tensor tensor = Random(kQuantizable[random() % 3], rows, cols, Draws()[0], i);
+    Append(sources, SourceOf(tensor, random() % 4 == 0 ? Recipe{} : recipes[random() % recipes.size()]));
+  }
+  ExpectHostBytes({sources});
+}
+
+TEST_F(EncodeGpuTest, NamesTheFirstNonFiniteElementWhereverItIs) {
+  struct Bad {
+    Dtype dtype;
+    uint64_t bits;
+  };
+  const Bad bads[] = {{Dtype::kBF16, 0x7F80},
+                      {Dtype::kBF16, 0xFFC1},
+                      {Dtype::kF16, 0xFC00},
+                      {Dtype::kF16, 0x7C01},
+                      {Dtype::kF32, 0xFF800000},
+                      {Dtype::kF32, 0x7F800001},
+                      {Dtype::kF8E4M3, 0xFF},
+                      {Dtype::kF8E5M2, 0x7C},
+                      {Dtype::kF64, 0x7FF0000000000001},
+                      {Dtype::kF64, 0xFFF0000000000000}};
+  for (int64_t cols : {272, 269}) {
+    for (const Bad& bad : bads) {
+      std::vector<Source> sources;
+      const int64_t rows = 131, bytes = DtypeBytes(bad.dtype);
+      for (int64_t position : {int64_t{0}, int64_t{1}, int64_t{127}, int64_t{128}, cols - 1, cols, 127 * cols,
+                               128 * cols, 60 * cols + 140, 130 * cols + 200, rows * cols - 1}) {
+        Source source{.dtype = bad.dtype, .row_begin = 256, .rows = rows, .cols = cols};
+        source.bytes = RandomBytes(rows * cols * bytes, 3, 0x3B);
+        for (int64_t at : {position, rows * cols - 1}) {
+          std::memcpy(source.bytes.data() + at * bytes, &bad.bits, static_cast<size_t>(bytes));
+        }
+        Append(sources, source);
+        if (!IsQuantizable(bad.dtype)) continue;
+        for (Granularity g : kGranularities) {
+          source.recipe = {.fp8 = true, .granularity = g};
+          Append(sources, source);
+        }
+      }
+      const std::vector<Image> gpu = GpuEncoder({sources}).Encode(), host = EncodeOnHost({sources});
+      for (size_t i = 0; i < sources.size(); ++i) {
+        EXPECT_NE(host[0].nonfinite[i], kNoIndex);
+        EXPECT_EQ(gpu[0].nonfinite[i], host[0].nonfinite[i]) << NameOf(sources[i]);
+      }
+    }
+  }
+}
+
+TEST_F(EncodeGpuTest, ABadPieceDoesNotTouchItsNeighbours) {
+  std::vector<Source> sources;
+  for (int i = 0; i < 3; ++i) Append(sources, SourceOf(Random(Dtype::kBF16, 256, 256, Draws()[0]), {.fp8 = true}));
+  std::vector<uint8_t> bad = sources[1].bytes;
+  bad[2 * 777] = 0x80, bad[2 * 777 + 1] = 0x7F;
+  GpuEncoder encoder({sources});
+  encoder.Replace(0, 1, bad);
+  const Image gpu = encoder.Encode()[0], host = EncodeOnHost({sources})[0];
+  EXPECT_EQ(gpu.nonfinite, (std::vector<int64_t>{kNoIndex, 777, kNoIndex}));
+  for (size_t i : {0, 2}) EXPECT_EQ(gpu.digests[i], host.digests[i]);
+}
+
+TEST_F(EncodeGpuTest, TheNextVersionStartsAfresh) {
+  std::vector<Source> sources;
+  for (Granularity g : kGranularities) {
+    Append(sources, SourceOf(Random(Dtype::kBF16, 300, 264, Draws()[4]), {.fp8 = true, .granularity = g}));
+  }
+  GpuEncoder encoder({sources});
+  encoder.Encode();
+  for (size_t i = 0; i < sources.size(); ++i) {
+    sources[i].bytes = SourceOf(Random(Dtype::kBF16, 300, 264, Draws()[0], 2), {}).bytes;
+    encoder.Replace(0, i, sources[i].bytes);
+  }
+  ExpectSame(encoder.Encode()[0], EncodeOnHost({sources})[0], sources);
+}
+
+}  // namespace
+}  // namespace wsync::cuda
