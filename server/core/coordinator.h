@@ -6,6 +6,16 @@
 //
 // Rules it keeps (DESIGN §6): versions only grow; all replicas of a round switch or none (policy), those left out are
 // fenced until they took a complete version; every wait has a deadline; messages of an old epoch change nothing.
+//
+// What it relies on:
+// - Of the shell: a member's messages arrive in order, and Tick comes soon after NextDeadline(). A StartSource with
+//   encode for the version that is being encoded already means: go on. PublishDone answers all who wait for the
+//   version.
+// - Of a sink: it gives up what it has not been told to commit when its stream ends; it answers a commit with Applied
+// or
+//   Failed, however late (until then it is asked for nothing else), and says Ready again when what it serves changed
+//   without being asked on this stream. Torn is for live destinations; a failed transport is UNAVAILABLE, CANCELLED,
+//   ABORTED or DEADLINE_EXCEEDED in phase connect or receive, damaged bytes are DATA_LOSS: both are tried again.
 #ifndef WSYNC_SERVER_CORE_COORDINATOR_H_
 #define WSYNC_SERVER_CORE_COORDINATOR_H_
 

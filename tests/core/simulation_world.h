@@ -1,5 +1,6 @@
 // What the simulation consists of: a queue of things to happen, the shell around the coordinator, sinks, a source with
-// its data-plane sessions, and a trainer. simulation.cc holds queue, shell and faults; simulation_actors.cc the actors.
+// its data-plane sessions, and a trainer. simulation.cc holds queue, shell and faults, simulation_actors.cc
+// the actors, simulation_history.cc the words of a history.
 #ifndef WSYNC_TESTS_CORE_SIMULATION_WORLD_H_
 #define WSYNC_TESTS_CORE_SIMULATION_WORLD_H_
 
@@ -34,6 +35,9 @@ class Random {
 };
 
 class World;
+
+std::string Brief(const Event& event);
+std::string Brief(const Action& action);
 
 // A process that can be stopped: what it would do meanwhile it does when it goes on, in order.
 class Process {
