@@ -35,6 +35,15 @@ uint64_t EngineThread::version() const {
   return version_;
 }
 
+bool EngineThread::WaitForVersion(uint64_t version, absl::Duration timeout) {
+  const absl::Time deadline = MonotonicNow() + timeout;
+  MutexLock lock(&mu_);
+  while (version_ != version) {
+    if (!changed_.WaitUntil(&mu_, deadline)) return version_ == version;
+  }
+  return true;
+}
+
 std::vector<double> EngineThread::pauses_ms() const {
   MutexLock lock(&mu_);
   return pauses_ms_;
@@ -95,6 +104,7 @@ absl::Status EngineThread::Follow(EngineClient& engine) {
     if (!event->has_applied()) continue;
     MutexLock lock(&mu_);
     version_ = event->applied().version();
+    changed_.SignalAll();
     pauses_ms_.push_back(event->applied().timings().pause_ms());
   }
 }

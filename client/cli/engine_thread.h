@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "client/cli/engine_memory.h"
 #include "server/core/sync.h"
 
@@ -24,6 +25,8 @@ class EngineThread {
   void Stop();
   // The version in memory; 0: none.
   uint64_t version() const;
+  // True once that version is in memory; false at the timeout.
+  bool WaitForVersion(uint64_t version, absl::Duration timeout);
   std::vector<double> pauses_ms() const;  // one per version taken
   std::string last_error() const;
 

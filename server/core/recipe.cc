@@ -63,8 +63,9 @@ bool IsRouter(const Parts& parts) {
 
 // "norm", "q_norm", "input_layernorm", "LayerNorm", "norm1", "layer_norm_2"; not "normalizer" or "normal".
 bool IsNorm(std::string_view module) {
+  if (module.starts_with("ln_")) return true;
   module = module.substr(0, module.find_last_not_of("0123456789_") + 1);
-  return module.ends_with("norm") || module.ends_with("Norm") || module.starts_with("ln_");
+  return module.ends_with("norm") || module.ends_with("Norm");
 }
 
 // Why the name alone says that this is no linear weight; empty if it may be one.

@@ -42,7 +42,7 @@ TEST_P(SyncInEveryMode, TwoRolloutsServeWhatTheTrainerPublished) {
   EXPECT_EQ(status.last_version().version(), 4u);
 
   for (int i = 0; i < 2; ++i) {
-    EXPECT_EQ(engines_[i]->version(), 4u);
+    EXPECT_TRUE(engines_[i]->WaitForVersion(4, kPatience));
     engines_[i]->Stop();
     if (std::string(GetParam().sink) == "in_place" && std::string(GetParam().source) == "ring") continue;
     ExportRequest request;
@@ -81,14 +81,14 @@ TEST_F(Sync, NonFiniteWeightFailsTheVersionAndTheOldOneIsServed) {
   ASSERT_FALSE(failed.ok());
   EXPECT_THAT(std::string(failed.status().message()),
               AllOf(HasSubstr("model.layers.1.mlp.up_proj.weight"), HasSubstr("12345")));
-  EXPECT_EQ(engines_[0]->version(), 1u);
+  EXPECT_TRUE(engines_[0]->WaitForVersion(1, kPatience));
   EXPECT_EQ(WaitFor([](const v1::JobStatus& s) { return !s.has_round(); }, "idle").last_version().version(), 1u);
 
   std::memcpy(model_->Data(tensor) + 2 * 12345, &good, 2);
   Perturb(*model_, 100, 1);
   const auto repaired = Publish(2);  // a version that failed was never committed: its number is free
   EXPECT_TRUE(repaired.ok()) << repaired.status();
-  EXPECT_EQ(engines_[0]->version(), 2u);
+  EXPECT_TRUE(engines_[0]->WaitForVersion(2, kPatience));
 }
 
 TEST_F(Sync, VersionsOnlyGrowAndTheSameContentIsANoOp) {
@@ -104,7 +104,7 @@ TEST_F(Sync, VersionsOnlyGrowAndTheSameContentIsANoOp) {
   Perturb(*model_, 10, 3);
   const auto other = Publish(5);
   EXPECT_EQ(other.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(engines_[0]->version(), 5u);
+  EXPECT_TRUE(engines_[0]->WaitForVersion(5, kPatience));
 }
 
 TEST_F(Sync, KilledRolloutIsNamedSurvivorsGoOnAndItCatchesUp) {
@@ -115,7 +115,7 @@ TEST_F(Sync, KilledRolloutIsNamedSurvivorsGoOnAndItCatchesUp) {
   Perturb(*model_, 10, 1);
   const auto report = Publish(2);
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(engines_[0]->version(), 2u);
+  EXPECT_TRUE(engines_[0]->WaitForVersion(2, kPatience));
   const v1::JobStatus degraded =
       WaitFor([](const v1::JobStatus& s) { return s.state() == v1::SYNC_STATE_DEGRADED; }, "degraded");
   ASSERT_NE(Member(degraded, "rollout-1"), nullptr);
@@ -126,7 +126,7 @@ TEST_F(Sync, KilledRolloutIsNamedSurvivorsGoOnAndItCatchesUp) {
 
   ASSERT_TRUE(cluster_->StartRollout(1).ok());
   WaitFor([](const v1::JobStatus& s) { return s.state() == v1::SYNC_STATE_IN_SYNC; }, "in sync again");
-  EXPECT_EQ(engines_[1]->version(), 2u);  // without another publish
+  EXPECT_TRUE(engines_[1]->WaitForVersion(2, kPatience));  // without another publish
   EXPECT_EQ(Wsync("status -c " + cluster_->coordinator()).exit_code, 0);
   EXPECT_EQ(Wsync("verify -c " + cluster_->coordinator()).exit_code, 0);
 }
@@ -146,8 +146,8 @@ TEST_F(Sync, QuorumCommitsWithoutAReplicaThatIsGone) {
   cluster_->KillRollout(2);
   const auto report = Publish(1);
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(engines_[0]->version(), 1u);
-  EXPECT_EQ(engines_[1]->version(), 1u);
+  EXPECT_TRUE(engines_[0]->WaitForVersion(1, kPatience));
+  EXPECT_TRUE(engines_[1]->WaitForVersion(1, kPatience));
 }
 
 TEST_F(Sync, RegisteringTwiceIsRefusedUnlessReplaced) {
@@ -202,7 +202,7 @@ TEST_F(Sync, TrainerAgentRestartLearnsTheVersionFromItsSinks) {
   Perturb(*model_, 10, 1);
   const auto next = Publish(4);
   EXPECT_TRUE(next.ok()) << next.status();
-  EXPECT_EQ(engines_[0]->version(), 4u);
+  EXPECT_TRUE(engines_[0]->WaitForVersion(4, kPatience));
 }
 
 TEST_F(Sync, SigtermLeavesTheGroupAndExitsWithZero) {
