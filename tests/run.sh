@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs packages, builds and runs every test: tests/run.sh [preset] [ctest options...], preset release by default.
 #   tests/run.sh                 all tests, optimised build
-#   tests/run.sh asan -L system  only the system tests, under AddressSanitizer and UBSan
+#   tests/run.sh asan -L system  builds and runs only the tests with that label, under AddressSanitizer and UBSan
 set -euo pipefail
 cd "$(dirname "$0")/.."
 preset=release
@@ -10,5 +10,7 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
   shift
 fi
 deploy/install_packages.sh
-deploy/build.sh "$preset"
+targets=()
+[ "${1:-}" != -L ] || targets=("wsync_tests_$2")
+deploy/build.sh "$preset" "${targets[@]}"
 exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
