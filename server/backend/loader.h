@@ -1,8 +1,8 @@
 // Sink side: checks what landed against its digests, and copies it to its destinations.
 //
-// Used from one thread. One instance serves one (plan, destinations) pair, version after version; Finish ends each, also
-// a failed one. A check sees what changed within a bucket, not that a whole bucket is in another's place: versions are
-// compared by Plan::ContentDigest of what Finish returns.
+// Used from one thread. One instance serves one (plan, destinations) pair, version after version; Finish ends each,
+// also a failed one. A check sees what changed within a bucket, not that a whole bucket is in another's place: versions
+// are compared by Plan::ContentDigest of what Finish returns.
 #ifndef WSYNC_SERVER_BACKEND_LOADER_H_
 #define WSYNC_SERVER_BACKEND_LOADER_H_
 

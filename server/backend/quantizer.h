@@ -1,8 +1,8 @@
 // Source side: encodes buckets of registered weights into wire memory, with digests.
 //
 // Used from one thread. One instance serves one registration; versions follow one another:
-// Encode(bucket...) for every bucket once, in any order, then Finish: also after a failure or a Cancel, since it is Finish
-// that clears them.
+// Encode(bucket...) for every bucket once, in any order, then Finish: also after a failure or a Cancel, since it is
+// Finish that clears them.
 #ifndef WSYNC_SERVER_BACKEND_QUANTIZER_H_
 #define WSYNC_SERVER_BACKEND_QUANTIZER_H_
 
