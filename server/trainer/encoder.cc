@@ -70,13 +70,17 @@ absl::StatusOr<Hash128> Encoder::Finish(absl::Time deadline) {
 }
 
 absl::Status Encoder::EncodeForDigest() {
-  auto scratch = backend_->memory().Allocate(std::max<int64_t>(plan_->max_bucket_bytes(), kPieceAlign),
-                                             "a bucket to compare with");
-  if (!scratch.ok()) return scratch.status();
-  scratch_ = *std::move(scratch);
+  std::byte* wire = memory_->data();  // a ring's first slot is free between versions
+  if (mode_ == SourceMode::kFull) {
+    const int64_t bytes = std::max<int64_t>(plan_->max_bucket_bytes(), kPieceAlign);
+    auto scratch = backend_->memory().Allocate(bytes, "a bucket to compare with");
+    if (!scratch.ok()) return scratch.status();
+    scratch_ = *std::move(scratch);
+    wire = scratch_->data();
+  }
   CompletionPtr previous;
   for (size_t k = 0; k < plan_->buckets().size(); ++k) {
-    previous = quantizer_->Encode(static_cast<int64_t>(k), scratch_->data(), previous);
+    previous = quantizer_->Encode(static_cast<int64_t>(k), wire, previous);
   }
   return absl::OkStatus();
 }

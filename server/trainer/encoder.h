@@ -43,7 +43,8 @@ class Encoder {
   absl::StatusOr<Hash128> Finish(absl::Time deadline);
   void Cancel(const absl::Status& why) { quantizer_->Cancel(why); }
 
-  // Starts encoding everything into one scratch bucket, for the digest alone: Finish gives it. The image is untouched.
+  // Starts encoding everything into one bucket, for the digest alone: Finish gives it. The image is untouched; a ring
+  // must not be sent from.
   absl::Status EncodeForDigest();
 
  private:

@@ -42,6 +42,10 @@ void PublishTracker::Carry(const action::PublishDone& done) {
   for (const auto& watcher : node.mapped().watchers) watcher->OnDone(done);
 }
 
+void PublishTracker::Abandon(const absl::Status& why) {
+  while (!versions_.empty()) Carry(action::PublishDone{versions_.begin()->first, why, {}});
+}
+
 bool PublishTracker::Unreleased() const {
   for (const auto& [number, version] : versions_) {
     if (!version.released.has_value()) return true;

@@ -44,6 +44,9 @@ class PublishTracker {
   void Carry(const action::PublishReleased& released);
   void Carry(const action::PublishDone& done);
 
+  // Tells every caller that no answer will come, and why.
+  void Abandon(const absl::Status& why);
+
   bool Running() const { return !versions_.empty(); }
   // A version runs whose weights may still be read.
   bool Unreleased() const;

@@ -211,7 +211,7 @@ void Registrar::OwnerDied() {
   if (reading) {
     CatalogGone(absl::StrCat(owner, " while they were being read"));
   } else {
-    LogWarn(absl::StrCat(owner, "; sinks that come late still get what it published last"));
+    LogWarn(absl::StrCat(owner, "; what it published last can still be sent"));
   }
   LetGo(owner, reading ? Settle::kDrop : Settle::kRelease);
 }

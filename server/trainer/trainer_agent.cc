@@ -79,11 +79,11 @@ struct TrainerAgent::Parts {
   Parts(const v1::TrainerConfig& trainer_config, RecipeRules rules, std::unique_ptr<Backend> owned_backend);
 
   void CarryOut(const Action& action);
-  v1::JobStatus Status() const;               // control thread
-  v1::MemberStatus OwnRow() const;            // control thread
-  absl::Time ReportProgress(absl::Time now);  // a chore
-  absl::Time NoteRunning(absl::Time now);     // a chore
-  void AwaitIdle(absl::Time deadline);        // no version is running
+  v1::JobStatus Status() const;                                   // control thread
+  v1::MemberStatus OwnRow(const ServedVersion& committed) const;  // control thread
+  absl::Time ReportProgress(absl::Time now);                      // a chore
+  absl::Time NoteRunning(absl::Time now);                         // a chore
+  void AwaitIdle(absl::Time deadline);                            // no version is running
 
   const v1::TrainerConfig config;
   const absl::Time started = MonotonicNow();
@@ -160,16 +160,17 @@ void TrainerAgent::Parts::CarryOut(const Action& action) {
 
 v1::JobStatus TrainerAgent::Parts::Status() const {
   const absl::Time now = MonotonicNow();
-  v1::JobStatus status = ToProto(loop.Snapshot(), now, absl::Now());
+  const StatusSnapshot snapshot = loop.Snapshot();
+  v1::JobStatus status = ToProto(snapshot, now, absl::Now());
   status.set_uptime_s(absl::ToDoubleSeconds(now - started));
   // The trainer first, then the rollouts as the coordinator sorted them.
-  *status.add_members() = OwnRow();
+  *status.add_members() = OwnRow(snapshot.committed);
   std::rotate(status.mutable_members()->pointer_begin(), status.mutable_members()->pointer_end() - 1,
               status.mutable_members()->pointer_end());
   return status;
 }
 
-v1::MemberStatus TrainerAgent::Parts::OwnRow() const {
+v1::MemberStatus TrainerAgent::Parts::OwnRow(const ServedVersion& committed) const {
   const SourceProgress progress = publisher.Progress();
   v1::MemberStatus row;
   row.set_name("trainer");
@@ -181,7 +182,7 @@ v1::MemberStatus TrainerAgent::Parts::OwnRow() const {
   row.set_state(tracker.Running() ? "syncing" : registrar.registered() ? "ready" : "waiting");
   const bool sending = tracker.Running() && progress.sent_bytes < progress.total_bytes;
   row.set_phase(progress.encoding ? "encode" : sending ? "send" : "idle");
-  *row.mutable_serving() = ToProto(loop.Snapshot().committed);
+  *row.mutable_serving() = ToProto(committed);
   return row;
 }
 

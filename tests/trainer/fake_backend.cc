@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/digest.h"
 #include "server/core/clock.h"
 
 namespace wsync {
@@ -136,9 +137,7 @@ uint64_t DigestOf(const Plan& plan, int64_t index, const std::vector<const std::
   const Tensor& tensor = plan.catalog().tensors()[piece.tensor];
   const int64_t row_bytes = ViewOf(tensor).cols * DtypeBytes(tensor.dtype);
   const std::byte* data = tensors[piece.tensor] + piece.row_begin * row_bytes;
-  uint64_t digest = 1;
-  for (int64_t i = 0; i < piece.rows * row_bytes; ++i) digest = digest * 31 + static_cast<uint64_t>(data[i]);
-  return digest;
+  return DigestRows(data, piece.row_begin, piece.rows, row_bytes, row_bytes);
 }
 
 }  // namespace

@@ -23,7 +23,8 @@
 
 namespace wsync {
 
-inline constexpr absl::Duration kPatience = absl::Seconds(10);  // a test that waits this long has failed
+inline constexpr absl::Duration kPatience =
+    absl::Seconds(30);  // a test that waits this long has failed, also under tsan on a busy box
 
 // Waits for a condition that no lock of ours guards.
 inline bool Eventually(const std::function<bool()>& condition) {
