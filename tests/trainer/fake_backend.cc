@@ -70,10 +70,11 @@ struct FakeBackend::Shared {
   }
   // A send that was asked for, is not done, and would not be done before something that comes after `after`.
   bool BeingSent(const std::byte* data, int64_t bytes, const CompletionPtr& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
-    return std::any_of(operations.begin(), operations.end(), [&](const Operation& other) {
-      return other.kind == Operation::kSend && !other.done->Poll().has_value() && !Precedes(other.done, after) &&
-             other.data < data + bytes && data < other.data + other.bytes;
-    });
+    return std::any_of(
+        operations.begin(), operations.end(), [&](const Operation& other) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+          return other.kind == Operation::kSend && !other.done->Poll().has_value() && !Precedes(other.done, after) &&
+                 other.data < data + bytes && data < other.data + other.bytes;
+        });
   }
   bool Precedes(const CompletionPtr& first, CompletionPtr after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     while (after != nullptr && after != first) {
