@@ -55,7 +55,7 @@ endfunction()
 # wsync_test(name_test LABEL unit SOURCES name_test.cc DEPS x [TIMEOUT 60]): one ctest entry per binary. The label may be
 # a list; all tests of a label are built by the target wsync_tests_<label>.
 function(wsync_test name)
-  cmake_parse_arguments(A "" "LABEL;TIMEOUT" "SOURCES;DEPS;ARGS" ${ARGN})
+  cmake_parse_arguments(PARSE_ARGV 1 A "" "LABEL;TIMEOUT" "SOURCES;DEPS;ARGS")
   add_executable(${name} ${A_SOURCES})
   target_link_libraries(${name} PRIVATE ${A_DEPS} GTest::gmock GTest::gtest GTest::gtest_main wsync_flags)
   target_compile_definitions(${name} PRIVATE WSYNC_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
