@@ -10,7 +10,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/core/sync.h"
@@ -25,10 +24,6 @@ constexpr int kMaxMetadataBytes = 16 << 10;  // twice the default: errors with l
 // 1 s + 2 s: a dead peer is noticed within 3 s. One second is also what gRPC keeps between two pings at least.
 constexpr int kKeepaliveTimeMs = 1000;
 constexpr int kKeepaliveTimeoutMs = 2000;
-// On a Unix socket the kernel tells of a dead peer at once, and one that is merely starved of processor time must not
-// lose its registration or its engine.
-constexpr int kLocalKeepaliveTimeMs = 10'000;
-constexpr int kLocalKeepaliveTimeoutMs = 20'000;
 constexpr int kMinPingIntervalMs = 500;       // of a client: half of what ours do, or the server would hang up on them
 constexpr int kMinReconnectBackoffMs = 100;   // an agent that restarts is back within a second or two:
 constexpr int kMaxReconnectBackoffMs = 2000;  // gRPC's default of two minutes would outlast every deadline here
@@ -55,15 +50,12 @@ void EnablePlugins() {
   });
 }
 
-bool IsLocal(const std::string& address) { return absl::StartsWith(address, "unix:"); }
-
-void SetArguments(const std::string& address, grpc::ServerBuilder* builder) {
+void SetArguments(grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder->AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two daemons on one port must be an error
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, IsLocal(address) ? kLocalKeepaliveTimeMs : kKeepaliveTimeMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                              IsLocal(address) ? kLocalKeepaliveTimeoutMs : kKeepaliveTimeoutMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingIntervalMs);
@@ -88,7 +80,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(ServerOptions option
   }
   EnablePlugins();
   grpc::ServerBuilder builder;
-  SetArguments(options.address, &builder);
+  SetArguments(&builder);
   int port = 0;
   builder.AddListeningPort(ToString(*address),
                            options.credentials ? options.credentials : grpc::InsecureServerCredentials(), &port);
@@ -132,8 +124,8 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(kMaxMessageBytes);
   args.SetInt(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
-  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, IsLocal(address) ? kLocalKeepaliveTimeMs : kKeepaliveTimeMs);
-  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, IsLocal(address) ? kLocalKeepaliveTimeoutMs : kKeepaliveTimeoutMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectBackoffMs);

@@ -258,8 +258,13 @@ void TrainerAgent::Stop(absl::Duration grace) {
   parts.trainer_service.Drain();
   parts.AwaitIdle(MonotonicNow() + grace);
   parts.registrar.Stop();
-  parts.loop.RunAndWait(
-      [&parts] { parts.coordinator_service.CloseAll(absl::UnavailableError("the trainer agent is shutting down")); });
+  parts.loop.RunAndWait([&parts] {
+    parts.coordinator_service.CloseAll(absl::UnavailableError("the trainer agent is shutting down"));
+    // What is being applied was decided: the agent that comes back learns from its sinks how it ended.
+    parts.tracker.Abandon(absl::UnavailableError(
+        "the trainer agent is shutting down while the version is being applied; once it is back, 'wsync status' tells "
+        "what was committed"));
+  });
   parts.publisher.Stop();
   if (parts.local_server != nullptr) parts.local_server->Shutdown(kHangUpGrace);
   if (parts.coordinator_server != nullptr) parts.coordinator_server->Shutdown(kHangUpGrace);
