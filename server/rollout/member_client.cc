@@ -25,9 +25,7 @@ absl::Duration Bounded(int64_t ms, int64_t low, int64_t high) { return absl::Mil
 MemberClient::MemberClient(MemberClientOptions options, std::shared_ptr<SerialThread> thread, MemberDelegate* delegate)
     : options_(std::move(options)), thread_(std::move(thread)), delegate_(delegate), random_(std::random_device{}()) {}
 
-MemberClient::~MemberClient() {
-  if (stream_ != nullptr) stream_->Cancel();
-}
+MemberClient::~MemberClient() = default;
 
 void MemberClient::Start(absl::Time now) { Open(now); }
 
@@ -68,23 +66,21 @@ void MemberClient::Open(absl::Time now) {
   deadline_ = now + options_.attempt_timeout;
   assembler_ = CatalogAssembler();
   const std::shared_ptr<SerialThread> thread = thread_;
-  // A new channel each time: an old one would sit out its own back-off, which grows far beyond reconnect_max.
-  stream_ = MemberStream::Open(NewChannel(options_.address, options_.credentials),
-                               {.on_message =
-                                    [this, thread, attempt](v1::CoordinatorMessage message) {
-                                      auto shared = std::make_shared<v1::CoordinatorMessage>(std::move(message));
-                                      thread->Post([this, attempt, shared] { Handle(attempt, *shared); });
-                                    },
-                                .on_end =
-                                    [this, thread, attempt] {
-                                      thread->Post([this, attempt] {
-                                        if (attempt == attempt_ && stream_ != nullptr) stream_->Release();
-                                      });
-                                    },
-                                .on_done =
-                                    [this, thread, attempt](const grpc::Status& status) {
-                                      thread->Post([this, attempt, status] { Finished(attempt, status); });
-                                    }});
+  MemberStream::Handlers handlers;
+  handlers.on_message = [this, thread, attempt](v1::CoordinatorMessage message) {
+    auto shared = std::make_shared<v1::CoordinatorMessage>(std::move(message));
+    thread->Post([this, attempt, shared] { Handle(attempt, *shared); });
+  };
+  handlers.on_end = [this, thread, attempt] {
+    thread->Post([this, attempt] {
+      if (attempt == attempt_ && stream_ != nullptr) stream_->Release();
+    });
+  };
+  handlers.on_done = [this, thread, attempt](const grpc::Status& status) {
+    thread->Post([this, attempt, status] { Finished(attempt, status); });
+  };
+  // A new channel each time: an old one would sit out its own back-off, which knows nothing of reconnect_max.
+  stream_ = std::make_unique<MemberStream>(NewChannel(options_.address, options_.credentials), std::move(handlers));
   v1::MemberMessage message;
   *message.mutable_join() = options_.join;
   *message.mutable_join()->mutable_serving() = delegate_->Serving();
@@ -133,17 +129,18 @@ void MemberClient::Refused(const v1::Refused& refused) {
 }
 
 void MemberClient::Finished(uint64_t attempt, const grpc::Status& status) {
-  if (attempt != attempt_) return;
-  if (state_ == State::kLeaving) return FinishLeaving();
-  Break(status.ok() ? "it closed the stream" : status.error_message());
+  if (attempt == attempt_ && state_ == State::kLeaving) {
+    FinishLeaving();
+  } else if (attempt == attempt_) {
+    Break(status.ok() ? "it closed the stream" : status.error_message());
+  }
+  ending_.erase(attempt);
 }
 
 // The only way from a stream to the next pause.
 void MemberClient::Break(const std::string& reason) {
   const bool was_linked = state_ == State::kLinked;
-  ++attempt_;
-  stream_->Cancel();
-  stream_.reset();
+  EndStream();
   state_ = State::kWaiting;
   deadline_ = MonotonicNow() + NextPause();
   last_error_ = reason;
@@ -157,6 +154,14 @@ void MemberClient::Break(const std::string& reason) {
     }
   }
   if (was_linked) delegate_->OnUnlinked(reason);
+}
+
+// Its callbacks are ignored from now on; the object goes when gRPC has let go of it.
+void MemberClient::EndStream() {
+  const uint64_t attempt = attempt_++;
+  if (stream_ == nullptr) return;
+  stream_->Cancel();
+  ending_[attempt] = std::move(stream_);
 }
 
 absl::Duration MemberClient::NextPause() {
@@ -180,9 +185,7 @@ void MemberClient::Leave(const std::string& reason, absl::Duration grace, std::f
 void MemberClient::FinishLeaving() {
   if (state_ == State::kLeaving) LogInfo("left the coordinator", {{"coordinator", options_.address}});
   state_ = State::kStopped;
-  ++attempt_;
-  if (stream_ != nullptr) stream_->Cancel();
-  stream_.reset();
+  EndStream();
   if (const auto done = std::exchange(left_, nullptr)) done();
 }
 

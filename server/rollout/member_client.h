@@ -7,6 +7,7 @@
 #define WSYNC_SERVER_ROLLOUT_MEMBER_CLIENT_H_
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -71,6 +72,7 @@ class MemberClient {
   void Welcome(const v1::Welcome& welcome);
   void Refused(const v1::Refused& refused);
   void Break(const std::string& reason);
+  void EndStream();
   void Finished(uint64_t attempt, const grpc::Status& status);
   void FinishLeaving();
   absl::Duration NextPause();
@@ -81,7 +83,9 @@ class MemberClient {
   std::mt19937 random_;
 
   State state_ = State::kStopped;
-  std::shared_ptr<MemberStream> stream_;
+  std::unique_ptr<MemberStream> stream_;
+  std::map<uint64_t, std::unique_ptr<MemberStream>>
+      ending_;            // cancelled ones, by attempt, until gRPC is done with them
   uint64_t attempt_ = 0;  // callbacks of an older one are ignored
   CatalogAssembler assembler_;
   int failures_ = 0;      // since the last welcome

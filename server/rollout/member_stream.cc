@@ -4,19 +4,20 @@
 
 namespace wsync {
 
-std::shared_ptr<MemberStream> MemberStream::Open(std::shared_ptr<grpc::Channel> channel, Handlers handlers) {
-  std::shared_ptr<MemberStream> stream(new MemberStream(std::move(channel), std::move(handlers)));
-  stream->self_ = stream;
-  stream->stub_->async()->Member(&stream->context_, stream.get());
+MemberStream::MemberStream(std::shared_ptr<grpc::Channel> channel, Handlers handlers)
+    : channel_(std::move(channel)), stub_(v1::Coordinator::NewStub(channel_)), handlers_(std::move(handlers)) {
+  stub_->async()->Member(&context_, this);
   // Writes come from outside of gRPC's callbacks: the hold keeps OnDone away until Release.
-  stream->AddHold();
-  stream->StartRead(&stream->incoming_);
-  stream->StartCall();
-  return stream;
+  AddHold();
+  StartRead(&incoming_);
+  StartCall();
 }
 
-MemberStream::MemberStream(std::shared_ptr<grpc::Channel> channel, Handlers handlers)
-    : channel_(std::move(channel)), stub_(v1::Coordinator::NewStub(channel_)), handlers_(std::move(handlers)) {}
+MemberStream::~MemberStream() {
+  Cancel();
+  MutexLock lock(&latch_->mu);
+  while (!latch_->done) latch_->changed.Wait(&latch_->mu);
+}
 
 void MemberStream::Send(v1::MemberMessage message) {
   Next next;
@@ -86,8 +87,11 @@ void MemberStream::OnWriteDone(bool ok) {
 }
 
 void MemberStream::OnDone(const grpc::Status& status) {
+  const std::shared_ptr<Latch> latch = latch_;
   handlers_.on_done(status);
-  self_.reset();
+  MutexLock lock(&latch->mu);  // from here on *this may be gone
+  latch->done = true;
+  latch->changed.SignalAll();
 }
 
 }  // namespace wsync

@@ -1,7 +1,10 @@
 // One connection attempt to the coordinator's Member call. A reconnect is a new object.
 //
-// Open, Send, Close, Release, Cancel: one thread (the controller's), never block. Handlers run on gRPC's threads and
-// should only post. The object keeps itself alive until gRPC is done with it.
+// All methods: one thread (the controller's), never block. Handlers run on gRPC's threads and should only post. The
+// destructor waits until gRPC is done with the call; after on_done that is now.
+//
+// The owner must not be one of gRPC's threads: with the object goes its channel, and the last channel to go joins
+// gRPC's callback threads (1.51, CallbackAlternativeCQ), among which would be the one that waits.
 #ifndef WSYNC_SERVER_ROLLOUT_MEMBER_STREAM_H_
 #define WSYNC_SERVER_ROLLOUT_MEMBER_STREAM_H_
 
@@ -23,7 +26,8 @@ class MemberStream final : public grpc::ClientBidiReactor<v1::MemberMessage, v1:
     std::function<void()> on_end;               // nothing more will come: call Release, and on_done follows
     std::function<void(grpc::Status)> on_done;  // last
   };
-  static std::shared_ptr<MemberStream> Open(std::shared_ptr<grpc::Channel> channel, Handlers handlers);
+  MemberStream(std::shared_ptr<grpc::Channel> channel, Handlers handlers);
+  ~MemberStream() override;
 
   void Send(v1::MemberMessage message);
   void Close();    // half-close, once everything sent is out
@@ -31,7 +35,12 @@ class MemberStream final : public grpc::ClientBidiReactor<v1::MemberMessage, v1:
   void Cancel();   // ends the call now; implies Release
 
  private:
-  MemberStream(std::shared_ptr<grpc::Channel> channel, Handlers handlers);
+  struct Latch {  // its own object: whoever waits may delete the stream while OnDone still signals
+    Mutex mu;
+    CondVar changed;
+    bool done ABSL_GUARDED_BY(mu) = false;
+  };
+
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
@@ -53,7 +62,7 @@ class MemberStream final : public grpc::ClientBidiReactor<v1::MemberMessage, v1:
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
 
-  std::shared_ptr<MemberStream> self_;  // until OnDone
+  const std::shared_ptr<Latch> latch_ = std::make_shared<Latch>();
 };
 
 }  // namespace wsync

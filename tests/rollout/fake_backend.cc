@@ -329,9 +329,20 @@ void Script::FailAllocation(bool fail) {
   fail_allocation_ = fail;
 }
 
-std::byte* Script::AddEngineMemory(const std::string& name, int64_t bytes) {
+void Script::AddEngineMemory(const std::string& name, int64_t bytes) {
   MutexLock lock(&mu_);
-  return engine_memory_.emplace(name, std::vector<std::byte>(static_cast<size_t>(bytes))).first->second.data();
+  engine_memory_.emplace(name, static_cast<size_t>(bytes));
+}
+
+bool Script::EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const {
+  MutexLock lock(&mu_);
+  return engine_memory_.at(name) == expected;
+}
+
+void Script::ClearEngineMemory(const std::string& name) {
+  MutexLock lock(&mu_);
+  std::vector<std::byte>& memory = engine_memory_.at(name);
+  std::fill(memory.begin(), memory.end(), std::byte{0});
 }
 
 int64_t Script::received() const {

@@ -51,8 +51,11 @@ class Script {
   void HoldApply(bool hold);
   void FailApply(int64_t bucket);  // once
   void FailAllocation(bool fail);
-  // Memory that an engine lends, by its shared-memory name.
-  std::byte* AddEngineMemory(const std::string& name, int64_t bytes);
+  // Memory that an engine lends, by its shared-memory name. Looked at under the lock that copies into it hold: an agent
+  // orders the two through gRPC, which ThreadSanitizer does not see.
+  void AddEngineMemory(const std::string& name, int64_t bytes);
+  bool EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const;
+  void ClearEngineMemory(const std::string& name);
 
   int64_t received() const;         // buckets delivered in the last session
   int64_t applied() const;          // bucket copies done, ever

@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <future>
 
 #include "tests/rollout/fake_backend.h"
@@ -52,7 +51,7 @@ class ReceiverTest : public ::testing::Test {
     AttachSpec spec{.engine = "test", .pid = 1};
     int64_t bytes = 0;
     spec.destinations = WholeDestinations(plan, &bytes);
-    memory_ = script_.AddEngineMemory("/engine", bytes);
+    script_.AddEngineMemory("/engine", bytes);
     spec.handles = {SharedMemoryHandle{"/engine", bytes}};
     return spec;
   }
@@ -88,16 +87,12 @@ class ReceiverTest : public ::testing::Test {
     while (script_.received() < buckets && MonotonicNow() < deadline) std::this_thread::yield();
     ASSERT_EQ(script_.received(), buckets);
   }
-  bool EngineHolds(uint64_t version) {
-    const std::vector<std::byte> expected = ExpectedMemory(*plan_, version);
-    return std::memcmp(memory_, expected.data(), expected.size()) == 0;
-  }
+  bool EngineHolds(uint64_t version) { return script_.EngineMemoryIs("/engine", ExpectedMemory(*plan_, version)); }
   Hash128 ContentOf(uint64_t version) { return plan_->ContentDigest(SourceDigests(*plan_, version)); }
 
   Script script_;
   std::unique_ptr<Backend> backend_ = NewFakeBackend(&script_);
   std::shared_ptr<const Plan> plan_ = PlanOf(SmallCatalog(6));
-  std::byte* memory_ = nullptr;
   std::optional<Receiver> receiver_;
 };
 

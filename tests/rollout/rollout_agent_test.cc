@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <future>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +16,7 @@
 namespace wsync {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -61,7 +61,7 @@ class RolloutAgentTest : public ::testing::Test {
   v1::AttachRequest Request() {
     int64_t bytes = 0;
     const std::vector<Destination> destinations = WholeDestinations(*plan_, &bytes);
-    memory_ = script_.AddEngineMemory("/engine", bytes);
+    script_.AddEngineMemory("/engine", bytes);
     v1::AttachRequest request;
     request.mutable_header()->set_pid(4711);
     request.mutable_header()->set_engine("vllm 0.11");
@@ -97,10 +97,7 @@ class RolloutAgentTest : public ::testing::Test {
     EXPECT_EQ(coordinator_->AwaitApplied().version(), version);
     EXPECT_TRUE(EngineHolds(version));
   }
-  bool EngineHolds(uint64_t version) {
-    const std::vector<std::byte> expected = ExpectedMemory(*plan_, version);
-    return std::memcmp(memory_, expected.data(), expected.size()) == 0;
-  }
+  bool EngineHolds(uint64_t version) { return script_.EngineMemoryIs("/engine", ExpectedMemory(*plan_, version)); }
   void AwaitDelivered(int64_t buckets) {
     const absl::Time deadline = MonotonicNow() + kPatience;
     while (script_.received() != buckets && MonotonicNow() < deadline) std::this_thread::yield();
@@ -115,7 +112,6 @@ class RolloutAgentTest : public ::testing::Test {
   std::string dir_, coordinator_address_;
   Script script_;
   std::shared_ptr<const Plan> plan_ = PlanOf(SmallCatalog(6));
-  std::byte* memory_ = nullptr;
   std::optional<ScriptedCoordinator> coordinator_;
   std::unique_ptr<RolloutAgent> agent_;
   std::optional<ScriptedEngine> engine_;
@@ -312,7 +308,7 @@ TEST_F(RolloutAgentTest, RestartedEngineTakesTheStagedCopyWithoutTheCoordinator)
   Serve(1, 7);
   engine_.reset();
   coordinator_->AwaitReady(false);
-  std::memset(memory_, 0, ExpectedMemory(*plan_, 7).size());
+  script_.ClearEngineMemory("/engine");
   AttachEngine();
   EXPECT_EQ(engine_->Next().apply().version(), 7u);
   engine_->Paused(7);
@@ -402,7 +398,16 @@ TEST_F(RolloutAgentTest, StopWithoutACoordinatorEndsWaitingCalls) {
   const absl::Time begin = MonotonicNow();
   agent_->Stop(absl::Seconds(1));
   EXPECT_LT(MonotonicNow() - begin, absl::Seconds(5));
-  EXPECT_EQ(outputs.get().error_code(), grpc::StatusCode::UNAVAILABLE);
+  // Refused by the agent that drains, or cut off by its server when the call came later still.
+  EXPECT_THAT(outputs.get().error_code(), AnyOf(grpc::StatusCode::UNAVAILABLE, grpc::StatusCode::CANCELLED));
+}
+
+TEST_F(RolloutAgentTest, AgentsThatComeAndGoLeaveNothingBehind) {
+  // The last channel of a process to go joins gRPC's callback threads, so it must never go on one of them.
+  for (int i = 0; i < 20; ++i) {
+    StartAgent();
+    agent_.reset();
+  }
 }
 
 TEST_F(RolloutAgentTest, TakenSocketIsAnErrorThatNamesIt) {
