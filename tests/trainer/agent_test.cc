@@ -2,8 +2,6 @@
 #include <gmock/gmock.h>
 #include <sys/wait.h>
 
-#include <cstring>
-
 #include "server/rpc/server.h"
 #include "tests/trainer/agent_testing.h"
 #include "tests/trainer/testing.h"
@@ -332,7 +330,7 @@ TEST_F(AgentTest, RestartedTrainerWithTheSamePlanDisturbsNobody) {
   a->JoinAndGetReady("a");
   ASSERT_TRUE(Sync(first, 7, {a.get()}, ContentOf(2)).status.ok());
   const std::string id = RegisterOk(2, /*replace=*/true, "/second");
-  std::memset(backend_->Lend("/second", 2 * kTestTensorBytes), 3, 100);
+  backend_->ChangeWeights("/second");
   EXPECT_TRUE(Sync(id, 8, {a.get()}, ContentOf(2, "/second"), 1).status.ok());
   EXPECT_EQ(a->Count(Message::kCatalog), 1u);
 }
@@ -495,7 +493,7 @@ TEST_F(AgentTest, CommittedVersionAgainIsANoOpOlderOrChangedIsNot) {
   EXPECT_TRUE(same.report().already_committed());
   EXPECT_EQ(member->Count(Message::kBegin), 1u);
   EXPECT_EQ(PublishAndWait(id, 6).status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-  backend_->Lend("/weights", 2 * kTestTensorBytes)[17] = std::byte{9};
+  backend_->ChangeWeights("/weights");
   const PublishOutcome changed = PublishAndWait(id, 7);
   EXPECT_EQ(changed.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(changed.status.error_message(), HasSubstr("other content"));

@@ -163,9 +163,9 @@ class FakeBackend::FakeQuantizer final : public Quantizer {
 
   CompletionPtr Encode(int64_t bucket, std::byte* wire, CompletionPtr after) override {
     const Bucket& b = plan_->buckets()[bucket];
+    MutexLock lock(&shared_->mu);  // also orders reading the weights behind ChangeWeights
     for (int64_t i = b.piece_begin; i < b.piece_end; ++i) digests_[i] = DigestOf(*plan_, i, tensors_);
     const std::byte first = tensors_[plan_->pieces()[b.piece_begin].tensor][0];
-    MutexLock lock(&shared_->mu);
     if (shared_->BeingSent(wire, b.wire_bytes, after)) {
       ++shared_->violations;
     } else if (after == nullptr) {
@@ -317,6 +317,11 @@ std::byte* FakeBackend::Lend(const std::string& name, int64_t bytes) {
   std::vector<std::byte>& memory = shared_->lent[name];
   memory.resize(bytes);
   return memory.data();
+}
+
+void FakeBackend::ChangeWeights(const std::string& name) {
+  MutexLock lock(&shared_->mu);
+  for (std::byte& byte : shared_->lent[name]) byte ^= std::byte{0x5A};
 }
 
 Memory& FakeBackend::memory() { return *memory_; }

@@ -56,6 +56,7 @@ class FakeBackend final : public Backend {
   int64_t violations();  // encodes into memory that a pending send reads
   // Memory that clients can lend: what shm_open is for the real backend.
   std::byte* Lend(const std::string& name, int64_t bytes);
+  void ChangeWeights(const std::string& name);  // what a training step does to lent memory
 
   // The content digest of weights at these addresses, as this backend makes it.
   static Hash128 ContentOf(const Plan& plan, const std::vector<const std::byte*>& tensors);
