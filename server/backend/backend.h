@@ -21,7 +21,13 @@ namespace wsync {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;  // "host"
+  virtual std::string name() const = 0;  // "host", "cuda"
+  // What all ranks of a session must have in common beside the backend: the data plane's library and its settings, as
+  // text that people can compare. Empty: nothing.
+  virtual std::string fingerprint() const { return ""; }
+  // The device this agent is bound to (GPU UUID), which no other rank may have. Empty: any number of ranks may share
+  // it.
+  virtual std::string device_id() const { return ""; }
   virtual Memory& memory() = 0;
   // `tensors[i]` is the first byte of catalog tensor i (device memory, contiguous).
   virtual absl::StatusOr<std::unique_ptr<Quantizer>> NewQuantizer(std::shared_ptr<const Plan> plan,

@@ -81,6 +81,7 @@ void Coordinator::Impl::FollowCatchUp() {
     StopSource(catch_up_->why());
   }
   const uint64_t version = catch_up_->version();
+  KeepSession(*catch_up_);
   catch_up_.reset();
   for (const ReplicaOutcome& outcome : outcomes) RecordCatchUp(outcome, version);
 }

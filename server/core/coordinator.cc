@@ -174,6 +174,7 @@ void Coordinator::Impl::ChangeCatalog(const std::string& why) {
                                                  "; register and publish it again")));
   }
   retained_ = {};
+  session_ = {};
 }
 
 void Coordinator::Impl::AnnounceCatalog(const std::string& not_ready_reason) {

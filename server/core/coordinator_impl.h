@@ -36,6 +36,19 @@ struct RunningPublish {
   absl::Time released, staged;
 };
 
+// The data-plane session of the last round. The next round of the same members goes on in it if all of them took all of
+// that one: opening a session costs a backend up to half a second, a kept one nothing.
+struct KeptSession {
+  std::string token;
+  std::vector<MemberId> members;  // ranks 1, 2, ...
+  uint64_t epoch = 0;             // of the round that uses it, or used it last
+  bool sent = false;              // the source put everything on the wire
+  bool applied = false;           // every member took everything
+  bool Serves(const std::vector<MemberId>& wanted) const {
+    return sent && applied && !wanted.empty() && wanted == members;
+  }
+};
+
 class Coordinator::Impl {
  public:
   Impl(CoordinatorOptions options, absl::Time now);
@@ -89,6 +102,7 @@ class Coordinator::Impl {
   Round NewRound(const std::vector<Group::Replica>& replicas, uint64_t version, RoundOptions options);
   void BeginRound(const Round& round, bool encode);
   void StopSource(const absl::Status& reason);
+  void KeepSession(const Round& round);
   void FollowPublish();
   void Decide();
   void RestartPublish();
@@ -121,7 +135,8 @@ class Coordinator::Impl {
   std::optional<PlanInfo> plan_;
   ServedVersion committed_;
   ServedVersion retained_;     // what the source could send again
-  uint64_t source_epoch_ = 0;  // of the session that the source may still send in; 0: none
+  uint64_t source_epoch_ = 0;  // in which the source may still send; 0: none
+  KeptSession session_;
   std::optional<RunningPublish> publish_;
   std::optional<Round> round_;     // the publish's
   std::optional<Round> catch_up_;  // in kApply it may run beside a publish

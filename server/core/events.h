@@ -40,6 +40,7 @@ struct MemberInfo {
   std::string backend;
   std::string software;
   ServedVersion serving;
+  std::string device_id;  // GPU UUID; empty: not bound to one
 };
 
 // The plan as far as the coordinator cares.

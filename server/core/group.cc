@@ -91,6 +91,13 @@ Group::Verdict Group::Judge(absl::Time now, const MemberInfo& info) const {
                   info.name, info.replica, info.rank, Describe(member), member.info.host, member.info.pid)),
               true};
     }
+    if (!info.device_id.empty() && member.info.device_id == info.device_id) {
+      return {absl::AlreadyExistsError(absl::StrFormat(
+                  "%s cannot join: %s on %s, pid %d, has the same GPU %s, and NCCL takes one rank per GPU; set "
+                  "transfer.device",
+                  info.name, Describe(member), member.info.host, member.info.pid, info.device_id)),
+              true};
+    }
     if (member.info.replica == info.replica && member.info.replica_size != info.replica_size) {
       return {absl::InvalidArgumentError(absl::StrFormat("%s cannot join: it says that replica %s has %d ranks, but %s "
                                                          "says %d; give all ranks the same replica_size",

@@ -167,15 +167,24 @@ Round Coordinator::Impl::NewRound(const std::vector<Group::Replica>& replicas, u
 }
 
 void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
-  const std::string session = options_.new_session_token ? options_.new_session_token() : absl::StrCat(epoch_);
-  const int32_t world = static_cast<int32_t>(round.participants().size()) + 1;
+  std::vector<MemberId> members;
+  for (const Participant& participant : round.participants()) members.push_back(participant.member);
+  const int32_t world = static_cast<int32_t>(members.size()) + 1;
   if (world > 1) source_epoch_ = epoch_;
-  out_.push_back(action::StartSource{epoch_, round.version(), session, world, encode});
+  std::string token = session_.Serves(members)     ? session_.token
+                      : options_.new_session_token ? options_.new_session_token()
+                                                   : absl::StrCat(epoch_);
+  session_ = {.token = std::move(token), .members = std::move(members), .epoch = epoch_};
+  out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode});
   int32_t rank = 0;
-  for (const Participant& participant : round.participants()) {
-    group_.Find(participant.member)->round = epoch_;
-    out_.push_back(action::SendBegin{participant.member, epoch_, round.version(), session, ++rank, world});
+  for (const MemberId member : session_.members) {
+    group_.Find(member)->round = epoch_;
+    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world});
   }
+}
+
+void Coordinator::Impl::KeepSession(const Round& round) {
+  if (session_.epoch == round.epoch()) session_.applied = round.AppliedReplicas() == round.replicas();
 }
 
 void Coordinator::Impl::StopSource(const absl::Status& reason) {
@@ -207,6 +216,7 @@ void Coordinator::Impl::On(const event::SourceReleased& event) {
 }
 
 void Coordinator::Impl::On(const event::SourceSent& event) {
+  if (event.epoch == session_.epoch) session_.sent = true;
   if (event.epoch == source_epoch_) source_epoch_ = 0;
 }
 
@@ -292,6 +302,7 @@ VersionReport Coordinator::Impl::Report() const {
 }
 
 void Coordinator::Impl::FinishPublish() {
+  KeepSession(*round_);
   VersionReport report = Report();
   size_t applied = 0;
   absl::Duration transfer;

@@ -107,12 +107,17 @@ absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
 }
 
 absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
+  if (absl::Status status = CancelledStatus(job); !status.ok()) return status;
+  if (GoOnIn(session)) return absl::OkStatus();
   if (absl::Status status = AdoptTransport(job, nullptr); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Transport>> created = backend_->NewTransport(session);
   if (!created.ok()) return created.status();
   const std::shared_ptr<Transport> transport = *std::move(created);
   if (absl::Status status = AdoptTransport(job, transport); !status.ok()) return status;
-  return transport->Connect(MonotonicNow() + options_.connect_timeout);
+  absl::Status status = transport->Connect(MonotonicNow() + options_.connect_timeout);
+  MutexLock lock(&mu_);
+  if (status.ok() && job > cancelled_through_) open_token_ = session.token;
+  return status;
 }
 
 sink::Received Receiver::ReceiveNow(uint64_t job) {
@@ -122,8 +127,14 @@ sink::Received Receiver::ReceiveNow(uint64_t job) {
   if (status.ok() && session == nullptr) status = absl::InternalError("receive without a session");
   if (!status.ok()) return sink::Received{.status = status};
   const ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
-  return options_.mode == SinkMode::kStaged ? ReceiveImage(context, work_.memory->data())
-                                            : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots);
+  sink::Received received = options_.mode == SinkMode::kStaged
+                                ? ReceiveImage(context, work_.memory->data())
+                                : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots);
+  if (!received.status.ok()) {
+    MutexLock lock(&mu_);
+    open_token_.clear();
+  }
+  return received;
 }
 
 absl::Status Receiver::CheckUsable(const char* what) const {
@@ -142,14 +153,15 @@ void Receiver::Cancel(const absl::Status& why) {
     MutexLock lock(&mu_);
     cancelled_through_ = jobs_;
     cancelled_why_ = why;
+    open_token_.clear();
     session = transport_;
   }
   if (session != nullptr) session->Cancel(why);
 }
 
 int64_t Receiver::received_bytes() const {
-  const std::shared_ptr<Transport> session = transport();
-  return session == nullptr ? 0 : session->moved_bytes();
+  MutexLock lock(&mu_);
+  return transport_ == nullptr ? 0 : transport_->moved_bytes() - received_before_;
 }
 
 uint64_t Receiver::NextJob() {
@@ -167,7 +179,16 @@ absl::Status Receiver::AdoptTransport(uint64_t job, std::shared_ptr<Transport> t
   MutexLock lock(&mu_);
   if (job <= cancelled_through_) return cancelled_why_;
   old = std::exchange(transport_, std::move(transport));
+  open_token_.clear();
+  received_before_ = 0;
   return absl::OkStatus();
+}
+
+bool Receiver::GoOnIn(const SessionSpec& session) {
+  MutexLock lock(&mu_);
+  if (open_token_.empty() || open_token_ != session.token) return false;
+  received_before_ = transport_->moved_bytes();
+  return true;
 }
 
 std::shared_ptr<Transport> Receiver::transport() const {

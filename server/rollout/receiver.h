@@ -54,13 +54,14 @@ class Receiver {
   void Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done);
   void Detach();
 
+  // Goes on in the open session when that is the one asked for and nothing failed in it; else closes it and opens this.
   void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
   void Receive(std::function<void(sink::Received)> done);
   void Apply(std::function<void(sink::ApplyDone)> done);
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
 
-  int64_t received_bytes() const;  // in the present session
+  int64_t received_bytes() const;  // since the last Connect
   int64_t bucket() const { return bucket_.load(std::memory_order_relaxed); }
 
   // Cancels, waits for the running job, drops the rest and gives everything back.
@@ -83,6 +84,7 @@ class Receiver {
   absl::Status CancelledStatus(uint64_t job) const;
   // Makes `transport` the session's, unless job was cancelled. The old one goes first.
   absl::Status AdoptTransport(uint64_t job, std::shared_ptr<Transport> transport);
+  bool GoOnIn(const SessionSpec& session);  // true: it is open, and counts its bytes anew
   std::shared_ptr<Transport> transport() const;
 
   Backend* const backend_;
@@ -92,6 +94,8 @@ class Receiver {
 
   mutable Mutex mu_;
   std::shared_ptr<Transport> transport_ ABSL_GUARDED_BY(mu_);
+  std::string open_token_ ABSL_GUARDED_BY(mu_);       // of transport_ while it is connected and whole; else empty
+  int64_t received_before_ ABSL_GUARDED_BY(mu_) = 0;  // by transport_, for earlier rounds
   uint64_t jobs_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t cancelled_through_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status cancelled_why_ ABSL_GUARDED_BY(mu_);

@@ -33,6 +33,8 @@ v1::Join MakeJoin(const v1::RolloutConfig& config, const Backend& backend) {
   join.set_pid(getpid());
   join.set_backend(backend.name());
   join.set_software(std::string(kSoftware));
+  join.set_device_id(backend.device_id());
+  join.set_transport(backend.fingerprint());
   return join;
 }
 

@@ -102,7 +102,7 @@ void CoordinatorService::Closed(const Connection& connection) {
 }
 
 void CoordinatorService::Join(const Connection& connection, const v1::Join& join) {
-  if (absl::Status status = CheckJoin(join, options_.job, options_.backend); !status.ok()) {
+  if (absl::Status status = CheckJoin(join, options_.join); !status.ok()) {
     LogWarn("a rollout agent was refused",
             {{"name", WireText(join.name())}, {"reason", std::string(status.message())}});
     return Refuse(connection, status, /*retry=*/false);

@@ -20,6 +20,7 @@
 #include "server/trainer/catalog_chunks.h"
 #include "server/trainer/control_loop.h"
 #include "server/trainer/member_connection.h"
+#include "server/trainer/member_messages.h"
 #include "server/trainer/watch_stream.h"
 #include "wsync/v1/coordinator.grpc.pb.h"
 
@@ -30,8 +31,7 @@ class CoordinatorService final
           v1::Coordinator::WithCallbackMethod_WatchStatus<v1::Coordinator::Service>>> {
  public:
   struct Options {
-    std::string job;
-    std::string backend;       // members must have the same
+    JoinRules join;
     std::string data_address;  // where sinks reach the data plane; empty: the address they dialled
     absl::Duration heartbeat;
     absl::Duration heartbeat_timeout;

@@ -23,9 +23,9 @@ event::Failed FailedFrom(MemberId member, const v1::Failed& m) {
 
 }  // namespace
 
-absl::Status CheckJoin(const v1::Join& join, const std::string& job, const std::string& backend) {
-  for (const std::string* text :
-       {&join.job(), &join.name(), &join.replica(), &join.host(), &join.backend(), &join.software()}) {
+absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
+  for (const std::string* text : {&join.job(), &join.name(), &join.replica(), &join.host(), &join.backend(),
+                                  &join.software(), &join.device_id(), &join.transport()}) {
     if (text->size() > kMaxMemberNameBytes) {
       return absl::InvalidArgumentError(
           absl::StrCat("a name in `join` has ", text->size(), " bytes; at most ", kMaxMemberNameBytes, " are allowed"));
@@ -36,9 +36,9 @@ absl::Status CheckJoin(const v1::Join& join, const std::string& job, const std::
                                                       join.software(), "' speaks ", join.protocol(),
                                                       ": run the same release of wsync on both sides"));
   }
-  if (join.job() != job) {
+  if (join.job() != rules.job) {
     return absl::FailedPreconditionError(
-        absl::StrCat("this trainer agent runs job '", job, "', the rollout agent belongs to job '", join.job(),
+        absl::StrCat("this trainer agent runs job '", rules.job, "', the rollout agent belongs to job '", join.job(),
                      "': make `job` the same in both configurations, or dial the right coordinator"));
   }
   if (join.name().empty() || join.replica().empty()) {
@@ -50,10 +50,20 @@ absl::Status CheckJoin(const v1::Join& join, const std::string& job, const std::
         absl::StrCat("'", join.name(), "' says it is rank ", join.rank(), " of ", join.replica_size(),
                      ": ranks go from 0 to replica_size - 1, and replica_size to ", kMaxReplicaSize));
   }
-  if (join.backend() != backend) {
+  if (join.backend() != rules.backend) {
     return absl::FailedPreconditionError(absl::StrCat("'", join.name(), "' has backend '", join.backend(),
-                                                      "', the trainer agent '", backend,
+                                                      "', the trainer agent '", rules.backend,
                                                       "': make transfer.backend the same in both configurations"));
+  }
+  if (join.transport() != rules.transport) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("'", join.name(), "' would move weights by '", join.transport(), "', the trainer agent by '",
+                     rules.transport, "': use the same NCCL library, environment and transfer.nccl_max_ctas on both"));
+  }
+  if (!join.device_id().empty() && join.device_id() == rules.device_id) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("'", join.name(), "' is on GPU ", join.device_id(),
+                     ", which is the trainer agent's own: NCCL takes one rank per GPU; set transfer.device"));
   }
   return absl::OkStatus();
 }
@@ -69,6 +79,7 @@ event::Joined JoinedFrom(MemberId member, const v1::Join& join) {
   joined.info.pid = join.pid();
   joined.info.backend = join.backend();
   joined.info.software = join.software();
+  joined.info.device_id = join.device_id();
   joined.info.serving = FromProto(join.serving());
   return joined;
 }

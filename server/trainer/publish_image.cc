@@ -20,7 +20,7 @@ void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
                 /*version_lost=*/true);
   }
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
-  CloseSessions();  // an older version may still be on its way out of the image
+  sender_->Quiesce();  // an older version may still be on its way out of the image
   const absl::Time begun = MonotonicNow();
   EncodeImage(job);
   SendImage(job);

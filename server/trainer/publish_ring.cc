@@ -33,7 +33,6 @@ void Publisher::ServeThroughRing(const std::shared_ptr<SourceJob>& job) {
     return Fail(*job, lost, /*version_lost=*/true);
   }
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
-  ring_session_ = nullptr;
   BeginProgress(start.version);
   const absl::Time begun = MonotonicNow();
   bool encode_failed = false;
@@ -59,14 +58,7 @@ absl::StatusOr<Hash128> Publisher::StreamThroughRing(const std::shared_ptr<Sourc
   // The first slots are filled while the session connects.
   for (size_t k = 0; k < std::min(slots, buckets.size()); ++k) encodes.push_back(EncodeBucket(k, nullptr));
   absl::Status sent;
-  if (!alone) {
-    auto session = Session::Create(*backend_, job, &session_progress_);
-    sent = session.status();
-    if (session.ok()) {
-      ring_session_ = *std::move(session);
-      sent = ring_session_->Connect(limits.connect);
-    }
-  }
+  if (!alone) sent = Session::Open(*backend_, job, &session_progress_, limits.connect, &ring_session_);
   for (size_t k = 0; sent.ok() && k < buckets.size(); ++k) {
     if (k >= slots) encodes.push_back(EncodeBucket(k, sends[k - slots]));
     std::byte* slot = encoder_.Place(static_cast<int64_t>(k));

@@ -209,7 +209,7 @@ absl::Status Publisher::CannotEncode() const {
 }
 
 void Publisher::CloseSessions() {
-  if (sender_ != nullptr) sender_->Drain();
+  if (sender_ != nullptr) sender_->Close();
   ring_session_ = nullptr;
 }
 

@@ -17,7 +17,7 @@ void Sender::Send(SendTask task) {
     MutexLock lock(&mu_);
     superseded = std::exchange(job_, task.job);
     next_ = std::move(task);
-    busy_ = true;
+    running_ = true;
     changed_.SignalAll();
   }
   if (superseded != nullptr) {
@@ -25,23 +25,29 @@ void Sender::Send(SendTask task) {
   }
 }
 
-void Sender::Drain() {
+void Sender::Quiesce() {
   std::shared_ptr<SourceJob> job;
   {
     MutexLock lock(&mu_);
     job = std::exchange(job_, nullptr);
-    next_.reset();
-    changed_.SignalAll();
   }
   if (job != nullptr) {
     job->Cancel(absl::CancelledError("a newer version takes its memory"), /*drop=*/false, SourceJob::Report::kNo);
   }
   MutexLock lock(&mu_);
-  while (busy_) changed_.Wait(&mu_);
+  while (running_) changed_.Wait(&mu_);
+}
+
+void Sender::Close() {
+  Quiesce();
+  MutexLock lock(&mu_);
+  closing_ = true;
+  changed_.SignalAll();
+  while (closing_ && !stopping_) changed_.Wait(&mu_);
 }
 
 void Sender::Stop() {
-  Drain();
+  Quiesce();
   {
     MutexLock lock(&mu_);
     stopping_ = true;
@@ -56,29 +62,31 @@ void Sender::Run() {
     std::optional<SendTask> task;
     {
       MutexLock lock(&mu_);
-      while (!next_.has_value() && !(busy_ && job_ == nullptr) && !stopping_) changed_.Wait(&mu_);
-      if (!next_.has_value() && !busy_) return;
+      while (!next_.has_value() && !closing_ && !stopping_) changed_.Wait(&mu_);
       task = std::exchange(next_, std::nullopt);
     }
-    session_ = nullptr;
-    if (task.has_value()) {
-      const absl::Status status = Serve(*task);
-      if (!status.ok()) session_ = nullptr;  // the peers see its end, and the memory is free again
-      done_(*task, status);
+    if (!task.has_value()) {
+      session_ = nullptr;
+      MutexLock lock(&mu_);
+      closing_ = false;
+      changed_.SignalAll();
+      if (stopping_) return;
       continue;
     }
+    const absl::Status status = Serve(*task);
+    if (!status.ok()) session_ = nullptr;  // the peers see its end, and the memory is free again
+    done_(*task, status);
     MutexLock lock(&mu_);
     if (next_.has_value()) continue;
-    busy_ = false;
+    if (job_ == task->job) job_ = nullptr;
+    running_ = false;
     changed_.SignalAll();
   }
 }
 
 absl::Status Sender::Serve(const SendTask& task) {
-  auto session = Session::Create(*backend_, task.job, progress_);
-  if (!session.ok()) return session.status();
-  session_ = *std::move(session);
-  if (absl::Status status = session_->Connect(task.limits.connect); !status.ok()) return status;
+  absl::Status opened = Session::Open(*backend_, task.job, progress_, task.limits.connect, &session_);
+  if (!opened.ok()) return opened;
   std::vector<CompletionPtr> sends;
   sends.reserve(task.parts.size());
   for (const SendTask::Part& part : task.parts) {

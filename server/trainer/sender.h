@@ -1,7 +1,8 @@
 // Puts encoded buckets on the wire, beside the encode thread: the trainer's release never waits for a peer.
 //
-// Owns one thread ("wsync-send") and the current Session. A session stays open after its last byte until the next task,
-// Drain or Stop, so that no sink sees its end before it has read everything. Thread-safe.
+// Owns one thread ("wsync-send") and the current Session. A session stays open after its last byte until a task of
+// another session, Close or Stop: no sink sees its end before it has read everything, and the next version of the same
+// members goes on in it. Thread-safe.
 #ifndef WSYNC_SERVER_TRAINER_SENDER_H_
 #define WSYNC_SERVER_TRAINER_SENDER_H_
 
@@ -40,8 +41,10 @@ class Sender {
 
   // Takes over from whatever is being sent.
   void Send(SendTask task);
-  // Returns when no task runs, no session is open and no memory is being read.
-  void Drain();
+  // Calls off what is being sent. Returns when no task runs and no memory is being read; an idle session stays open.
+  void Quiesce();
+  // Quiesce, and no session is open any more.
+  void Close();
   void Stop();
 
  private:
@@ -54,8 +57,9 @@ class Sender {
   Mutex mu_;
   CondVar changed_;
   std::optional<SendTask> next_ ABSL_GUARDED_BY(mu_);
-  std::shared_ptr<SourceJob> job_ ABSL_GUARDED_BY(mu_);  // of the newest task; null: nobody wants one
-  bool busy_ ABSL_GUARDED_BY(mu_) = false;               // a task runs or its session is open
+  std::shared_ptr<SourceJob> job_ ABSL_GUARDED_BY(mu_);  // of the newest task, until it is done; null: nobody wants one
+  bool running_ ABSL_GUARDED_BY(mu_) = false;            // a task waits or runs
+  bool closing_ ABSL_GUARDED_BY(mu_) = false;            // the session is to be closed
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::unique_ptr<Session> session_;  // the thread's own
   std::thread thread_;

@@ -7,45 +7,67 @@
 
 namespace wsync {
 
-void SessionProgress::Show(const Transport* transport) {
+void SessionProgress::Begin(const Transport* transport) {
   MutexLock lock(&mu_);
-  if (transport == nullptr && transport_ != nullptr) last_ = transport_->moved_bytes();
   transport_ = transport;
+  before_ = transport->moved_bytes();
+}
+
+void SessionProgress::End() {
+  MutexLock lock(&mu_);
+  if (transport_ != nullptr) last_ = transport_->moved_bytes() - before_;
+  transport_ = nullptr;
 }
 
 void SessionProgress::Reset() {
   MutexLock lock(&mu_);
   last_ = 0;
+  if (transport_ != nullptr) before_ = transport_->moved_bytes();
 }
 
 int64_t SessionProgress::moved_bytes() const {
   MutexLock lock(&mu_);
-  return transport_ != nullptr ? transport_->moved_bytes() : last_;
+  return transport_ != nullptr ? transport_->moved_bytes() - before_ : last_;
 }
 
-absl::StatusOr<std::unique_ptr<Session>> Session::Create(Backend& backend, std::shared_ptr<SourceJob> job,
-                                                         SessionProgress* progress) {
-  if (absl::Status why = job->cancelled(); !why.ok()) return why;
+absl::Status Session::Open(Backend& backend, std::shared_ptr<SourceJob> job, SessionProgress* progress,
+                           absl::Time connect_deadline, std::unique_ptr<Session>* session) {
+  if (absl::Status why = job->cancelled(); !why.ok()) {
+    session->reset();
+    return why;
+  }
+  if (*session != nullptr && (*session)->idle_ && (*session)->token_ == job->start().session) {
+    (*session)->Serve(std::move(job));
+    return absl::OkStatus();
+  }
+  session->reset();  // the peers see its end
   SessionSpec spec;
   spec.token = job->start().session;
   spec.rank = 0;
   spec.world = job->start().world;
   auto transport = backend.NewTransport(spec);
   if (!transport.ok()) return transport.status();
-  return std::unique_ptr<Session>(new Session(*std::move(transport), std::move(job), progress));
+  std::unique_ptr<Session> opened(new Session(*std::move(transport), spec.token, progress));
+  opened->Serve(std::move(job));
+  if (absl::Status status = opened->transport_->Connect(connect_deadline); !status.ok()) {
+    return opened->Explain(std::move(status));
+  }
+  *session = std::move(opened);
+  return absl::OkStatus();
 }
 
-Session::Session(std::unique_ptr<Transport> transport, std::shared_ptr<SourceJob> job, SessionProgress* progress)
-    : job_(std::move(job)),
-      progress_(progress),
-      transport_(std::move(transport)),
-      on_cancel_(job_->send_token(), [this] { transport_->Cancel(job_->cancelled()); }) {
-  progress_->Show(transport_.get());
+Session::Session(std::unique_ptr<Transport> transport, std::string token, SessionProgress* progress)
+    : token_(std::move(token)), progress_(progress), transport_(std::move(transport)) {}
+
+Session::~Session() { progress_->End(); }
+
+void Session::Serve(std::shared_ptr<SourceJob> job) {
+  on_cancel_.reset();
+  job_ = std::move(job);
+  idle_ = false;
+  progress_->Begin(transport_.get());
+  on_cancel_.emplace(job_->send_token(), [this] { transport_->Cancel(job_->cancelled()); });
 }
-
-Session::~Session() { progress_->Show(nullptr); }
-
-absl::Status Session::Connect(absl::Time deadline) { return Explain(transport_->Connect(deadline)); }
 
 CompletionPtr Session::Broadcast(std::byte* data, int64_t bytes, CompletionPtr after) {
   return transport_->Broadcast(data, bytes, std::move(after));
@@ -58,7 +80,7 @@ absl::Status Session::WaitSent(absl::Span<const CompletionPtr> sends, absl::Time
     if (status.ok()) continue;
     if (absl::IsDeadlineExceeded(status) && !sends[k]->Poll().has_value()) {
       const absl::Status late = absl::DeadlineExceededError(
-          absl::StrCat("version ", job_->start().version, " is not on the wire in time: ", transport_->moved_bytes(),
+          absl::StrCat("version ", job_->start().version, " is not on the wire in time: ", progress_->moved_bytes(),
                        " bytes reached the slowest sink, bucket ", k, " of ", sends.size(),
                        " is pending; a slow network wants a lower coordinator.min_rate_bytes_per_second"));
       transport_->Cancel(late);
@@ -66,6 +88,8 @@ absl::Status Session::WaitSent(absl::Span<const CompletionPtr> sends, absl::Time
     }
     return Explain(status);
   }
+  on_cancel_.reset();  // waits for a hook that runs: after this nothing is cancelled any more, or it was
+  idle_ = job_->cancelled().ok();
   return absl::OkStatus();
 }
 

@@ -1,14 +1,17 @@
-// One data-plane session of the source: a Transport that obeys the job it serves.
+// One data-plane session of the source: a Transport that serves one job after another, as long as their members are the
+// same and nothing in it was broken off.
 //
-// Made, used and destroyed on one thread; the job's Cancel reaches it from any. SessionProgress is what other threads
-// see of it.
+// Made, used and destroyed on one thread; the present job's Cancel reaches it from any. SessionProgress is what other
+// threads see of it.
 #ifndef WSYNC_SERVER_TRAINER_SESSION_H_
 #define WSYNC_SERVER_TRAINER_SESSION_H_
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stop_token>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -19,16 +22,18 @@
 
 namespace wsync {
 
-// Bytes moved by the newest session: lives as long as the publisher, sessions come and go.
+// Bytes moved for the newest job: lives as long as the publisher, sessions come and go.
 class SessionProgress {
  public:
-  void Show(const Transport* transport);  // null: the session ends; its last count stays
+  void Begin(const Transport* transport);  // counts from here
+  void End();                              // the transport goes; its last count stays
   void Reset();
   int64_t moved_bytes() const;
 
  private:
   mutable Mutex mu_;
   const Transport* transport_ ABSL_GUARDED_BY(mu_) = nullptr;
+  int64_t before_ ABSL_GUARDED_BY(mu_) = 0;  // what the transport had moved for earlier jobs
   int64_t last_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
@@ -40,25 +45,31 @@ struct SessionLimits {
 
 class Session {
  public:
-  // The backend's error, or the job's when it was called off before. Does not connect.
-  static absl::StatusOr<std::unique_ptr<Session>> Create(Backend& backend, std::shared_ptr<SourceJob> job,
-                                                         SessionProgress* progress);
+  // Makes `*session` ready for the job: keeps it if it is the job's (same token, nothing failed in it), else closes it
+  // and opens the job's. The backend's error, or the job's reason when it was called off; `*session` is null then.
+  static absl::Status Open(Backend& backend, std::shared_ptr<SourceJob> job, SessionProgress* progress,
+                           absl::Time connect_deadline, std::unique_ptr<Session>* session);
   ~Session();
 
-  absl::Status Connect(absl::Time deadline);
   CompletionPtr Broadcast(std::byte* data, int64_t bytes, CompletionPtr after);
-  // Waits for all of `sends`. The first error; the job's reason when it was called off; DEADLINE_EXCEEDED says how far
-  // it came.
+  // Waits for all of `sends` and ends the job's use of the session: from then on its Cancel does nothing here. The
+  // first error, after which the session must be closed; the job's reason when it was called off; DEADLINE_EXCEEDED
+  // says how far it came.
   absl::Status WaitSent(absl::Span<const CompletionPtr> sends, absl::Time deadline);
 
  private:
-  Session(std::unique_ptr<Transport> transport, std::shared_ptr<SourceJob> job, SessionProgress* progress);
+  using OnCancel = std::stop_callback<std::function<void()>>;
+
+  Session(std::unique_ptr<Transport> transport, std::string token, SessionProgress* progress);
+  void Serve(std::shared_ptr<SourceJob> job);
   absl::Status Explain(absl::Status status) const;
 
-  std::shared_ptr<SourceJob> job_;
-  SessionProgress* progress_;
+  const std::string token_;
+  SessionProgress* const progress_;
   std::unique_ptr<Transport> transport_;
-  std::stop_callback<std::function<void()>> on_cancel_;  // last: unhooked before the transport goes
+  std::shared_ptr<SourceJob> job_;
+  bool idle_ = false;                  // connected, and the last job's bytes are all sent
+  std::optional<OnCancel> on_cancel_;  // last: unhooked before the transport goes
 };
 
 }  // namespace wsync

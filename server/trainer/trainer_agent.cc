@@ -111,8 +111,10 @@ TrainerAgent::Parts::Parts(const v1::TrainerConfig& trainer_config, RecipeRules 
       loop(CoordinatorOptionsFrom(config, backend.get())),
       publisher(PublisherOptionsFrom(config), backend.get(), [this](Event event) { loop.Post(std::move(event)); }),
       coordinator_service(
-          {.job = config.job(),
-           .backend = backend->name(),
+          {.join = {.job = config.job(),
+                    .backend = backend->name(),
+                    .transport = backend->fingerprint(),
+                    .device_id = backend->device_id()},
            .data_address = config.coordinator().advertise(),
            .heartbeat = absl::Milliseconds(config.coordinator().heartbeat_ms()),
            .heartbeat_timeout = absl::Milliseconds(config.coordinator().heartbeat_timeout_ms()),

@@ -103,6 +103,69 @@ TEST_F(CoordinatorTest, APublishBeginsWithAllReadySinksInOrderOfReplicaAndRank) 
   EXPECT_EQ(All<action::PublishAccepted>()[0].replicas, 2);
 }
 
+TEST_F(CoordinatorTest, TwoMembersOnOneGpuAreRefused) {
+  Register();
+  MemberInfo info{"a", "ra", 0, 1, "host", 7, "cuda", "test", {}, "GPU-1"};
+  Step(event::Joined{1, info});
+  EXPECT_THAT(All<action::Refuse>(), IsEmpty());
+  info.name = "b", info.replica = "rb", info.pid = 8;
+  Step(event::Joined{2, info});
+  ASSERT_THAT(All<action::Refuse>(), SizeIs(1));
+  EXPECT_THAT(Text(All<action::Refuse>()[0].status), HasSubstr("same GPU GPU-1"));
+  info.device_id = "GPU-2";
+  Step(event::Joined{3, info});
+  EXPECT_THAT(All<action::Refuse>(), IsEmpty());
+}
+
+TEST_F(CoordinatorTest, TheNextVersionOfTheSameMembersGoesOnInTheirSession) {
+  Sinks(2);
+  Commit(1, {1, 2});
+  Publish(2);
+  EXPECT_EQ(All<action::StartSource>()[0].session, "session-1");
+  for (const action::SendBegin& begin : All<action::SendBegin>()) EXPECT_EQ(begin.session, "session-1");
+}
+
+TEST_F(CoordinatorTest, OtherMembersGetASessionOfTheirOwn) {
+  Sinks(2);
+  Commit(1, {1, 2});
+  Step(event::Lost{2, "connection reset"});
+  Publish(2);
+  EXPECT_EQ(All<action::StartSource>()[0].session, "session-2");
+}
+
+TEST_F(CoordinatorTest, ASessionInWhichSomebodyFailedIsNotUsedAgain) {
+  Sinks(2);
+  Publish(1);
+  Release(1);
+  Step(event::SourceSent{epoch_, 1});
+  Staged(1, 1);
+  Staged(2, 1);
+  Applied(1, 1);
+  Step(event::Failed{2, epoch_, 1, MemberPhase::kApply, absl::InternalError("engine"), false, -1});
+  Ready(2);
+  Publish(2);
+  EXPECT_NE(All<action::StartSource>()[0].session, "session-1");
+}
+
+TEST_F(CoordinatorTest, ASessionThatIsStillBeingSentInIsNotUsedAgain) {
+  Sinks(1);
+  Publish(1);
+  Release(1);
+  Staged(1, 1);
+  Applied(1, 1);
+  Publish(2);
+  EXPECT_EQ(All<action::StartSource>()[0].session, "session-2");
+  EXPECT_THAT(All<action::CancelSource>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorTest, ARegistrationEndsTheSession) {
+  Sinks(1);
+  Commit(1, {1});
+  Register();
+  Publish(2);
+  EXPECT_EQ(All<action::StartSource>()[0].session, "session-2");
+}
+
 TEST_F(CoordinatorTest, AVersionTakesFourMessagesPerSinkAndIsLoggedInOneLine) {
   Sinks(2);
   std::map<size_t, int> sent;

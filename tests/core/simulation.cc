@@ -27,6 +27,7 @@ Counts& Counts::operator+=(const Counts& other) {
   torn += other.torn;
   lost += other.lost;
   coordinator_lives += other.coordinator_lives;
+  kept_sessions += other.kept_sessions;
   stale_messages += other.stale_messages;
   return *this;
 }
@@ -55,7 +56,7 @@ void World::Configure() {
   coordinator_options_.min_replicas = static_cast<int32_t>(random.Below(std::min(replicas, 2) + 1));
   coordinator_options_.source_retains = random.Chance(0.8);
   coordinator_options_.event_history = 8;
-  coordinator_options_.new_session_token = [this] { return absl::StrCat("session-", order_); };
+  coordinator_options_.new_session_token = [this] { return absl::StrCat("session-", ++tokens_); };
   plan_.wire_bytes = 1000000;  // 20 ms at the least rate
   fault_every_s_ = random.Chance(0.1) ? 1e9 : random.Chance(0.5) ? 2 : 0.3;
   laggy_ = random.Chance(0.3);

@@ -18,6 +18,7 @@ void Checker::CoordinatorStarts() {
   attempts_.clear();
   publishes_.clear();
   last_epoch_ = 0;
+  session_ = {};
   ++counts_.coordinator_lives;
 }
 
@@ -34,6 +35,14 @@ void Checker::After(absl::Time now, const Actions& actions) {
     std::visit([&](const auto& what) { OnAction(now, what); }, action);
   }
   for (const uint64_t epoch : std::exchange(deciding_, {})) CheckDecision(now, epoch);
+  CheckKeptSession();
+}
+
+void Checker::CheckKeptSession() {
+  const auto former = std::exchange(kept_with_, std::nullopt);
+  if (former.has_value() && *former != session_.members) {
+    Violate(absl::StrCat("epoch ", session_.epoch, " goes on in the session of other members"));
+  }
 }
 
 // ---- what goes in
@@ -59,6 +68,16 @@ void Checker::OnEvent(absl::Time, const event::Staged& event) {
     return;
   }
   if (it->second.participants.contains(event.member)) it->second.staged[event.member] = event.digest;
+}
+
+void Checker::OnEvent(absl::Time, const event::Applied& event) {
+  if (session_.Has(event.member, event.epoch)) session_.applied.insert(event.member);
+  Answered(event.member, event.epoch);
+}
+
+void Checker::OnEvent(absl::Time, const event::Failed& event) {
+  session_.broken |= session_.Has(event.member, event.epoch);
+  Answered(event.member, event.epoch);
 }
 
 void Checker::Answered(MemberId member, uint64_t epoch) {
@@ -93,6 +112,15 @@ void Checker::OnAction(absl::Time, const action::Disconnect& action) {
 void Checker::OnAction(absl::Time now, const action::StartSource& action) {
   if (action.epoch <= last_epoch_) Violate(absl::StrCat("epoch ", action.epoch, " follows ", last_epoch_));
   last_epoch_ = action.epoch;
+  if (action.session == session_.token) {
+    // Whoever called something off in it has closed it, and broadcasts match by their number.
+    if (session_.broken || !session_.sent || session_.applied.size() != session_.members.size()) {
+      Violate(absl::StrCat("epoch ", action.epoch, " goes on in a session that epoch ", session_.epoch, " broke"));
+    }
+    kept_with_ = session_.members;
+    ++counts_.kept_sessions;
+  }
+  session_ = {.token = action.session, .epoch = action.epoch};
   if (!action.encode && retained_.version != action.version) {
     Violate(absl::StrFormat("asked to send version %d again, but the source retains %d", action.version,
                             retained_.version));
@@ -118,6 +146,8 @@ void Checker::OnAction(absl::Time, const action::SendBegin& action) {
                             member.epoch));
   }
   member.epoch = action.epoch;
+  if (action.session != session_.token) Violate("members of one round in two sessions");
+  session_.members.push_back(action.member);
   Attempt& attempt = attempts_[action.epoch];
   if (action.epoch != last_epoch_ || action.version != attempt.version) Violate("begin without its StartSource");
   attempt.participants[action.member] = member.replica;
@@ -144,6 +174,7 @@ void Checker::OnAction(absl::Time, const action::SendCommit& action) {
 void Checker::OnAction(absl::Time, const action::SendAbort& action) {
   if (!MustBeLive(action.member, "abort")) return;
   Attempt& attempt = attempts_[action.epoch];
+  session_.broken |= action.epoch == session_.epoch;
   if (attempt.committed.contains(action.member)) Violate("abort after commit: a decision was taken back");
   if (action.status.ok()) Violate("abort without a reason");
   LiveMember& member = members_[action.member];

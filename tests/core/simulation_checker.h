@@ -3,10 +3,12 @@
 #ifndef WSYNC_TESTS_CORE_SIMULATION_CHECKER_H_
 #define WSYNC_TESTS_CORE_SIMULATION_CHECKER_H_
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "server/core/coordinator.h"
@@ -47,6 +49,18 @@ class Checker {
     std::set<MemberId> committed;
     bool catch_up = false;
   };
+  struct UsedSession {
+    std::string token;
+    uint64_t epoch = 0;
+    std::vector<MemberId> members;
+    std::set<MemberId> applied;
+    bool sent = false;
+    bool broken = false;  // something was called off in it
+    // A former coordinator's epochs had the same numbers, and its members may still answer them.
+    bool Has(MemberId member, uint64_t of_epoch) const {
+      return of_epoch == epoch && std::find(members.begin(), members.end(), member) != members.end();
+    }
+  };
   struct Publish {
     absl::Time since;
     std::optional<absl::Time> begun;
@@ -55,8 +69,9 @@ class Checker {
   void OnEvent(absl::Time now, const event::Joined& event);
   void OnEvent(absl::Time now, const event::HeartbeatSeen& event);
   void OnEvent(absl::Time now, const event::Staged& event);
-  void OnEvent(absl::Time, const event::Applied& event) { Answered(event.member, event.epoch); }
-  void OnEvent(absl::Time, const event::Failed& event) { Answered(event.member, event.epoch); }
+  void OnEvent(absl::Time, const event::SourceSent& event) { session_.sent |= event.epoch == session_.epoch; }
+  void OnEvent(absl::Time now, const event::Applied& event);
+  void OnEvent(absl::Time now, const event::Failed& event);
   void OnEvent(absl::Time, const event::Left& event) { Gone(event.member); }
   void OnEvent(absl::Time, const event::Lost& event) { Gone(event.member); }
   template <typename Other>
@@ -70,6 +85,7 @@ class Checker {
   void OnAction(absl::Time, const action::Refuse& action) { Gone(action.member); }
   void OnAction(absl::Time now, const action::Disconnect& action);
   void OnAction(absl::Time now, const action::StartSource& action);
+  void OnAction(absl::Time, const action::CancelSource& action) { session_.broken |= action.epoch == session_.epoch; }
   void OnAction(absl::Time now, const action::PublishDone& action);
   template <typename Other>
   void OnAction(absl::Time, const Other&) {}
@@ -79,6 +95,7 @@ class Checker {
   bool MustBeLive(MemberId member, const char* message);
   void Decided(const ServedVersion& content);
   void CheckDecision(absl::Time now, uint64_t epoch);
+  void CheckKeptSession();
 
   const CoordinatorOptions& options_;
   absl::Duration stage_budget_;
@@ -93,8 +110,10 @@ class Checker {
   std::map<MemberId, std::string> joining_;
   std::map<uint64_t, Attempt> attempts_;  // by epoch
   uint64_t last_epoch_ = 0;
-  std::map<uint64_t, Publish> publishes_;  // unanswered, by version
-  std::set<uint64_t> deciding_;            // epochs whose commits were sent in this step
+  UsedSession session_;                             // of the last epoch
+  std::optional<std::vector<MemberId>> kept_with_;  // the session was used before, by these
+  std::map<uint64_t, Publish> publishes_;           // unanswered, by version
+  std::set<uint64_t> deciding_;                     // epochs whose commits were sent in this step
 };
 
 }  // namespace wsync::sim

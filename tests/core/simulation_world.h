@@ -226,6 +226,7 @@ class World {
   bool lose_version_ = false;    // the next encoding
   bool lose_transport_ = false;  // the next session
   std::shared_ptr<Session> session_;
+  uint64_t tokens_ = 0;
 };
 
 }  // namespace wsync::sim

@@ -206,6 +206,7 @@ class FakeTransport final : public Transport {
     MutexLock lock(&script_->mu_);
     script_->session_ = session_;
     script_->delivered_ = 0;
+    ++script_->sessions_;
     while (script_->hold_connect_ && session_->cancelled.ok()) {
       if (!script_->changed_.WaitUntil(&script_->mu_, deadline))
         return absl::DeadlineExceededError("rank 0 is missing");
@@ -283,6 +284,8 @@ std::unique_ptr<Backend> NewFakeBackend(Script* script) { return std::make_uniqu
 void Script::SetVersion(uint64_t version) {
   MutexLock lock(&mu_);
   version_ = version;
+  delivered_ = 0;
+  if (session_ != nullptr) session_->next_offset = session_->broadcasts = 0;
 }
 
 void Script::DeliverUpTo(int64_t buckets) {
@@ -343,6 +346,11 @@ void Script::ClearEngineMemory(const std::string& name) {
   MutexLock lock(&mu_);
   std::vector<std::byte>& memory = engine_memory_.at(name);
   std::fill(memory.begin(), memory.end(), std::byte{0});
+}
+
+int64_t Script::sessions() const {
+  MutexLock lock(&mu_);
+  return sessions_;
 }
 
 int64_t Script::received() const {

@@ -43,7 +43,7 @@ class Script {
  public:
   static constexpr int64_t kAll = int64_t{1} << 40;
 
-  void SetVersion(uint64_t version);          // what the source sends from now on
+  void SetVersion(uint64_t version);          // what the source sends from now on, beginning with bucket 0
   void DeliverUpTo(int64_t buckets);          // of a session; later ones wait. kAll at first
   void Corrupt(int64_t bucket);               // one byte of it, once
   void FailConnect(const absl::Status& why);  // once
@@ -57,7 +57,8 @@ class Script {
   bool EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const;
   void ClearEngineMemory(const std::string& name);
 
-  int64_t received() const;         // buckets delivered in the last session
+  int64_t received() const;         // buckets delivered of the version
+  int64_t sessions() const;         // opened, ever
   int64_t applied() const;          // bucket copies done, ever
   int64_t held_applies() const;     // bucket copies that wait for HoldApply(false)
   int64_t allocated_bytes() const;  // receive memory, last asked for
@@ -94,6 +95,7 @@ class Script {
   bool fail_allocation_ ABSL_GUARDED_BY(mu_) = false;
   int64_t applied_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t delivered_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t sessions_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t allocated_ ABSL_GUARDED_BY(mu_) = 0;
   std::shared_ptr<Session> session_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, std::vector<std::byte>> engine_memory_ ABSL_GUARDED_BY(mu_);

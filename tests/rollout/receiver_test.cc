@@ -65,9 +65,9 @@ class ReceiverTest : public ::testing::Test {
     ASSERT_TRUE(SetCatalog(plan_).status.ok());
     ASSERT_TRUE(Attach(Spec(*plan_)).ok());
   }
-  sink::Connected Connect() {
+  sink::Connected Connect(const std::string& token = "token") {
     Answer<sink::Connected> answer;
-    receiver_->Connect({"token", 1, 2, "nowhere"}, answer.Callback());
+    receiver_->Connect({token, 1, 2, "nowhere"}, answer.Callback());
     return answer.Get();
   }
   sink::Received Receive(uint64_t version) {
@@ -121,6 +121,31 @@ TEST_F(ReceiverTest, CorruptedBucketFailsWithItsNumberAndLeavesTheOldVersion) {
   EXPECT_FALSE(received.wrote);
   EXPECT_TRUE(EngineHolds(6));
   EXPECT_TRUE(Receive(8).status.ok());
+}
+
+TEST_F(ReceiverTest, VersionsOfOneSessionArriveThroughOneTransport) {
+  MakeReady(SinkMode::kInPlace);
+  for (const uint64_t version : {6, 7, 8}) {
+    ASSERT_TRUE(Receive(version).status.ok());
+    EXPECT_TRUE(EngineHolds(version));
+    EXPECT_EQ(receiver_->received_bytes(), plan_->image_bytes());
+  }
+  EXPECT_EQ(script_.sessions(), 1);
+  EXPECT_TRUE(Connect("another").status.ok());
+  EXPECT_EQ(script_.sessions(), 2);
+}
+
+TEST_F(ReceiverTest, SessionInWhichSomethingFailedIsNotGoneOnIn) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(6).status.ok());
+  script_.Corrupt(1);
+  EXPECT_FALSE(Receive(7).status.ok());
+  ASSERT_EQ(script_.sessions(), 1);
+  EXPECT_TRUE(Receive(8).status.ok());
+  EXPECT_EQ(script_.sessions(), 2);
+  receiver_->Cancel(absl::AbortedError("called off while idle"));
+  EXPECT_TRUE(Receive(9).status.ok());
+  EXPECT_EQ(script_.sessions(), 3);
 }
 
 TEST_F(ReceiverTest, CancelEndsARunningReceiveAtOnce) {

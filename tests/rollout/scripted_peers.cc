@@ -163,7 +163,7 @@ void ScriptedCoordinator::Begin(uint64_t epoch, uint64_t version, const Plan& pl
   message.mutable_begin()->set_epoch(epoch);
   message.mutable_begin()->set_version(version);
   *message.mutable_begin()->mutable_plan_hash() = ToProto(plan.hash());
-  message.mutable_begin()->set_session_token("token");
+  message.mutable_begin()->set_session_token(absl::StrCat("session of epoch ", epoch));
   message.mutable_begin()->set_rank(1);
   message.mutable_begin()->set_world(2);
   Send(message);
