@@ -44,7 +44,9 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* CoordinatorService:
     });
     if (!queued) connection->Close(StoppedError());
   };
-  handlers.closed = [this](Connection connection) { (void)loop_->Run([this, connection] { Closed(connection); }); };
+  handlers.closed = [this](Connection connection, const std::string& why) {
+    (void)loop_->Run([this, connection, why] { Closed(connection, why); });
+  };
   Connection connection = MemberConnection::Open(context, next_id_.fetch_add(1), std::move(handlers));
   if (!loop_->Run([this, connection] { Opened(connection); })) connection->Close(StoppedError());
   return connection.get();
@@ -95,10 +97,10 @@ void CoordinatorService::Received(const Connection& connection, const v1::Member
   Join(connection, message.join());
 }
 
-void CoordinatorService::Closed(const Connection& connection) {
+void CoordinatorService::Closed(const Connection& connection, const std::string& why) {
   waiting_.erase(connection->id());
   if (members_.erase(connection->id()) == 0) return;
-  loop_->Step(event::Lost{connection->id(), "its connection broke"});
+  loop_->Step(event::Lost{connection->id(), why});
 }
 
 void CoordinatorService::Join(const Connection& connection, const v1::Join& join) {

@@ -68,7 +68,7 @@ class CoordinatorService final
   // Control thread only.
   void Opened(const Connection& connection);
   void Received(const Connection& connection, const v1::MemberMessage& message);
-  void Closed(const Connection& connection);
+  void Closed(const Connection& connection, const std::string& why);
   void Join(const Connection& connection, const v1::Join& join);
   void Refuse(const Connection& connection, const absl::Status& why, bool retry);
   void StepFor(const Connection& connection, const v1::MemberMessage& message);

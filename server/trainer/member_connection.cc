@@ -16,6 +16,7 @@ namespace {
 constexpr size_t kMaxQueued = 256;
 
 const grpc::Status kGone(grpc::StatusCode::CANCELLED, "the member is gone");
+constexpr char kBroke[] = "its connection broke";
 
 }  // namespace
 
@@ -49,7 +50,8 @@ void MemberConnection::Send(const std::vector<grpc::ByteBuffer>& chunks) {
 }
 
 void MemberConnection::Overflow() {
-  writer_.IfOpen([this] { context_->TryCancel(); });  // fails the write it is stuck in
+  handlers_.closed(shared_from_this(), "it does not read what it is sent");  // before the stream breaks: first says why
+  writer_.IfOpen([this] { context_->TryCancel(); });                         // fails the write it is stuck in
   writer_.Break(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "the member does not read what it is sent"));
 }
 
@@ -67,11 +69,15 @@ void MemberConnection::OnReadDone(bool ok) {
   } else {
     writer_.Close(grpc::Status::OK);  // a half-close says goodbye
   }
-  handlers_.closed(self_);
+  handlers_.closed(self_, kBroke);
 }
 
 void MemberConnection::OnCancel() { writer_.Break(kGone); }
 
-void MemberConnection::OnDone() { self_ = nullptr; }
+void MemberConnection::OnDone() {
+  // A stream that is finished between two reads has none whose end would say so.
+  handlers_.closed(self_, kBroke);
+  self_ = nullptr;
+}
 
 }  // namespace wsync

@@ -2,7 +2,7 @@
 //
 // The next message is read only when the control thread has dealt with the last one, so a member that floods slows
 // down itself and nobody else. One that does not read is disconnected once its queue is full. Calls are thread-safe;
-// messages come on gRPC's threads.
+// messages and `closed` come on gRPC's threads, or from within Send.
 #ifndef WSYNC_SERVER_TRAINER_MEMBER_CONNECTION_H_
 #define WSYNC_SERVER_TRAINER_MEMBER_CONNECTION_H_
 
@@ -12,6 +12,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -21,12 +22,14 @@
 
 namespace wsync {
 
-class MemberConnection final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class MemberConnection final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                               public std::enable_shared_from_this<MemberConnection> {
  public:
   struct Handlers {
     // Calls ReadNext when it has dealt with the message.
     std::function<void(std::shared_ptr<MemberConnection>, v1::MemberMessage)> message;
-    std::function<void(std::shared_ptr<MemberConnection>)> closed;  // nothing more will come
+    // Nothing more will come, and why. Always called; more than once where a connection ends in several ways.
+    std::function<void(std::shared_ptr<MemberConnection>, const std::string& why)> closed;
   };
   // Owns itself until gRPC is done with it.
   static std::shared_ptr<MemberConnection> Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
@@ -50,7 +53,7 @@ class MemberConnection final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   const Handlers handlers_;
   grpc::ByteBuffer incoming_;
   StreamWriter<grpc::ByteBuffer> writer_;
-  std::shared_ptr<MemberConnection> self_;
+  std::shared_ptr<MemberConnection> self_;  // gRPC's reference
 };
 
 }  // namespace wsync

@@ -267,10 +267,12 @@ TEST_F(AgentTest, MemberThatDoesNotReadIsDisconnected) {
   message.mutable_heartbeat()->set_phase(v1::MEMBER_PHASE_IDLE);
   while (stream->Write(message)) {
   }
-  EXPECT_TRUE(Eventually([&] {
-    const v1::JobStatus status = Status();
+  v1::JobStatus status;
+  ASSERT_TRUE(Eventually([&] {
+    status = Status();
     return status.members_size() == 2 && status.members(1).state() == "lost";
   }));
+  EXPECT_THAT(status.members(1).last_error(), HasSubstr("does not read"));
 }
 
 TEST_F(AgentTest, LateJoinerGetsTheCommittedVersionFromTheImage) {
