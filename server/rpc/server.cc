@@ -21,10 +21,12 @@ namespace {
 
 constexpr int kMaxMessageBytes = 4 << 20;    // gRPC's own default, kept: larger things are streamed in chunks
 constexpr int kMaxMetadataBytes = 16 << 10;  // twice the default: errors with lists of names travel in metadata
-// 1 s + 2 s: a dead peer is noticed within 3 s. One second is also what gRPC keeps between two pings at least.
-constexpr int kKeepaliveTimeMs = 1000;
-constexpr int kKeepaliveTimeoutMs = 2000;
-constexpr int kMinPingIntervalMs = 500;       // of a client: half of what ours do, or the server would hang up on them
+// A peer that is stopped or cut off is noticed within 6 s, and memory that its socket holds comes back: in time for the
+// trainer, which is never delayed by more than 10 s. Between agents heartbeats are faster (heartbeat_timeout_ms). 5 s
+// for an answer, because on a machine short of processors a live peer may need seconds, and must not lose its stream.
+constexpr int kKeepaliveTimeMs = 1000;  // also what gRPC keeps between two pings at least
+constexpr int kKeepaliveTimeoutMs = 5000;
+constexpr int kMinPingIntervalMs = 500;       // of a client: below what ours do, or the server would hang up on them
 constexpr int kMinReconnectBackoffMs = 100;   // an agent that restarts is back within a second or two:
 constexpr int kMaxReconnectBackoffMs = 2000;  // gRPC's default of two minutes would outlast every deadline here
 constexpr mode_t kOwnerOnly = 0177;           // umask of the socket: whoever can connect can read and publish weights

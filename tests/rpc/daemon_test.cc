@@ -93,7 +93,7 @@ TEST_F(DaemonTest, AStoppedPeerIsNoticedWithinSeconds) {
   const absl::Time begin = MonotonicNow();
   EXPECT_FALSE(reader->Read(&status));
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_LT(MonotonicNow() - begin, absl::Seconds(6));
+  EXPECT_LT(MonotonicNow() - begin, absl::Seconds(10));  // 6 s and what a busy machine takes
 }
 
 TEST_F(DaemonTest, AFailedStartExitsWithOneAndTellsStderrEvenWhenItLogsToAFile) {

@@ -20,11 +20,15 @@ constexpr char kMethod[] = "/wsync.v1.DataPlane/Receive";
 // Tags of the stream's operations, of which one runs at a time, and of the wake-up alarm.
 char operation_tag, wake_tag;
 
-constexpr int kWindowBytes = 8 << 20;          // a few chunks in flight: the source never waits for an answer
+// A few chunks in flight, so that the source never waits for an answer; and no more: gRPC's own probe of the network's
+// capacity would let the window grow, and memory of the agent with it, far beyond what the estimate allows.
+constexpr int kWindowBytes = 4 << 20;
 constexpr int kMaxFrameBytes = (1 << 24) - 1;  // HTTP/2's limit: a chunk is one frame
 constexpr int kReadBytes = 1 << 20;            // one read takes a chunk off the socket
-constexpr int kKeepaliveMs = 2000;             // with its timeout: a source that is cut off is noticed within 3 s
-constexpr int kKeepaliveTimeoutMs = 1000;
+// A backstop against half-open connections. That the source is gone the coordinator's heartbeats say, within 3 s; a
+// ping queues behind megabytes of payload, and its answer for a processor.
+constexpr int kKeepaliveMs = 2000;
+constexpr int kKeepaliveTimeoutMs = 5000;
 
 // A channel of its own for every session: own connection, own credentials, closed with the session.
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
@@ -34,6 +38,7 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(static_cast<int>(kMaxChunkMessageBytes));
   arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kWindowBytes);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kMaxFrameBytes);
   arguments.SetInt("grpc.experimental.tcp_read_chunk_size", kReadBytes);
   arguments.SetInt("grpc.experimental.tcp_min_read_chunk_size", kReadBytes);
