@@ -1,6 +1,7 @@
 """Loads what wsync writes with the reference safetensors package and dequantizes it with ml_dtypes.
 
-Usage: loads_in_python.py <make_example binary>. Exits 77 (skipped) where the packages are missing.
+Usage: loads_in_python.py <make_example binary> <folder for a virtual environment>. Where this Python lacks the packages,
+they are installed into the folder, once; exits 77 (skipped, saying why) where that cannot be done, as without a network.
 """
 import json
 import os
@@ -8,13 +9,34 @@ import subprocess
 import sys
 import tempfile
 
+PACKAGES = ["safetensors==0.8.0", "numpy==2.2.6", "ml_dtypes==0.5.4"]
+
+
+def go_on_in_environment(folder, missing):
+    """Runs this script again in a virtual environment that has the packages; does not come back."""
+    python = os.path.join(folder, "bin", "python")
+    complete = os.path.join(folder, "complete")
+    if not os.path.exists(complete):
+        pip = [python, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15"]
+        try:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, timeout=120)
+            subprocess.run(pip + PACKAGES, check=True, timeout=240)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"skipped: {missing}, and no environment with it could be made: {error}")
+            sys.exit(77)
+        open(complete, "w").close()
+    os.execv(python, [python] + sys.argv)
+
+
 try:
     import ml_dtypes
     import numpy as np
     import safetensors
-except ImportError as error:
-    print(f"skipped: {error}")
-    sys.exit(77)
+except ImportError as missing:
+    environment = os.path.abspath(sys.argv[2])
+    if os.path.abspath(sys.prefix) == environment:
+        raise  # what was installed there does not work
+    go_on_in_environment(environment, missing)
 
 
 def load(directory):
