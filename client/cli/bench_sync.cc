@@ -90,10 +90,10 @@ std::string FlagOr(const ConfigFlags& flags, const std::string& key, const std::
   return fallback;
 }
 
-absl::Status Predict(const SyncOptions& options, int64_t bucket_bytes, SyncResult* result) {
+absl::Status Predict(const SyncOptions& options, SyncResult* result) {
   auto catalog = Catalog::Create(options.tensors);
   if (!catalog.ok()) return catalog.status();
-  const auto plan = Plan::Create(std::make_shared<Catalog>(*std::move(catalog)), RecipeRules(), bucket_bytes);
+  const auto plan = Plan::Create(std::make_shared<Catalog>(*std::move(catalog)), RecipeRules(), options.bucket_bytes);
   if (!plan.ok()) return plan.status();
   const bool ring = FlagOr(options.trainer_flags, "transfer.source_mode", "full") == "ring";
   const bool in_place = FlagOr(options.rollout_flags, "transfer.sink_mode", "staged") == "in_place";
@@ -162,6 +162,7 @@ absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
   LocalCluster::Options cluster_options;
   cluster_options.rollouts = options.rollouts;
   cluster_options.trainer_flags = options.trainer_flags;
+  cluster_options.trainer_flags.emplace_back("transfer.bucket_bytes", absl::StrCat(options.bucket_bytes));
   cluster_options.rollout_flags = options.rollout_flags;
   const auto cluster = LocalCluster::Start(std::move(cluster_options));
   if (!cluster.ok()) return cluster.status();
@@ -186,7 +187,7 @@ absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
   const auto reports = PublishAll(**trainer, *model, options.syncs);
   if (!reports.ok()) return reports.status();
   Summarize(*reports, &result);
-  const absl::Status predicted = Predict(options, kDefaultBucketBytes, &result);
+  const absl::Status predicted = Predict(options, &result);
   if (!predicted.ok()) return predicted;
   const std::vector<int64_t> peaks = sampler.Stop();
   for (size_t i = 0; i < peaks.size(); ++i) result.memory[i].peak_bytes = peaks[i];

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "client/cli/local_cluster.h"
 #include "server/core/catalog.h"
+#include "server/core/plan.h"
 
 namespace wsync::cli {
 
@@ -17,6 +18,7 @@ struct SyncOptions {
   std::vector<Tensor> tensors;
   int rollouts = 2;
   int syncs = 5;  // measured, after one warm-up
+  int64_t bucket_bytes = kDefaultBucketBytes;
   ConfigFlags trainer_flags;
   ConfigFlags rollout_flags;
 };

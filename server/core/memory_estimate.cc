@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "server/core/destinations.h"
+#include "server/core/ring.h"
 
 namespace wsync {
 namespace {
@@ -37,7 +38,7 @@ MemoryEstimate Estimate(const Plan& plan, bool whole_image, int64_t ring_slots, 
   if (whole_image) {
     estimate.image_bytes = plan.image_bytes();
   } else {
-    estimate.ring_bytes = std::min(ring_slots, static_cast<int64_t>(plan.buckets().size())) * plan.max_bucket_bytes();
+    estimate.ring_bytes = RingLayout(plan, ring_slots).bytes();
   }
   estimate.tables_bytes = tables_bytes;
   estimate.process_bytes = kIdleProcessBytes;

@@ -15,13 +15,13 @@ namespace wsync {
 
 struct MemoryEstimate {
   int64_t image_bytes = 0;    // the encoded copy of everything (full, staged)
-  int64_t ring_bytes = 0;     // K slots of Plan::max_bucket_bytes (ring, in_place)
+  int64_t ring_bytes = 0;     // RingLayout of K slots (ring, in_place)
   int64_t tables_bytes = 0;   // catalog, plan, digests, copies: host memory, per tensor and piece
   int64_t process_bytes = 0;  // the daemon before any model: code, gRPC, threads
   int64_t total = 0;
 };
 
-// `ring_slots` is K, and ignored by kFull and kStaged. No more slots than buckets are ever needed.
+// `ring_slots` is K, and ignored by kFull and kStaged.
 MemoryEstimate EstimateSource(const Plan& plan, SourceMode mode, int64_t ring_slots);
 MemoryEstimate EstimateSink(const Plan& plan, SinkMode mode, int64_t ring_slots);
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/ring.h"
 
 namespace wsync {
 namespace {
@@ -91,10 +92,11 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image) {
 
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots) {
   const absl::Time begin = MonotonicNow();
+  const RingLayout layout(context.plan, slots);
   std::vector<Flight> flights;
   for (const Bucket& bucket : context.plan.buckets()) {
     const auto k = static_cast<int64_t>(flights.size());
-    std::byte* const wire = ring + (k % slots) * context.plan.max_bucket_bytes();
+    std::byte* const wire = ring + layout.OffsetOf(k);
     const CompletionPtr slot_free = k < slots ? nullptr : flights[k - slots].applied;
     Flight& flight = flights.emplace_back();
     flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, slot_free);

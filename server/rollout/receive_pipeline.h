@@ -29,9 +29,9 @@ struct ReceiveContext {
 // Receives every bucket into its place in `image` (plan.image_bytes() long) and checks it there.
 sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 
-// Receives into `slots` slots of plan.max_bucket_bytes() each, one after the other, and applies each bucket to live
-// memory once its check is good. A slot is filled again only when it was applied: the transport is told so, the host
-// does not wait. `wrote` says whether live memory may have been touched.
+// Receives into the slots of a RingLayout(plan, slots), one after the other, and applies each bucket to live memory
+// once its check is good. A slot is filled again only when it was applied: the transport is told so, the host does not
+// wait. `wrote` says whether live memory may have been touched.
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots);
 
 // Copies a checked image to the destinations. On an error some of them may have been written.

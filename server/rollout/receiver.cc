@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/ring.h"
 #include "server/rollout/receive_pipeline.h"
 
 namespace wsync {
@@ -83,7 +84,7 @@ PlanResult Receiver::MakeRoom(AnnouncedCatalog catalog) {
   result.status = plan.status();
   if (!plan.ok()) return result;
   const bool staged = options_.mode == SinkMode::kStaged;
-  const int64_t bytes = staged ? (*plan)->image_bytes() : (*plan)->max_bucket_bytes() * options_.ring_slots;
+  const int64_t bytes = staged ? (*plan)->image_bytes() : RingLayout(**plan, options_.ring_slots).bytes();
   // A catalog whose tensors are all empty needs none, but Allocate wants some.
   absl::StatusOr<std::unique_ptr<Buffer>> memory = backend_->memory().Allocate(
       std::max<int64_t>(bytes, 1), staged ? "the staging copy (sink_mode: staged)" : "the ring (sink_mode: in_place)");

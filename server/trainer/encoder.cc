@@ -20,8 +20,8 @@ absl::Status Encoder::Adopt(std::shared_ptr<const Registration> registration) {
   if (!Fits(*registration->plan())) {
     Drop();
     const Plan& plan = *registration->plan();
-    slots_ = std::min<int64_t>(ring_slots_, plan.buckets().size());
-    const int64_t bytes = mode_ == SourceMode::kFull ? plan.image_bytes() : slots_ * plan.max_bucket_bytes();
+    ring_ = RingLayout(plan, ring_slots_);
+    const int64_t bytes = mode_ == SourceMode::kFull ? plan.image_bytes() : ring_.bytes();
     auto memory = backend_->memory().Allocate(std::max<int64_t>(bytes, kPieceAlign),
                                               mode_ == SourceMode::kFull ? "the encoded image" : "the ring of buckets");
     if (!memory.ok()) return memory.status();
@@ -48,7 +48,7 @@ void Encoder::Drop() {
 
 std::byte* Encoder::Place(int64_t bucket) const {
   if (mode_ == SourceMode::kFull) return memory_->data() + plan_->buckets()[bucket].image_offset;
-  return memory_->data() + bucket % slots_ * plan_->max_bucket_bytes();
+  return memory_->data() + ring_.OffsetOf(bucket);
 }
 
 CompletionPtr Encoder::Encode(int64_t bucket, CompletionPtr after) {
@@ -70,7 +70,7 @@ absl::StatusOr<Hash128> Encoder::Finish(absl::Time deadline) {
 }
 
 absl::Status Encoder::EncodeForDigest() {
-  std::byte* wire = memory_->data();  // a ring's first slot is free between versions
+  std::byte* wire = memory_->data();  // a ring is free between versions, and holds its largest bucket anywhere
   if (mode_ == SourceMode::kFull) {
     const int64_t bytes = std::max<int64_t>(plan_->max_bucket_bytes(), kPieceAlign);
     auto scratch = backend_->memory().Allocate(bytes, "a bucket to compare with");

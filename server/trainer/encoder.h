@@ -13,6 +13,7 @@
 #include "server/backend/backend.h"
 #include "server/core/hash.h"
 #include "server/core/modes.h"
+#include "server/core/ring.h"
 #include "server/trainer/registration.h"
 
 namespace wsync {
@@ -33,8 +34,8 @@ class Encoder {
   void Drop();
 
   bool can_encode() const { return quantizer_ != nullptr; }
-  const Plan& plan() const { return *plan_; }  // REQUIRES: Adopt succeeded since the last Drop
-  int64_t slots() const { return slots_; }     // ring mode: buckets that fit at a time
+  const Plan& plan() const { return *plan_; }    // REQUIRES: Adopt succeeded since the last Drop
+  int64_t slots() const { return ring_slots_; }  // ring mode: buckets that fit at a time
 
   // Where bucket `bucket` is encoded to and sent from.
   std::byte* Place(int64_t bucket) const;
@@ -51,7 +52,7 @@ class Encoder {
   Backend* backend_;
   const SourceMode mode_;
   const int32_t ring_slots_;
-  int64_t slots_ = 0;
+  RingLayout ring_;
   std::shared_ptr<const Plan> plan_;
   std::unique_ptr<Buffer> memory_;   // image or ring
   std::unique_ptr<Buffer> scratch_;  // while EncodeForDigest runs

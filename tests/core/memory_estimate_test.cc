@@ -4,6 +4,7 @@
 #include <malloc.h>
 
 #include "client/checkpoint/model_shapes.h"
+#include "server/core/ring.h"
 #include "tests/core/plan_testing.h"
 
 namespace wsync {
@@ -25,17 +26,40 @@ TEST(MemoryEstimate, CountsWhatEachModeKeeps) {
   EXPECT_EQ(full.ring_bytes, 0);
   const MemoryEstimate ring = EstimateSource(*plan, SourceMode::kRing, 3);
   EXPECT_EQ(ring.image_bytes, 0);
-  EXPECT_EQ(ring.ring_bytes, 3 * plan->max_bucket_bytes());
+  EXPECT_EQ(ring.ring_bytes, RingLayout(*plan, 3).bytes());
   EXPECT_EQ(EstimateSink(*plan, SinkMode::kStaged, 3).image_bytes, plan->image_bytes());
-  EXPECT_EQ(EstimateSink(*plan, SinkMode::kInPlace, 2).ring_bytes, 2 * plan->max_bucket_bytes());
+  EXPECT_EQ(EstimateSink(*plan, SinkMode::kInPlace, 2).ring_bytes, RingLayout(*plan, 2).bytes());
   for (const MemoryEstimate& e : {full, ring}) {
     EXPECT_EQ(e.total, e.image_bytes + e.ring_bytes + e.tables_bytes + e.process_bytes);
   }
 }
 
-TEST(MemoryEstimate, NeverCountsMoreSlotsThanBuckets) {
+TEST(RingLayout, BucketsOfOneSlotFitInItAndSlotsDoNotOverlap) {
+  const auto plan = PlanOf("qwen2.5-0.5b");
+  const std::vector<Bucket>& buckets = plan->buckets();
+  for (const int64_t slots : {1, 2, 3, 7}) {
+    ASSERT_GT(static_cast<int64_t>(buckets.size()), 2 * slots);
+    const RingLayout ring(*plan, slots);
+    int64_t end = 0;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      EXPECT_EQ(ring.OffsetOf(slot), end) << "slot " << slot << " of " << slots;
+      int64_t largest = 0;
+      for (size_t k = slot; k < buckets.size(); k += slots) {
+        EXPECT_EQ(ring.OffsetOf(static_cast<int64_t>(k)), end);
+        largest = std::max(largest, buckets[k].wire_bytes);
+      }
+      end += largest;
+    }
+    EXPECT_EQ(ring.bytes(), end);
+    EXPECT_GE(end, plan->max_bucket_bytes());
+    EXPECT_LE(end, slots * plan->max_bucket_bytes());
+  }
+}
+
+TEST(RingLayout, HasNoRoomForSlotsWithoutABucket) {
   const auto plan = MakePlan({{"a.weight", Dtype::kBF16, {8, 8}}}, {}, kMinBucketBytes);
-  EXPECT_EQ(EstimateSource(*plan, SourceMode::kRing, 4).ring_bytes, plan->max_bucket_bytes());
+  EXPECT_EQ(RingLayout(*plan, 4).bytes(), plan->max_bucket_bytes());
+  EXPECT_EQ(RingLayout(*MakePlan({{"a.weight", Dtype::kBF16, {0, 8}}}, {}, kMinBucketBytes), 4).bytes(), 0);
 }
 
 TEST(MemoryEstimate, TablesMatchTheHeapWithinATenth) {

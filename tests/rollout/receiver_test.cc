@@ -6,6 +6,7 @@
 
 #include <future>
 
+#include "server/core/ring.h"
 #include "tests/rollout/fake_backend.h"
 
 namespace wsync {
@@ -198,7 +199,7 @@ TEST_F(ReceiverTest, TransferThatDoesNotMoveEndsByItself) {
 
 TEST_F(ReceiverTest, InPlaceWritesThroughARingOfTwoSlots) {
   MakeReady(SinkMode::kInPlace);
-  EXPECT_EQ(script_.allocated_bytes(), 2 * plan_->max_bucket_bytes());
+  EXPECT_EQ(script_.allocated_bytes(), RingLayout(*plan_, 2).bytes());
   ASSERT_GT(plan_->buckets().size(), 4u);
   const sink::Received received = Receive(7);
   ASSERT_TRUE(received.status.ok()) << received.status;

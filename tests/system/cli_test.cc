@@ -1,6 +1,9 @@
 // The wsync command as a person or a script uses it: exit codes, texts, files.
+#include <sys/mount.h>
+
 #include <algorithm>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -22,7 +25,10 @@ class Cli : public System {
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
   }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
+  void TearDown() override {
+    umount((directory_ + "/disk").c_str());  // of the one test that mounts it, however it ended
+    std::filesystem::remove_all(directory_);
+  }
 
   // SmallModel() with random weights as a checkpoint directory.
   std::string WriteModel() {
@@ -148,6 +154,65 @@ TEST_F(Cli, ExportedCheckpointIsByteEqualToQuantize) {
     EXPECT_TRUE(std::equal(got->data, got->data + got->bytes, want.data)) << want.tensor.name;
   }
   EXPECT_EQ((*a)->config()->at("quantization_config"), (*b)->config()->at("quantization_config"));
+}
+
+// A checkpoint made of the golden inputs, through the binary, gives what published quantizers gave for them.
+TEST_F(Cli, QuantizeGivesTheGoldenBytes) {
+  const auto golden = SafetensorsFile::Open(std::string(WSYNC_TEST_DATA) + "/peers.safetensors");
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  std::map<std::string, const TensorView*> peers;
+  std::vector<Tensor> inputs;
+  for (const TensorView& view : (*golden)->tensors()) {
+    peers[view.tensor.name] = &view;
+    if (!view.tensor.name.ends_with(".x")) continue;
+    inputs.push_back(view.tensor);
+    inputs.back().name.replace(inputs.back().name.size() - 1, 1, "weight");
+  }
+  ASSERT_EQ(inputs.size(), 14u);
+  auto writer = CheckpointWriter::Create(directory_ + "/in", inputs, {});
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const TensorView& input = *peers.at(inputs[i].name.substr(0, inputs[i].name.size() - 6) + "x");
+    ASSERT_TRUE((*writer)->Write(static_cast<int64_t>(i), {input.data, static_cast<size_t>(input.bytes)}).ok());
+  }
+  ASSERT_TRUE((*writer)->Finish().ok());
+  const auto same = [](const TensorView* a, const TensorView* b) {
+    return a != nullptr && a->bytes == b->bytes && std::equal(a->data, a->data + a->bytes, b->data);
+  };
+  for (const auto& [peer, flags] :
+       std::map<std::string, std::string>{{"ieee", ""},
+                                          {"deepgemm", "--preset deepgemm"},
+                                          {"deepgemm_ue8m0", "--preset deepgemm --scale pow2"},
+                                          {"nemo", "--preset nemo"}}) {
+    const std::string out = directory_ + "/" + peer;
+    const Run run = Wsync(absl::StrCat("quantize ", directory_, "/in ", out, " --include '*' ", flags));
+    ASSERT_EQ(run.exit_code, 0) << run.output;
+    const auto checkpoint = Checkpoint::Open(out);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    for (const Tensor& input : inputs) {
+      const std::string test = input.name.substr(0, input.name.size() - 7);
+      // There ieee and nemo divide by zero, and we do not: kernels/quantize.h.
+      const bool equal = test != "subnormal_128x128" || peer.starts_with("deepgemm");
+      EXPECT_EQ(same((*checkpoint)->Find(input.name), peers.at(test + "." + peer + ".q")), equal)
+          << test << " " << peer;
+      EXPECT_EQ(same((*checkpoint)->Find(input.name + "_scale_inv"), peers.at(test + "." + peer + ".s")), equal)
+          << test << " " << peer;
+    }
+  }
+}
+
+TEST_F(Cli, ExportToADiskThatIsFullLeavesNothing) {
+  const std::string disk = directory_ + "/disk";
+  std::filesystem::create_directory(disk);
+  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=256k") != 0) GTEST_SKIP() << "this process may not mount a tmpfs";
+  Start(1);
+  ASSERT_NO_FATAL_FAILURE(RegisterModel(1));
+  ASSERT_TRUE(Publish(1).ok());
+  engines_[0]->Stop();
+  const Run run = Wsync(absl::StrCat("export --out ", disk, "/out -s ", cluster_->rollout_socket(0)));
+  EXPECT_EQ(run.exit_code, 1) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr(disk + "/out"), HasSubstr("free space")));
+  EXPECT_TRUE(std::filesystem::is_empty(disk));
 }
 
 TEST_F(Cli, ExportWithoutAnyVersionEndsAtItsDeadline) {
