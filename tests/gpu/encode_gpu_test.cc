@@ -99,8 +99,8 @@ TEST_F(EncodeGpuTest, PiecesOfATensorAddUpToItsDigestWhereverItWasCut) {
   }
 }
 
-// Enough items that every block takes several, of both pipelined kinds, with direct ones between the pieces.
-TEST_F(EncodeGpuTest, KeepsItemsApartWhenABlockTakesMany) {
+// More items than blocks fit on the device at once, of all kinds.
+TEST_F(EncodeGpuTest, GivesTheHostsBytesForLargeBuckets) {
   const Source fp8 = SourceOf(Random(Dtype::kBF16, 4096, 4224, Draws()[0]), {.fp8 = true});
   Source raw = fp8;
   raw.recipe = {};
