@@ -118,6 +118,16 @@ __device__ inline Word EncodeSlowFp8(const EncodeArgs& args, Shared& shared, con
   return digest;
 }
 
+// Takes a thread's largest magnitude into that of its row. A whole warp calls it; `count`: whether there is one.
+__device__ __forceinline__ void AddToRowMax(uint32_t* row_max, uint32_t row, uint32_t largest, bool count) {
+  const uint32_t first_row = __shfl_sync(~0u, row, 0);
+  if (__all_sync(~0u, count && row == first_row)) {
+    largest = __reduce_max_sync(~0u, largest);
+    count = LaneId() == 0;
+  }
+  if (count) atomicMax(row_max + row, largest);
+}
+
 // Whole rows of 16-bit elements, kept in registers.
 template <bool kHalf>
 __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const EncodeRecord& record, uint32_t index) {
@@ -127,13 +137,14 @@ __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const 
   uint4 v[kSteps];
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    if (i < chunks.count) v[i] = LoadOnce(reinterpret_cast<const uint4*>(record.source) + chunks.first + i * kThreads);
+    v[i] = i < chunks.count ? LoadOnce(reinterpret_cast<const uint4*>(record.source) + chunks.first + i * kThreads)
+                            : uint4{0, 0, 0, 0};
   }
   if (threadIdx.x < kBlockSize) shared.row_max[threadIdx.x] = 0;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    if (i < chunks.count) atomicMax(&shared.row_max[row_of(i)], LargerHalf(PairMax(v[i])));
+    AddToRowMax(shared.row_max, row_of(i), LargerHalf(PairMax(v[i])), i < chunks.count);
   }
   __syncthreads();
   const int64_t first_row = int64_t{index} * record.item_rows;
