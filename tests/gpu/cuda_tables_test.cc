@@ -67,7 +67,25 @@ TEST(EncodeTableTest, OddItemsComeLastInEveryBucket) {
   EXPECT_EQ(table.records[4].first_item, 36);
   EXPECT_EQ(table.records[5].first_item, 28);
   EXPECT_EQ(table.records[5].first_amax_item, 49);
+  EXPECT_EQ(table.results_bytes(), 6 * 16);
   EXPECT_EQ(table.state_bytes(), 6 * 16 + 4);
+}
+
+// What the kernel relies on to divide by multiplying: the quotient is right or one short.
+TEST(EncodeTableTest, TheInverseOfTilesAcrossIsNearEnough) {
+  for (int64_t tiles : {1, 2, 3, 5, 7, 16, 28, 148, 1187, 65535, 65537}) {
+    const EncodePiece piece = PieceOf(Dtype::kBF16, 128, 128 * tiles, kBlock);
+    const EncodeTable table = BuildEncodeTable({&piece, 1}, std::vector<EncodeBucket>{{0, 1, 0}});
+    const EncodeRecord& record = table.records[0];
+    ASSERT_EQ(record.tiles_across, tiles);
+    for (uint64_t row : {0, 1, 2, 1000, 65000}) {
+      for (uint64_t index : {row * record.tiles_across, (row + 1) * record.tiles_across - 1}) {
+        if (index > UINT32_MAX) continue;
+        const uint64_t quotient = index * record.across_inverse >> 32;
+        EXPECT_TRUE(quotient == row || quotient + 1 == row) << tiles << ": " << index;
+      }
+    }
+  }
 }
 
 TEST(EncodeTableTest, AnUntouchedEntryMeansThatAllNumbersAreFinite) {
