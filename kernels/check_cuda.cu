@@ -1,4 +1,5 @@
-// The digest check of load_cuda.h: one block per 64 KiB item; the last block compares.
+// The digest check of load_cuda.h: one block per 32 KiB item, then a small kernel that compares. A block that waited to
+// find out whether it is the last one would hold its place on the multiprocessor for a third of its life.
 #include "kernels/device_cuda.cuh"
 #include "kernels/load_cuda.h"
 
@@ -13,7 +14,6 @@ struct CheckArgs {
   const uint8_t* wire;
   Word* digests;
   Mismatches* mismatches;
-  uint32_t* ticket;
   CheckSpan span;
 };
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ Word DigestChunks(const CheckRecord& record, const ui
     uint4 v[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      if (i + j * kThreads < end) v[j] = LoadOnce(source + i + j * kThreads);
+      v[j] = i + j * kThreads < end ? LoadOnce(source + i + j * kThreads) : uint4{0, 0, 0, 0};
     }
     Word offset = DigestOffset(record.first_word + 2 * i);
 #pragma unroll
@@ -73,34 +73,26 @@ __device__ __forceinline__ Word DigestScalesOf(const CheckRecord& record, const 
   return digest;
 }
 
-__device__ inline void CompareDigests(const CheckArgs& args) {
-  const auto* const expected = reinterpret_cast<const Word*>(args.wire + args.span.digest_offset);
-  for (uint32_t i = threadIdx.x; i < args.span.piece_count; i += kThreads) {
-    const uint32_t piece = args.span.piece_begin + i;
-    if (__ldcg(args.digests + piece) == expected[i]) continue;
-    const uint32_t place = atomicAdd(&args.mismatches->count, 1u);
-    if (place < Mismatches::kMax) args.mismatches->pieces[place] = piece;
-  }
-}
-
 __global__ void __launch_bounds__(kThreads, 6) CheckKernel(const __grid_constant__ CheckArgs args) {
-  __shared__ Word warp_digest[kWarps];
   const uint32_t item = args.span.item_begin + blockIdx.x, piece = args.items[item];
   const CheckRecord record = args.records[piece];
   const uint32_t index = item - record.first_item;
   const Word digest =
-      WarpSum(DigestData(record, args.wire + record.data_offset, index) + DigestScalesOf(record, args.wire, index));
-  if (LaneId() == 0) warp_digest[WarpId()] = digest;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    Word sum = 0;
-    for (int warp = 0; warp < kWarps; ++warp) sum += warp_digest[warp];
-    atomicAdd(args.digests + piece, sum);
-  }
-  if (IsLastBlock(args.ticket, gridDim.x)) CompareDigests(args);
+      DigestData(record, args.wire + record.data_offset, index) + DigestScalesOf(record, args.wire, index);
+  AddBlockDigest(digest, args.digests + piece);
+}
+
+__global__ void __launch_bounds__(kThreads) CompareKernel(const __grid_constant__ CheckArgs args) {
+  const auto* const expected = reinterpret_cast<const Word*>(args.wire + args.span.digest_offset);
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x, piece = args.span.piece_begin + i;
+  if (i >= args.span.piece_count || args.digests[piece] == expected[i]) return;
+  const uint32_t place = atomicAdd(&args.mismatches->count, 1u);
+  if (place < Mismatches::kMax) args.mismatches->pieces[place] = piece;
 }
 
 }  // namespace
+
+cudaError_t PreloadCheckKernels() { return Preload(CheckKernel, CompareKernel); }
 
 cudaError_t LaunchCheckReset(const CheckTable& table, const CheckDevice& device, cudaStream_t stream) {
   return cudaMemsetAsync(device.state, 0, static_cast<size_t>(table.state_bytes()), stream);
@@ -110,16 +102,14 @@ cudaError_t LaunchCheck(const CheckTable& table, const CheckDevice& device, int6
                         cudaStream_t stream) {
   const CheckSpan& span = table.buckets[static_cast<size_t>(bucket)];
   if (span.item_begin == span.item_end) return cudaSuccess;
-  const auto buckets = static_cast<int64_t>(table.buckets.size());
-  auto* const tickets = reinterpret_cast<uint32_t*>(device.state + table.mismatches_offset(buckets));
   const CheckArgs args{.records = device.records,
                        .items = device.items,
                        .wire = reinterpret_cast<const uint8_t*>(wire),
                        .digests = reinterpret_cast<Word*>(device.state),
                        .mismatches = reinterpret_cast<Mismatches*>(device.state + table.mismatches_offset(bucket)),
-                       .ticket = tickets + bucket,
                        .span = span};
   CheckKernel<<<span.item_end - span.item_begin, kThreads, 0, stream>>>(args);
+  CompareKernel<<<BlocksFor(span.piece_count), kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

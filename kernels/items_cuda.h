@@ -15,9 +15,12 @@ inline constexpr int64_t kItemElements = kItemChunks * kChunkElements;  // one 1
 inline constexpr int64_t kSlowItemWords = 4096;
 inline constexpr int64_t kAmaxItemElements = 65536;
 
-inline constexpr int64_t kCheckItemChunks = 4096;     // 64 KiB
-inline constexpr int64_t kCheckSlowItemWords = 8192;  // as many bytes
+inline constexpr int64_t kCheckItemChunks = 2048;     // 32 KiB
+inline constexpr int64_t kCheckSlowItemWords = 4096;  // as many bytes
 inline constexpr int64_t kCopyItemBytes = kItemChunks * kChunkBytes;
+
+// Blocks of a kernel with one thread for each of `count`.
+constexpr uint32_t BlocksFor(uint32_t count) { return (count + kThreads - 1) / kThreads; }
 
 }  // namespace wsync::cuda
 

@@ -1,11 +1,22 @@
-// The sink's kernels: one launch checks a bucket's digests, one launch copies a bucket or a whole version to its
-// destinations.
+// The sink's kernels: one grouped launch checks a bucket's digests, one launch copies a bucket or a whole version to
+// its destinations.
 //
-// As in quantize_cuda.h, tables are built once on the host (pure), their arrays copied to the device by the owner of
-// its memory, and launches build nothing and allocate nothing. Per version: LaunchCheckReset, then LaunchCheck once per
-// bucket that landed, on any streams after it.
+// As in quantize_cuda.h, tables are built once on the host (pure), their `records` and `items` copied to the device by
+// the owner of its memory, and launches build nothing, allocate nothing and never wait. Per version:
 //
-// Stateless; any thread. REQUIRES: the current device is the one that holds the memory.
+//     LaunchCheckReset    zeroes the state of the checks
+//     LaunchCheck         once per bucket that landed, in any order
+//     LaunchCopyBucket    in place: after the bucket's check, guarded by what that found
+//     LaunchCopyAll       staged: everything at once, after the host has seen that all checks were good
+//     copy back           the whole state of the checks, once; or the Mismatches of a bucket (128 bytes) when it counts
+//
+// Each stands in a stream, and whoever uses several streams orders them by events. Launches of different buckets share
+// nothing that they write and may run at once. One version at a time per state.
+//
+// Alignment: wire memory, images and data offsets 128 bytes, records and state 16 bytes, destinations none.
+//
+// Stateless; any thread. REQUIRES: the current device is the one that holds tables and wire memory; destinations may be
+// any memory that its kernels can write. Errors are those of the launch.
 #ifndef WSYNC_KERNELS_LOAD_CUDA_H_
 #define WSYNC_KERNELS_LOAD_CUDA_H_
 
@@ -24,7 +35,7 @@ struct CheckPiece {
   int64_t row_begin = 0;
   int64_t rows = 0;          // > 0
   int64_t row_bytes = 0;     // > 0; rows lie without gaps
-  int64_t scale_offset = 0;  // a multiple of 4
+  int64_t scale_offset = 0;  // a multiple of 4, where there are scales
   int64_t scale_count = 0;
   int64_t first_scale = 0;  // position in the tensor's scale grid
 };
@@ -68,9 +79,11 @@ struct CheckTable {
   std::vector<uint32_t> items;       // the piece of every item
   std::vector<CheckSpan> buckets;
 
-  // The state: u64 digests[pieces] | Mismatches[buckets] | u32 tickets[buckets].
-  int64_t state_bytes() const;
-  int64_t mismatches_offset(int64_t bucket) const;
+  // The state: u64 digests[pieces] | Mismatches[buckets]. The digests are those of what landed.
+  int64_t state_bytes() const { return mismatches_offset(static_cast<int64_t>(buckets.size())); }
+  int64_t mismatches_offset(int64_t bucket) const {
+    return 8 * pieces() + bucket * static_cast<int64_t>(sizeof(Mismatches));
+  }
   int64_t pieces() const { return static_cast<int64_t>(records.size()); }
 };
 // REQUIRES: every piece as its fields say and in exactly one bucket; fewer than 2^32 items and scales per piece.
@@ -79,10 +92,19 @@ CheckTable BuildCheckTable(std::span<const CheckPiece> pieces, std::span<const C
 struct CheckDevice {
   const CheckRecord* records = nullptr;
   const uint32_t* items = nullptr;
-  std::byte* state = nullptr;  // 16-byte aligned
+  std::byte* state = nullptr;
 };
+// What the check of a bucket leaves, on the device.
+inline const Mismatches* MismatchesOf(const CheckTable& table, const CheckDevice& device, int64_t bucket) {
+  return reinterpret_cast<const Mismatches*>(device.state + table.mismatches_offset(bucket));
+}
+
+// Brings the kernels onto the current device, so that no launch has to; see PreloadEncodeKernels.
+cudaError_t PreloadCheckKernels();
+cudaError_t PreloadCopyKernels();
+
 cudaError_t LaunchCheckReset(const CheckTable& table, const CheckDevice& device, cudaStream_t stream);
-// `wire`: the bucket's memory, 128-byte aligned. At most once per bucket between resets.
+// `wire`: the bucket's memory. At most once per bucket between resets.
 cudaError_t LaunchCheck(const CheckTable& table, const CheckDevice& device, int64_t bucket, const std::byte* wire,
                         cudaStream_t stream);
 
@@ -117,7 +139,8 @@ struct CopyTable {
   std::vector<int64_t> image_offsets;  // of the buckets
 };
 // Copies [bucket_begin[k], bucket_begin[k + 1]) belong to bucket k, which lies at image_offsets[k] (a multiple of 128)
-// in an image of the whole version. Destinations are disjoint: the order in which bytes are written is undefined.
+// in an image of the whole version; bucket_begin has one entry more than there are buckets. Destinations are disjoint:
+// the order in which bytes are written is undefined.
 CopyTable BuildCopyTable(std::span<const Copy> copies, std::span<const int64_t> bucket_begin,
                          std::span<const int64_t> image_offsets);
 
@@ -125,9 +148,12 @@ struct CopyDevice {
   const CopyRecord* records = nullptr;
   const uint32_t* items = nullptr;
 };
-// From one bucket's wire memory, or from the image of all buckets; both 128-byte aligned.
+// From one bucket's wire memory. With a guard, which lies on the device (MismatchesOf), nothing is written when it
+// counts a mismatch at the time the copy runs: a bad bucket never reaches live memory, and the host need not look
+// first.
 cudaError_t LaunchCopyBucket(const CopyTable& table, const CopyDevice& device, int64_t bucket, const std::byte* wire,
-                             cudaStream_t stream);
+                             cudaStream_t stream, const Mismatches* guard = nullptr);
+// From the image of all buckets.
 cudaError_t LaunchCopyAll(const CopyTable& table, const CopyDevice& device, const std::byte* image,
                           cudaStream_t stream);
 

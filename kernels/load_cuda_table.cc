@@ -80,15 +80,6 @@ CopyRecord RecordOf(const Copy& copy, int64_t image_offset) {
 
 }  // namespace
 
-int64_t CheckTable::mismatches_offset(int64_t bucket) const {
-  return 8 * pieces() + bucket * static_cast<int64_t>(sizeof(Mismatches));
-}
-
-int64_t CheckTable::state_bytes() const {
-  const auto count = static_cast<int64_t>(buckets.size());
-  return mismatches_offset(count) + 4 * count;
-}
-
 CheckTable BuildCheckTable(std::span<const CheckPiece> pieces, std::span<const CheckBucket> buckets) {
   CheckTable table;
   table.records.resize(pieces.size());

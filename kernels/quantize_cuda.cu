@@ -1,9 +1,6 @@
-// The encode kernel of quantize_cuda.h for tiles and raw bytes, which is nearly everything. A block takes items a grid
-// apart and fetches item k+1 into shared memory while it works on item k in registers, so loads are in flight all the
-// time. Blocks end after about kItemsPerBlock items, so that a kernel of higher priority (the transport's) gets its
-// turn.
-#include <algorithm>
-
+// The encode kernel of quantize_cuda.h for tiles and raw bytes, which is nearly everything: one block per item, which
+// stays in registers from the only load to the store. Blocks live some microseconds, so a kernel of higher priority
+// (the transport's) gets its turn at once, and no multiprocessor waits for another.
 #include "kernels/encode_cuda.cuh"
 #include "kernels/quantize_cuda.h"
 
@@ -11,93 +8,79 @@ namespace wsync::cuda {
 namespace {
 
 constexpr int kBlocksPerMultiprocessor = 4;  // 64 registers each, and 128 KiB of loads in flight
-constexpr uint32_t kItemsPerBlock = 8;       // some 50 us
 
-constexpr int kRecordSlots = 4;  // items k-1 (its digest is not flushed yet), k, k+1 and k+2
+// Two generations of blocks on 132 multiprocessors, and as many pieces of the smallest experts (96 tiles). A block that
+// finds its record in cache waits half as long for its first byte.
+constexpr uint32_t kItemsAhead = 2 * 132 * kBlocksPerMultiprocessor;
+constexpr uint32_t kPiecesAhead = kItemsAhead / 96 + 1;
+constexpr uint32_t kItemsPerLine = 32;  // of 128 bytes
 
-struct Shared {
-  uint4 stage[kSteps][kThreads];  // the next item's source; every thread reads back only what it fetched itself
-  EncodeRecord records[kRecordSlots];
-  Word warp_digest[2][kWarps];  // two of each: a warp may be an item ahead of another
-  uint32_t warp_max[2][kWarps];
-};
-
-__device__ __forceinline__ void FetchAsync(void* shared, const void* source, int bytes) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-      "l"(source), "r"(bytes)
-      : "memory");
+__device__ __forceinline__ void PrefetchLine(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
-__device__ __forceinline__ void WaitForFetches() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+__device__ __forceinline__ EncodeKind LoadKind(const EncodeRecord& record) {
+  static_assert(sizeof(EncodeKind) == sizeof(Word));
+  return __builtin_bit_cast(EncodeKind, *reinterpret_cast<const Word*>(&record.kind));
+}
 
 __device__ __forceinline__ Chunks TileChunks(const EncodeRecord& record, uint32_t index) {
-  const uint32_t tile_row = index / record.tiles_across, tile_col = index - tile_row * record.tiles_across;
-  const Word row_chunks = static_cast<Word>(record.cols) / kChunkElements;
-  const uint32_t row = threadIdx.x / 16;
-  const Word col = Word{tile_col} * 16 + threadIdx.x % 16;
-  const int rows_left = static_cast<int>(min(record.rows - int64_t{tile_row} * kBlockSize, kBlockSize)) - row;
-  return {.first = (Word{tile_row} * kBlockSize + row) * row_chunks + col,
-          .step = 16 * row_chunks,
-          .count = col < row_chunks ? max(0, (rows_left + 15) / 16) : 0};
-}
-
-__device__ __forceinline__ Chunks ChunksOf(const EncodeRecord& record, uint32_t index) {
-  return record.path == EncodePath::kTile ? TileChunks(record, index)
-                                          : FlatChunks(index, kItemChunks, RawChunkCount(record));
-}
-
-__device__ __forceinline__ void FetchItem(Shared& shared, const EncodeRecord& record, uint32_t index) {
-  const Chunks chunks = ChunksOf(record, index);
-  const auto* const source = reinterpret_cast<const uint4*>(record.source);
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) {  // zeros where there is no chunk
-    const bool there = i < chunks.count;
-    FetchAsync(&shared.stage[i][threadIdx.x], there ? source + chunks.first + i * chunks.step : source,
-               there ? static_cast<int>(kChunkBytes) : 0);
+  uint32_t tile_row = __umulhi(index, record.across_inverse), tile_col = index - tile_row * record.tiles_across;
+  if (tile_col >= record.tiles_across) {  // the quotient by an inverse rounded down may be one short
+    ++tile_row;
+    tile_col -= record.tiles_across;
   }
+  const uint32_t row = threadIdx.x / 16, col = tile_col * 16 + threadIdx.x % 16;
+  const int rows_left = static_cast<int>(min(record.rows - int64_t{tile_row} * kBlockSize, kBlockSize) - row);
+  return {.first = (Word{tile_row} * kBlockSize + row) * record.row_chunks + col,
+          .step = 16 * record.row_chunks,
+          .count = col < record.row_chunks ? max(0, (rows_left + 15) / 16) : 0};
 }
 
-// Writes the codes of a thread's chunks and returns their digest.
-template <bool kHalf>
-__device__ __forceinline__ Word EncodeChunks(const EncodeArgs& args, const EncodeRecord& record, const Chunks& chunks,
-                                             const uint4* v, float multiply) {
-  uint2* out = reinterpret_cast<uint2*>(args.wire + record.data_offset) + chunks.first;
-  Word offset = DigestOffset(record.first_word + chunks.first), digest = 0;
-  const Word offset_step = chunks.step * kDigestGolden;
+// Where a thread's codes go, and what its first word is offset by before it is mixed.
+struct TileOutput {
+  uint2* out;
+  Word offset;
+};
+
+// Writes the codes of a thread's chunks and returns their digest. kFull: all chunks are there.
+template <bool kHalf, bool kFull>
+__device__ __forceinline__ Word EncodeChunks(TileOutput output, const Chunks& chunks, const uint4* v, float multiply) {
+  const Word offset_step = Word{chunks.step} * kDigestGolden;
+  Word digest = 0;
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
     const uint2 codes = EncodeEight<kHalf>(v[i], multiply);
-    const Word mixed = Mix(WordOf(codes.x, codes.y) + offset);
-    if (i < chunks.count) {
-      *out = codes;
+    const Word mixed = Mix(WordOf(codes.x, codes.y) + output.offset);
+    if (kFull || i < chunks.count) {
+      StoreStreaming(output.out, codes);
       digest += mixed;
     }
-    out += chunks.step;
-    offset += offset_step;
+    output.out += chunks.step;
+    output.offset += offset_step;
   }
   return digest;
 }
 
+// `largest`: bits of the tile's largest magnitude.
 template <bool kHalf>
-__device__ __forceinline__ Word EncodeTile(const EncodeArgs& args, const EncodeRecord& record, uint32_t index,
-                                           const uint32_t* warp_max, const uint4* v) {
-  const Chunks chunks = TileChunks(record, index);
-  uint32_t largest = 0;
-#pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) largest = max(largest, warp_max[warp]);
+__device__ __forceinline__ Word EncodeTile(const EncodeArgs& args, const EncodeRecord& record, const EncodeKind& kind,
+                                           uint32_t index, uint32_t largest, const TileOutput& output,
+                                           const Chunks& chunks, const uint4* v) {
   if (largest >= kNonFiniteBits<kHalf>) ReportChunks(args, record, chunks);
-  const float amax = record.granularity == Granularity::kTensor ? __uint_as_float(args.amax[record.amax_slot])
-                                                                : MagnitudeOf(largest, kHalf);
-  const Scale scale = ScaleOf(amax, record);
-  const Word digest = EncodeChunks<kHalf>(args, record, chunks, v, scale.multiply);
+  const float amax = kind.granularity == Granularity::kTensor ? __uint_as_float(args.amax[record.amax_slot])
+                                                              : MagnitudeOf(largest, kHalf);
+  const Scale scale = ScaleOf(amax, kind);
+  const Word digest = chunks.count == kSteps ? EncodeChunks<kHalf, true>(output, chunks, v, scale.multiply)
+                                             : EncodeChunks<kHalf, false>(output, chunks, v, scale.multiply);
   return threadIdx.x == 0 ? digest + WriteScale(args, record, index, scale.dequant) : digest;
 }
 
-__device__ __forceinline__ Word CopyRaw(const EncodeArgs& args, const EncodeRecord& record, uint32_t index,
+__device__ __forceinline__ Word CopyRaw(const EncodeArgs& args, const EncodeRecord& record, const Chunks& chunks,
                                         const uint4* v) {
-  const Chunks chunks = ChunksOf(record, index);
-  const uint32_t even_mask = record.finite_mask[0], odd_mask = record.finite_mask[1];
-  const uint32_t even_add = record.finite_add[0], odd_add = record.finite_add[1];
+  const uint32_t odd_mask = record.finite_mask, odd_add = record.finite_add;
+  const uint32_t even_mask = record.kind.element_bytes == 8 ? 0 : odd_mask;
+  const uint32_t even_add = record.kind.element_bytes == 8 ? 0 : odd_add;
   uint4* out = reinterpret_cast<uint4*>(args.wire + record.data_offset) + chunks.first;
   Word offset = DigestOffset(record.first_word + 2 * chunks.first), digest = 0;
   uint32_t carried = 0;
@@ -107,7 +90,7 @@ __device__ __forceinline__ Word CopyRaw(const EncodeArgs& args, const EncodeReco
     carried |= ((v[i].x & even_mask) + even_add) | ((v[i].y & odd_mask) + odd_add) | ((v[i].z & even_mask) + even_add) |
                ((v[i].w & odd_mask) + odd_add);
     if (i < chunks.count) {
-      *out = v[i];
+      StoreStreaming(out, v[i]);
       digest += mixed;
     }
     out += chunks.step;
@@ -117,99 +100,62 @@ __device__ __forceinline__ Word CopyRaw(const EncodeArgs& args, const EncodeReco
   return digest;
 }
 
-// What a block knows of its way through the items. Threads 0 to 7 carry the records, 16 bytes each.
-class ItemQueue {
- public:
-  __device__ ItemQueue(const EncodeArgs& args, Shared& shared)
-      : args_(args), shared_(shared), item_(args.item_begin + blockIdx.x) {
-    FetchRecord(0, PieceAhead(0));
-    FetchRecord(1, PieceAhead(1));
-    piece_ahead_ = PieceAhead(2);
-    WaitForFetches();
-    __syncthreads();
-    FetchItem(shared_, Record(0), Index(0));
-  }
-  __device__ bool HasItem(uint32_t ahead = 0) const { return item_ + ahead * gridDim.x < args_.item_end; }
-  // `ahead` may be -1: the item before.
-  __device__ const EncodeRecord& Record(int ahead = 0) const {
-    return shared_.records[(turn_ + static_cast<uint32_t>(ahead)) % kRecordSlots];
-  }
-  __device__ uint32_t Index(uint32_t ahead = 0) const {
-    return item_ + ahead * gridDim.x - Record(static_cast<int>(ahead)).first_item;
-  }
-  __device__ uint32_t turn() const { return turn_; }
-  // After a barrier that all reads of the stage lie before.
-  __device__ void FetchNext() {
-    if (HasItem(1)) FetchItem(shared_, Record(1), Index(1));
-    FetchRecord(2, piece_ahead_);
-    piece_ahead_ = PieceAhead(3);
-  }
-  __device__ void Advance() {
-    item_ += gridDim.x;
-    ++turn_;
-  }
-
- private:
-  static constexpr uint32_t kParts = sizeof(EncodeRecord) / 16;
-
-  __device__ uint32_t PieceAhead(uint32_t ahead) const {
-    return threadIdx.x < kParts && HasItem(ahead) ? args_.items[item_ + ahead * gridDim.x] : 0;
-  }
-  __device__ void FetchRecord(uint32_t ahead, uint32_t piece) {
-    if (threadIdx.x >= kParts || !HasItem(ahead)) return;
-    auto* const slot = reinterpret_cast<uint4*>(&shared_.records[(turn_ + ahead) % kRecordSlots]);
-    FetchAsync(slot + threadIdx.x, reinterpret_cast<const uint4*>(args_.records + piece) + threadIdx.x, 16);
-  }
-
-  const EncodeArgs& args_;
-  Shared& shared_;
-  uint32_t item_;
-  uint32_t turn_ = 0;
-  uint32_t piece_ahead_;  // of the item three turns on, from the last FetchNext
-};
-
-__device__ __forceinline__ Word EncodeItem(const EncodeArgs& args, const Shared& shared, const ItemQueue& queue,
-                                           const uint4* v) {
-  const EncodeRecord& record = queue.Record();
-  if (record.path == EncodePath::kRaw) return CopyRaw(args, record, queue.Index(), v);
-  const uint32_t* warp_max = shared.warp_max[queue.turn() % 2];
-  return record.dtype == Dtype::kF16 ? EncodeTile<true>(args, record, queue.Index(), warp_max, v)
-                                     : EncodeTile<false>(args, record, queue.Index(), warp_max, v);
+// Brings near what blocks to come wait for before they can load: their places in the list of items, and their records.
+__device__ __forceinline__ void PrefetchTables(const EncodeArgs& args, uint32_t item, uint32_t piece, uint32_t index) {
+  if (threadIdx.x != kThreads - 1) return;
+  const uint32_t ahead = item + kItemsAhead;
+  if (item % kItemsPerLine == 0 && ahead < args.item_end) PrefetchLine(args.items + ahead);
+  if (index == 0 && piece + kPiecesAhead < args.piece_end) PrefetchLine(args.records + piece + kPiecesAhead);
 }
 
-// Adds the warps' digests of the item before to its piece. One thread, after a barrier.
-__device__ __forceinline__ void FlushDigest(const EncodeArgs& args, const Shared& shared, const ItemQueue& queue) {
-  Word digest = 0;
+// Largest magnitude of what the block holds.
+__device__ __forceinline__ uint32_t BlockLargest(const uint4* v) {
+  __shared__ uint4 warp_max[kWarps / 4];
+  uint32_t pair = 0;
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) digest += shared.warp_digest[(queue.turn() - 1) % 2][warp];
-  atomicAdd(args.digests + queue.Record(-1).piece, digest);
+  for (int i = 0; i < kSteps; ++i) pair = __vmaxu2(pair, PairMax(v[i]));
+  const uint32_t largest = __reduce_max_sync(~0u, LargerHalf(pair));
+  if (LaneId() == 0) reinterpret_cast<uint32_t*>(warp_max)[WarpId()] = largest;
+  __syncthreads();
+  const uint4 a = warp_max[0], b = warp_max[1];
+  return max(max(max(a.x, a.y), max(a.z, a.w)), max(max(b.x, b.y), max(b.z, b.w)));
 }
+static_assert(kWarps == 8);
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     EncodeKernel(const __grid_constant__ EncodeArgs args) {
-  __shared__ Shared shared;
-  ItemQueue queue(args, shared);
-  for (; queue.HasItem(); queue.Advance()) {
-    WaitForFetches();  // this thread's part of item k, and of the record of item k+1
-    uint4 v[kSteps];
+  const uint32_t item = args.item_begin + blockIdx.x, piece = args.items[item];
+  const EncodeRecord& record = args.records[piece];
+  const EncodeKind kind = LoadKind(record);
+  const uint32_t index = item - record.first_item;
+  const bool is_tile = kind.path == EncodePath::kTile;
+  const Chunks chunks = is_tile ? TileChunks(record, index) : FlatChunks(index, kItemChunks, record.raw_chunks);
+  const auto* const source = reinterpret_cast<const uint4*>(record.source) + chunks.first;
+  uint4 v[kSteps];
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) v[i] = shared.stage[i][threadIdx.x];
-    if (queue.Record().path == EncodePath::kTile) {
-      uint32_t pair = 0;
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) pair = __vmaxu2(pair, PairMax(v[i]));
-      const uint32_t largest = __reduce_max_sync(~0u, LargerHalf(pair));
-      if (LaneId() == 0) shared.warp_max[queue.turn() % 2][WarpId()] = largest;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0 && queue.turn() > 0) FlushDigest(args, shared, queue);
-    queue.FetchNext();
-    const Word digest = WarpSum(EncodeItem(args, shared, queue, v));
-    if (LaneId() == 0) shared.warp_digest[queue.turn() % 2][WarpId()] = digest;
+  for (int i = 0; i < kSteps; ++i) {
+    v[i] = i < chunks.count ? LoadOnce(source + Word{chunks.step} * i) : uint4{0, 0, 0, 0};
   }
-  __syncthreads();
-  if (threadIdx.x == 0) FlushDigest(args, shared, queue);
-  PublishDigests(args);
+  PrefetchTables(args, item, piece, index);
+  Word digest;
+  if (is_tile) {
+    // Read before the barrier, while the source is on its way.
+    const TileOutput output{.out = reinterpret_cast<uint2*>(args.wire + record.data_offset) + chunks.first,
+                            .offset = DigestOffset(record.first_word + chunks.first)};
+    const uint32_t largest = BlockLargest(v);
+    digest = kind.dtype == Dtype::kF16 ? EncodeTile<true>(args, record, kind, index, largest, output, chunks, v)
+                                       : EncodeTile<false>(args, record, kind, index, largest, output, chunks, v);
+  } else {
+    digest = CopyRaw(args, record, chunks, v);
+  }
+  AddBlockDigest(digest, args.digests + piece);
+}
+
+// A kernel of its own: a block that waited to find out whether it is a bucket's last would hold its place on the
+// multiprocessor much longer.
+__global__ void __launch_bounds__(kThreads) PublishKernel(const Word* digests, Word* digest_table, uint32_t pieces) {
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  if (i < pieces) digest_table[i] = digests[i];
 }
 
 // Where the arrays of the state lie; see EncodeTable.
@@ -217,25 +163,18 @@ struct State {
   Word* digests;
   Word* nonfinite;
   uint32_t* amax;
-  uint32_t* tickets;
 };
 State StateOf(const EncodeTable& table, std::byte* state) {
   auto* const digests = reinterpret_cast<Word*>(state);
-  auto* const amax = reinterpret_cast<uint32_t*>(digests + 2 * table.pieces());
-  return {digests, digests + table.pieces(), amax, amax + table.amax_slots};
-}
-
-uint32_t ResidentBlocks() {
-  static const uint32_t blocks = [] {
-    int device = 0, multiprocessors = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    return static_cast<uint32_t>(std::max(1, multiprocessors)) * kBlocksPerMultiprocessor;
-  }();
-  return blocks;
+  return {digests, digests + table.pieces(), reinterpret_cast<uint32_t*>(digests + 2 * table.pieces())};
 }
 
 }  // namespace
+
+cudaError_t PreloadEncodeKernels() {
+  const cudaError_t error = Preload(EncodeKernel, PublishKernel);
+  return error == cudaSuccess ? PreloadOddKernels() : error;
+}
 
 cudaError_t LaunchEncodeReset(const EncodeTable& table, const EncodeDevice& device, cudaStream_t stream) {
   return cudaMemsetAsync(device.state, 0, static_cast<size_t>(table.state_bytes()), stream);
@@ -252,27 +191,25 @@ cudaError_t LaunchAmax(const EncodeTable& table, const EncodeDevice& device, cud
 cudaError_t LaunchEncode(const EncodeTable& table, const EncodeDevice& device, int64_t bucket, std::byte* wire,
                          cudaStream_t stream) {
   const EncodeSpan& span = table.buckets[static_cast<size_t>(bucket)];
-  const uint32_t pipelined = span.direct_begin - span.item_begin, direct = span.item_end - span.direct_begin;
-  const uint32_t enough = std::max(ResidentBlocks(), (pipelined + kItemsPerBlock - 1) / kItemsPerBlock);
-  const uint32_t blocks = std::min(pipelined, enough);
+  if (span.piece_count == 0) return cudaSuccess;
   const State state = StateOf(table, device.state);
   EncodeArgs args{.records = device.records,
                   .items = device.items,
                   .item_begin = span.item_begin,
-                  .item_end = span.direct_begin,
+                  .item_end = span.odd_begin,
+                  .piece_end = span.piece_begin + span.piece_count,
                   .wire = reinterpret_cast<uint8_t*>(wire),
                   .digests = state.digests,
                   .nonfinite = state.nonfinite,
-                  .amax = state.amax,
-                  .ticket = state.tickets + bucket,
-                  .digest_table = reinterpret_cast<Word*>(wire + span.digest_offset),
-                  .piece_begin = span.piece_begin,
-                  .piece_count = span.piece_count,
-                  .blocks = blocks + direct};
-  if (blocks > 0) EncodeKernel<<<blocks, kThreads, 0, stream>>>(args);
-  args.item_begin = span.direct_begin;
+                  .amax = state.amax};
+  if (span.odd_begin > span.item_begin) {
+    EncodeKernel<<<span.odd_begin - span.item_begin, kThreads, 0, stream>>>(args);
+  }
+  args.item_begin = span.odd_begin;
   args.item_end = span.item_end;
-  if (direct > 0) LaunchDirect(args, stream);
+  if (span.item_end > span.odd_begin) LaunchOddItems(args, stream);
+  PublishKernel<<<BlocksFor(span.piece_count), kThreads, 0, stream>>>(
+      state.digests + span.piece_begin, reinterpret_cast<Word*>(wire + span.digest_offset), span.piece_count);
   return cudaGetLastError();
 }
 

@@ -8,6 +8,8 @@
 namespace wsync::cuda {
 namespace {
 
+constexpr int64_t kMaxTileCols = int64_t{1} << 30;  // the kernel counts 16 rows' chunks in 32 bits
+
 bool IsHalfWidth(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
 
 EncodePath PathOf(const EncodePiece& piece) {
@@ -16,7 +18,9 @@ EncodePath PathOf(const EncodePiece& piece) {
     const bool flat = piece.rows == 1 || piece.cols * DtypeBytes(piece.dtype) % 8 == 0;
     return aligned && flat ? EncodePath::kRaw : EncodePath::kSlowRaw;
   }
-  if (!aligned || !IsHalfWidth(piece.dtype) || piece.cols % kChunkElements != 0) return EncodePath::kSlowFp8;
+  if (!aligned || !IsHalfWidth(piece.dtype) || piece.cols % kChunkElements != 0 || piece.cols > kMaxTileCols) {
+    return EncodePath::kSlowFp8;
+  }
   if (piece.recipe.granularity != Granularity::kChannel) return EncodePath::kTile;
   return piece.cols <= kItemElements ? EncodePath::kRows : EncodePath::kSlowFp8;
 }
@@ -25,11 +29,11 @@ EncodePath PathOf(const EncodePiece& piece) {
 // exactly when its masked magnitude reaches that of infinity (E4M3: of NaN).
 void SetFiniteRule(EncodeRecord& record) {
   const auto set = [&](uint32_t mask, uint32_t add, uint32_t top) {
-    record.finite_mask[0] = record.finite_mask[1] = mask;
-    record.finite_add[0] = record.finite_add[1] = add;
+    record.finite_mask = mask;
+    record.finite_add = add;
     record.finite_top = top;
   };
-  switch (record.dtype) {
+  switch (record.kind.dtype) {
     case Dtype::kF8E4M3:
       return set(0x7F7F7F7F, 0x01010101, 0x80808080);
     case Dtype::kF8E5M2:
@@ -40,10 +44,8 @@ void SetFiniteRule(EncodeRecord& record) {
       return set(0x7FFF7FFF, 0x00800080, 0x80008000);
     case Dtype::kF32:
       return set(0x7FFFFFFF, 0x00800000, 0x80000000);
-    case Dtype::kF64:  // its upper half decides, the odd word
-      set(0x7FFFFFFF, 0x00100000, 0x80000000);
-      record.finite_mask[0] = record.finite_add[0] = 0;
-      return;
+    case Dtype::kF64:  // of its upper half
+      return set(0x7FFFFFFF, 0x00100000, 0x80000000);
     default:
       return;
   }
@@ -58,6 +60,8 @@ void SetIndices(EncodeRecord& record, const EncodePiece& piece) {
   record.first_element = static_cast<uint64_t>(piece.row_begin * piece.cols);
 }
 
+int64_t RawBytes(const EncodeRecord& record) { return record.rows * record.cols * record.kind.element_bytes; }
+
 EncodeRecord RecordOf(const EncodePiece& piece) {
   EncodeRecord record;
   record.source = reinterpret_cast<uintptr_t>(piece.source);
@@ -65,36 +69,40 @@ EncodeRecord RecordOf(const EncodePiece& piece) {
   record.scale_offset = piece.scale_offset;
   record.rows = piece.rows;
   record.cols = piece.cols;
-  record.path = PathOf(piece);
-  record.dtype = piece.dtype;
-  record.granularity = piece.recipe.granularity;
-  record.scale_format = piece.recipe.scale_format;
-  record.preset = piece.recipe.preset;
-  record.element_bytes = static_cast<uint8_t>(DtypeBytes(piece.dtype));
+  record.kind.path = PathOf(piece);
+  record.kind.dtype = piece.dtype;
+  record.kind.granularity = piece.recipe.granularity;
+  record.kind.scale_format = piece.recipe.scale_format;
+  record.kind.preset = piece.recipe.preset;
+  record.kind.element_bytes = static_cast<uint8_t>(DtypeBytes(piece.dtype));
   record.amax_slot = static_cast<uint32_t>(piece.amax_slot);
+  if (record.kind.path == EncodePath::kTile || record.kind.path == EncodePath::kRows) {
+    record.row_chunks = static_cast<uint32_t>(record.cols / kChunkElements);
+  }
+  record.raw_chunks = static_cast<uint64_t>(RawBytes(record) / kChunkBytes);
   SetIndices(record, piece);
   SetFiniteRule(record);
   return record;
 }
 
-int64_t RawBytes(const EncodeRecord& record) { return record.rows * record.cols * record.element_bytes; }
-
 // How many items a piece gives; sets the fields that say how they are cut.
 int64_t CutIntoItems(EncodeRecord& record) {
-  switch (record.path) {
+  switch (record.kind.path) {
     case EncodePath::kRaw:
-      return CeilDiv(RawBytes(record) / kChunkBytes, kItemChunks);
+      return CeilDiv(static_cast<int64_t>(record.raw_chunks), kItemChunks);
     case EncodePath::kSlowRaw:
-      return CeilDiv(record.rows * CeilDiv(record.cols * record.element_bytes, 8), kSlowItemWords);
+      return CeilDiv(record.rows * CeilDiv(record.cols * record.kind.element_bytes, 8), kSlowItemWords);
     default:
       break;
   }
-  if (record.granularity == Granularity::kChannel) {
+  if (record.kind.granularity == Granularity::kChannel) {
     const int64_t fitting = std::max(int64_t{1}, kItemElements / record.cols);
     record.item_rows = static_cast<uint32_t>(std::min(fitting, kBlockSize));
     return CeilDiv(record.rows, record.item_rows);
   }
   record.tiles_across = static_cast<uint32_t>(CeilDiv(record.cols, kBlockSize));
+  record.across_inverse =
+      static_cast<uint32_t>(std::min((uint64_t{1} << 32) / record.tiles_across, uint64_t{UINT32_MAX}));
   return CeilDiv(record.rows, kBlockSize) * record.tiles_across;
 }
 
@@ -102,8 +110,8 @@ void AppendItems(EncodeTable& table, const EncodeRecord& record, int64_t count) 
   table.items.insert(table.items.end(), static_cast<size_t>(count), record.piece);
 }
 
-bool IsPipelined(const EncodeRecord& record) {
-  return record.path == EncodePath::kTile || record.path == EncodePath::kRaw;
+bool IsCommon(const EncodeRecord& record) {
+  return record.kind.path == EncodePath::kTile || record.kind.path == EncodePath::kRaw;
 }
 
 EncodeSpan CutBucket(EncodeTable& table, std::span<const EncodePiece> pieces, const EncodeBucket& bucket) {
@@ -111,18 +119,18 @@ EncodeSpan CutBucket(EncodeTable& table, std::span<const EncodePiece> pieces, co
                   .piece_begin = static_cast<uint32_t>(bucket.piece_begin),
                   .piece_count = static_cast<uint32_t>(bucket.piece_end - bucket.piece_begin),
                   .digest_offset = static_cast<uint64_t>(bucket.digest_offset)};
-  std::vector<EncodeRecord*> direct;
+  std::vector<EncodeRecord*> odd;
   for (int64_t i = bucket.piece_begin; i < bucket.piece_end; ++i) {
     EncodeRecord& record = table.records[static_cast<size_t>(i)] = RecordOf(pieces[static_cast<size_t>(i)]);
     record.piece = static_cast<uint32_t>(i);
     record.first_item = static_cast<uint32_t>(table.items.size());
-    if (IsPipelined(record)) AppendItems(table, record, CutIntoItems(record));
-    const bool has_tail = record.path == EncodePath::kRaw && RawBytes(record) % kChunkBytes != 0;
-    if (!IsPipelined(record) || has_tail) direct.push_back(&record);
+    if (IsCommon(record)) AppendItems(table, record, CutIntoItems(record));
+    const bool has_tail = record.kind.path == EncodePath::kRaw && RawBytes(record) % kChunkBytes != 0;
+    if (!IsCommon(record) || has_tail) odd.push_back(&record);
   }
-  span.direct_begin = static_cast<uint32_t>(table.items.size());
-  for (EncodeRecord* record : direct) {
-    const bool is_tail = record->path == EncodePath::kRaw;
+  span.odd_begin = static_cast<uint32_t>(table.items.size());
+  for (EncodeRecord* record : odd) {
+    const bool is_tail = record->kind.path == EncodePath::kRaw;
     if (!is_tail) record->first_item = static_cast<uint32_t>(table.items.size());
     AppendItems(table, *record, is_tail ? 1 : CutIntoItems(*record));
   }
@@ -131,10 +139,6 @@ EncodeSpan CutBucket(EncodeTable& table, std::span<const EncodePiece> pieces, co
 }
 
 }  // namespace
-
-int64_t EncodeTable::state_bytes() const {
-  return 16 * pieces() + 4 * amax_slots + 4 * static_cast<int64_t>(buckets.size());
-}
 
 EncodeTable BuildEncodeTable(std::span<const EncodePiece> pieces, std::span<const EncodeBucket> buckets) {
   EncodeTable table;

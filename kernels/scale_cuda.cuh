@@ -38,18 +38,18 @@ __device__ __forceinline__ float DequantOf(float amax, Preset preset) {
   }
 }
 
-// ScaleFor of quantize.h with the recipe of `record`.
-__device__ __forceinline__ Scale ScaleOf(float amax, const EncodeRecord& record) {
+// ScaleFor of quantize.h with the recipe of a piece.
+__device__ __forceinline__ Scale ScaleOf(float amax, const EncodeKind& kind) {
   Scale scale{};
-  if (record.preset == Preset::kNemo) {
+  if (kind.preset == Preset::kNemo) {
     scale = NemoScaleOf(amax);
-    if (record.scale_format == ScaleFormat::kFp32) return scale;
+    if (kind.scale_format == ScaleFormat::kFp32) return scale;
   } else {
-    scale.dequant = DequantOf(amax, record.preset);
+    scale.dequant = DequantOf(amax, kind.preset);
   }
-  if (record.scale_format == ScaleFormat::kPow2) {
+  if (kind.scale_format == ScaleFormat::kPow2) {
     scale.dequant = __uint_as_float((__float_as_uint(scale.dequant) + 0x7FFFFF) & 0x7F800000);
-  } else if (record.preset == Preset::kVerl && record.granularity == Granularity::kBlock) {
+  } else if (kind.preset == Preset::kVerl && kind.granularity == Granularity::kBlock) {
     return {scale.dequant, FullRangeReciprocal(scale.dequant)};
   }
   return {scale.dequant, __fdiv_rn(1.0f, scale.dequant)};

@@ -15,10 +15,10 @@ struct Rectangle {
   uint32_t row_bytes;
 };
 
-__device__ __forceinline__ Rectangle RectangleOf(const CopyRecord& record, const uint8_t* base, uint32_t index) {
+__device__ __forceinline__ Rectangle RectangleOf(const CopyRecord& record, uintptr_t base, uint32_t index) {
   const uint32_t band = index / record.items_per_row, segment = index - band * record.items_per_row;
   const uint64_t row = uint64_t{band} * record.rows_per_item, in_row = uint64_t{segment} * kCopyItemBytes;
-  return {.source = base + record.source_offset + row * record.source_pitch + in_row,
+  return {.source = reinterpret_cast<const uint8_t*>(base + record.source_offset + row * record.source_pitch + in_row),
           .dest = reinterpret_cast<uint8_t*>(record.dest) + row * record.dest_pitch + in_row,
           .source_pitch = record.source_pitch,
           .dest_pitch = record.dest_pitch,
@@ -52,15 +52,18 @@ __device__ __forceinline__ void CopyUnits(const Rectangle& r) {
     }
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      if (first + i * kThreads < total) *reinterpret_cast<Unit*>(dest[i]) = v[i];
+      if (first + i * kThreads < total) StoreStreaming(reinterpret_cast<Unit*>(dest[i]), v[i]);
     }
   }
 }
 
 __global__ void __launch_bounds__(kThreads, 4)
-    CopyKernel(const CopyRecord* records, const uint32_t* items, uint32_t item_begin, const uint8_t* base) {
+    CopyKernel(const CopyRecord* records, const uint32_t* items, uint32_t item_begin, uintptr_t base,
+               const Mismatches* guard) {
   const uint32_t item = item_begin + blockIdx.x;
+  const uint32_t bad_pieces = guard != nullptr ? guard->count : 0;
   const CopyRecord record = records[items[item]];
+  if (bad_pieces != 0) return;
   const Rectangle rectangle = RectangleOf(record, base, item - record.first_item);
   switch (record.unit_bytes) {
     case 16:
@@ -76,25 +79,28 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-cudaError_t LaunchItems(const CopyDevice& device, uint32_t item_begin, uint32_t item_end, const std::byte* base,
-                        cudaStream_t stream) {
+// `base`: where the image begins, or would begin around a bucket that lies alone.
+cudaError_t LaunchItems(const CopyDevice& device, uint32_t item_begin, uint32_t item_end, uintptr_t base,
+                        const Mismatches* guard, cudaStream_t stream) {
   if (item_begin == item_end) return cudaSuccess;
-  CopyKernel<<<item_end - item_begin, kThreads, 0, stream>>>(device.records, device.items, item_begin,
-                                                             reinterpret_cast<const uint8_t*>(base));
+  CopyKernel<<<item_end - item_begin, kThreads, 0, stream>>>(device.records, device.items, item_begin, base, guard);
   return cudaGetLastError();
 }
 
 }  // namespace
 
+cudaError_t PreloadCopyKernels() { return Preload(CopyKernel); }
+
 cudaError_t LaunchCopyBucket(const CopyTable& table, const CopyDevice& device, int64_t bucket, const std::byte* wire,
-                             cudaStream_t stream) {
+                             cudaStream_t stream, const Mismatches* guard) {
   const auto k = static_cast<size_t>(bucket);
-  return LaunchItems(device, table.item_begin[k], table.item_begin[k + 1], wire - table.image_offsets[k], stream);
+  const uintptr_t base = reinterpret_cast<uintptr_t>(wire) - static_cast<uintptr_t>(table.image_offsets[k]);
+  return LaunchItems(device, table.item_begin[k], table.item_begin[k + 1], base, guard, stream);
 }
 
 cudaError_t LaunchCopyAll(const CopyTable& table, const CopyDevice& device, const std::byte* image,
                           cudaStream_t stream) {
-  return LaunchItems(device, 0, table.item_begin.back(), image, stream);
+  return LaunchItems(device, 0, table.item_begin.back(), reinterpret_cast<uintptr_t>(image), nullptr, stream);
 }
 
 }  // namespace wsync::cuda

@@ -37,37 +37,55 @@ TEST(EncodeTableTest, PutsEveryPieceOnTheFastestPathThatIsRight) {
   };
   for (size_t i = 0; i < cases.size(); ++i) {
     const EncodeTable table = BuildEncodeTable({&cases[i].first, 1}, std::vector<EncodeBucket>{{0, 1, 0}});
-    EXPECT_EQ(table.records[0].path, cases[i].second) << i;
+    EXPECT_EQ(table.records[0].kind.path, cases[i].second) << i;
   }
 }
 
-TEST(EncodeTableTest, PipelinedItemsComeBeforeDirectOnesInEveryBucket) {
+TEST(EncodeTableTest, OddItemsComeLastInEveryBucket) {
   const std::vector<EncodePiece> pieces = {
       PieceOf(Dtype::kBF16, 300, 512, kBlock),     // 3 x 4 tiles
-      PieceOf(Dtype::kBF16, 300, 511, kBlock),     // 3 x 4 direct tiles
+      PieceOf(Dtype::kBF16, 300, 511, kBlock),     // 3 x 4 odd tiles
       PieceOf(Dtype::kBF16, 1, 20001, kRaw),       // 40,002 bytes: 2 items and a tail
       PieceOf(Dtype::kBF16, 1, 3, kRaw),           // nothing but a tail
       PieceOf(Dtype::kBF16, 100, 2048, kChannel),  // 8 rows per item
       PieceOf(Dtype::kF16, 128, 1024, kTensor),    // 8 tiles, and 2 items for its amax
   };
   const EncodeTable table = BuildEncodeTable(pieces, std::vector<EncodeBucket>{{0, 4, 0}, {4, 6, 128}});
-  EXPECT_EQ(table.items, (std::vector<uint32_t>{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2,  // pipelined
-                                                1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3,  // direct
-                                                5, 5, 5, 5, 5, 5, 5, 5,                    // pipelined
-                                                4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4,     // direct
+  EXPECT_EQ(table.items, (std::vector<uint32_t>{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2,  // tiles, raw
+                                                1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3,  // odd
+                                                5, 5, 5, 5, 5, 5, 5, 5,                    // tiles, raw
+                                                4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4,     // odd
                                                 5, 5}));                                   // amax
   ASSERT_EQ(table.buckets.size(), 2);
-  EXPECT_EQ(table.buckets[0].direct_begin, 14);
+  EXPECT_EQ(table.buckets[0].odd_begin, 14);
   EXPECT_EQ(table.buckets[0].item_end, 28);
   EXPECT_EQ(table.buckets[1].item_begin, 28);
-  EXPECT_EQ(table.buckets[1].direct_begin, 36);
+  EXPECT_EQ(table.buckets[1].odd_begin, 36);
   EXPECT_EQ(table.buckets[1].item_end, 49);
   EXPECT_EQ(table.amax_item_begin, 49);
   EXPECT_EQ(table.records[1].first_item, 14);
   EXPECT_EQ(table.records[4].first_item, 36);
   EXPECT_EQ(table.records[5].first_item, 28);
   EXPECT_EQ(table.records[5].first_amax_item, 49);
-  EXPECT_EQ(table.state_bytes(), 6 * 16 + 4 + 2 * 4);
+  EXPECT_EQ(table.results_bytes(), 6 * 16);
+  EXPECT_EQ(table.state_bytes(), 6 * 16 + 4);
+}
+
+// What the kernel relies on to divide by multiplying: the quotient is right or one short.
+TEST(EncodeTableTest, TheInverseOfTilesAcrossIsNearEnough) {
+  for (int64_t tiles : {1, 2, 3, 5, 7, 16, 28, 148, 1187, 65535, 65537}) {
+    const EncodePiece piece = PieceOf(Dtype::kBF16, 128, 128 * tiles, kBlock);
+    const EncodeTable table = BuildEncodeTable({&piece, 1}, std::vector<EncodeBucket>{{0, 1, 0}});
+    const EncodeRecord& record = table.records[0];
+    ASSERT_EQ(record.tiles_across, tiles);
+    for (uint64_t row : {0, 1, 2, 1000, 65000}) {
+      for (uint64_t index : {row * record.tiles_across, (row + 1) * record.tiles_across - 1}) {
+        if (index > UINT32_MAX) continue;
+        const uint64_t quotient = index * record.across_inverse >> 32;
+        EXPECT_TRUE(quotient == row || quotient + 1 == row) << tiles << ": " << index;
+      }
+    }
+  }
 }
 
 TEST(EncodeTableTest, AnUntouchedEntryMeansThatAllNumbersAreFinite) {
@@ -80,12 +98,12 @@ TEST(CheckTableTest, SharesAPiecesScalesAmongItsItems) {
   const CheckPiece pieces[] = {{.rows = 1000, .row_bytes = 1024, .scale_offset = 1 << 20, .scale_count = 1000},
                                {.data_offset = 2 << 20, .rows = 3, .row_bytes = 5}};
   const CheckTable table = BuildCheckTable(pieces, std::vector<CheckBucket>{{0, 2, 0}});
-  EXPECT_EQ(table.items.size(), 16 + 1);  // 1,024,000 bytes in 64 KiB items
-  EXPECT_EQ(table.records[0].scales_per_item, 63);
+  EXPECT_EQ(table.items.size(), 32 + 1);  // 1,024,000 bytes in 32 KiB items
+  EXPECT_EQ(table.records[0].scales_per_item, 32);
   EXPECT_TRUE(table.records[0].is_flat);
   EXPECT_FALSE(table.records[1].is_flat);
   EXPECT_EQ(table.mismatches_offset(0), 16);
-  EXPECT_EQ(table.state_bytes(), 16 + 128 + 4);
+  EXPECT_EQ(table.state_bytes(), 16 + 128);
 }
 
 TEST(CopyTableTest, ItemsCoverEveryByteOnceAtTheWidestUnit) {

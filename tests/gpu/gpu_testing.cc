@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 
@@ -69,13 +70,15 @@ void GpuTest::SetUp() {
   if (error != cudaSuccess || devices == 0) GTEST_SKIP() << "no GPU: " << cudaGetErrorString(error);
 }
 
-DeviceBytes::DeviceBytes(int64_t size) : size_(size) {
-  const auto total = static_cast<size_t>(size + 2 * kGuard);
-  EXPECT_CUDA(cudaMalloc(reinterpret_cast<void**>(&base_), total));
-  EXPECT_CUDA(cudaMemset(base_, kPoison, total));
+bool Small() { return std::getenv("WSYNC_GPU_TEST_SMALL") != nullptr; }
+
+DeviceBytes::DeviceBytes(int64_t size, int64_t guard) : size_(size), guard_(guard) {
+  const int64_t total = std::max(int64_t{1}, size + 2 * guard);
+  EXPECT_CUDA(cudaMalloc(reinterpret_cast<void**>(&base_), static_cast<size_t>(total)));
+  Poison();
 }
 
-DeviceBytes::DeviceBytes(const std::vector<uint8_t>& bytes) : DeviceBytes(static_cast<int64_t>(bytes.size())) {
+DeviceBytes::DeviceBytes(const std::vector<uint8_t>& bytes) : DeviceBytes(static_cast<int64_t>(bytes.size()), 0) {
   Write(0, bytes.data(), size_);
 }
 
@@ -83,17 +86,44 @@ DeviceBytes::~DeviceBytes() {
   if (base_ != nullptr) cudaFree(base_);
 }
 
+void DeviceBytes::Poison() {
+  EXPECT_CUDA(cudaMemset(base_, kPoison, static_cast<size_t>(size_ + 2 * guard_)));
+  EXPECT_CUDA(cudaDeviceSynchronize());
+}
+
 void DeviceBytes::Write(int64_t offset, const void* bytes, int64_t count) {
   EXPECT_CUDA(cudaMemcpy(data() + offset, bytes, static_cast<size_t>(count), cudaMemcpyHostToDevice));
+  EXPECT_CUDA(cudaDeviceSynchronize());
 }
 
 std::vector<uint8_t> DeviceBytes::Read() const {
-  std::vector<uint8_t> all(static_cast<size_t>(size_ + 2 * kGuard));
+  EXPECT_CUDA(cudaDeviceSynchronize());
+  std::vector<uint8_t> all(static_cast<size_t>(size_ + 2 * guard_));
   EXPECT_CUDA(cudaMemcpy(all.data(), base_, all.size(), cudaMemcpyDeviceToHost));
   const auto intact = [](uint8_t byte) { return byte == kPoison; };
-  EXPECT_TRUE(std::all_of(all.begin(), all.begin() + kGuard, intact)) << "guard before";
-  EXPECT_TRUE(std::all_of(all.end() - kGuard, all.end(), intact)) << "guard after";
-  return {all.begin() + kGuard, all.end() - kGuard};
+  EXPECT_TRUE(std::all_of(all.begin(), all.begin() + guard_, intact)) << "guard before";
+  EXPECT_TRUE(std::all_of(all.end() - guard_, all.end(), intact)) << "guard after";
+  return {all.begin() + guard_, all.end() - guard_};
+}
+
+Streams::Streams() {
+  for (cudaStream_t& stream : streams_) EXPECT_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  for (cudaEvent_t* event : {&fork_, &join_}) EXPECT_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+}
+
+Streams::~Streams() {
+  for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
+  for (cudaEvent_t event : {fork_, join_}) cudaEventDestroy(event);
+}
+
+void Streams::Fork() {
+  EXPECT_CUDA(cudaEventRecord(fork_, streams_[0]));
+  EXPECT_CUDA(cudaStreamWaitEvent(streams_[1], fork_));
+}
+
+void Streams::Join() {
+  EXPECT_CUDA(cudaEventRecord(join_, streams_[1]));
+  EXPECT_CUDA(cudaStreamWaitEvent(streams_[0], join_));
 }
 
 Source SourceOf(const wsync::testing::Tensor& tensor, const Recipe& recipe) {
@@ -158,6 +188,10 @@ std::vector<Image> EncodeOnHost(const std::vector<std::vector<Source>>& buckets)
   return images;
 }
 
+GpuEncoder::~GpuEncoder() {
+  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+}
+
 GpuEncoder::GpuEncoder(const std::vector<std::vector<Source>>& buckets)
     : table_(BuildTable(buckets)),
       records_(DeviceBytes::Of(table_.records)),
@@ -174,7 +208,7 @@ EncodeTable GpuEncoder::BuildTable(const std::vector<std::vector<Source>>& bucke
     source_offsets_.emplace_back();
     for (size_t i = 0; i < sources.size(); ++i) {
       const Source& s = sources[i];
-      DeviceBytes& bytes = sources_.back().emplace_back(static_cast<int64_t>(s.bytes.size()) + s.offset);
+      DeviceBytes& bytes = sources_.back().emplace_back(static_cast<int64_t>(s.bytes.size()) + s.offset, 0);
       bytes.Write(s.offset, s.bytes.data(), static_cast<int64_t>(s.bytes.size()));
       source_offsets_.back().push_back(s.offset);
       layout.pieces[i].source = bytes.data() + s.offset;
@@ -190,29 +224,59 @@ void GpuEncoder::Replace(size_t bucket, size_t piece, const std::vector<uint8_t>
   sources_[bucket][piece].Write(source_offsets_[bucket][piece], bytes.data(), static_cast<int64_t>(bytes.size()));
 }
 
-std::vector<Image> GpuEncoder::Encode() {
+void GpuEncoder::Launch() {
   const EncodeDevice device{.records = reinterpret_cast<const EncodeRecord*>(records_.data()),
                             .items = reinterpret_cast<const uint32_t*>(items_.data()),
                             .state = state_.data()};
-  EXPECT_CUDA(LaunchEncodeReset(table_, device, nullptr));
-  EXPECT_CUDA(LaunchAmax(table_, device, nullptr));
+  EXPECT_CUDA(LaunchEncodeReset(table_, device, streams_[0]));
+  EXPECT_CUDA(LaunchAmax(table_, device, streams_[0]));
+  streams_.Fork();
   for (size_t k = 0; k < wires_.size(); ++k) {
-    EXPECT_CUDA(LaunchEncode(table_, device, static_cast<int64_t>(k), wires_[k].data(), nullptr));
+    EXPECT_CUDA(LaunchEncode(table_, device, static_cast<int64_t>(k), wires_[k].data(), streams_[k % 2]));
   }
-  EXPECT_CUDA(cudaDeviceSynchronize());
+  streams_.Join();
+}
+
+void GpuEncoder::Poison() {
+  state_.Poison();
+  for (DeviceBytes& wire : wires_) wire.Poison();
+}
+
+std::vector<Image> GpuEncoder::Read() {
   const std::vector<uint8_t> state = state_.Read();
-  std::vector<uint64_t> entries(2 * table_.records.size());
-  std::memcpy(entries.data(), state.data(), 8 * entries.size());
+  std::vector<uint64_t> results(static_cast<size_t>(table_.results_bytes()) / 8);
+  std::memcpy(results.data(), state.data(), 8 * results.size());
   std::vector<Image> images;
   for (size_t k = 0; k < wires_.size(); ++k) {
     Image& image = images.emplace_back(Image{.wire = wires_[k].Read()});
     for (size_t i = 0; i < sources_[k].size(); ++i) {
       const size_t piece = table_.buckets[k].piece_begin + i;
-      image.digests.push_back(entries[piece]);
-      image.nonfinite.push_back(FirstNonFiniteOf(entries[table_.records.size() + piece]));
+      image.digests.push_back(results[piece]);
+      image.nonfinite.push_back(FirstNonFiniteOf(results[table_.records.size() + piece]));
     }
   }
   return images;
+}
+
+std::vector<Image> GpuEncoder::Encode() {
+  Poison();
+  Launch();
+  return Read();
+}
+
+std::vector<Image> GpuEncoder::EncodeByGraph() {
+  if (graph_ == nullptr) {
+    EXPECT_CUDA(PreloadEncodeKernels());
+    cudaGraph_t graph = nullptr;
+    EXPECT_CUDA(cudaStreamBeginCapture(streams_[0], cudaStreamCaptureModeGlobal));
+    Launch();
+    EXPECT_CUDA(cudaStreamEndCapture(streams_[0], &graph));
+    EXPECT_CUDA(cudaGraphInstantiate(&graph_, graph, 0));
+    cudaGraphDestroy(graph);
+  }
+  Poison();
+  EXPECT_CUDA(cudaGraphLaunch(graph_, streams_[0]));
+  return Read();
 }
 
 void ExpectSame(const Image& gpu, const Image& host, const std::vector<Source>& sources) {
@@ -236,11 +300,6 @@ void ExpectHostBytes(const std::vector<std::vector<Source>>& buckets) {
   for (size_t k = 0; k < buckets.size(); ++k) ExpectSame(gpu[k], host[k], buckets[k]);
 }
 
-bool IsTritons(const Recipe& recipe) {
-  return recipe.fp8 && recipe.preset == Preset::kVerl && recipe.granularity == Granularity::kBlock &&
-         recipe.scale_format == ScaleFormat::kFp32;
-}
-
 std::vector<Recipe> AllRecipes() {
   std::vector<Recipe> recipes;
   for (Granularity g : {Granularity::kBlock, Granularity::kChannel, Granularity::kTensor}) {
@@ -250,7 +309,7 @@ std::vector<Recipe> AllRecipes() {
       }
     }
   }
-  std::erase_if(recipes, IsTritons);
+  std::erase(recipes, kTritons);
   return recipes;
 }
 

@@ -23,6 +23,9 @@ namespace wsync::cuda::testing {
 #define ASSERT_CUDA(call) ASSERT_EQ(call, cudaSuccess) << cudaGetErrorString(cudaGetLastError())
 #define EXPECT_CUDA(call) EXPECT_EQ(call, cudaSuccess) << cudaGetErrorString(cudaGetLastError())
 
+// WSYNC_GPU_TEST_SMALL in the environment: less of everything, for tools that make kernels a hundred times slower.
+bool Small();
+
 // Skips, visibly, where there is no GPU.
 class GpuTest : public ::testing::Test {
  protected:
@@ -31,28 +34,33 @@ class GpuTest : public ::testing::Test {
 
 inline constexpr uint8_t kPoison = 0xA5;
 
-// Device memory, 256-byte aligned, poisoned, with poisoned guards of a kilobyte on both sides.
+// Device memory, 256-byte aligned, poisoned. What kernels write has poisoned guards on both sides; what they only read
+// ends with its allocation, so that a memory checker sees a read beyond it.
 class DeviceBytes {
  public:
-  explicit DeviceBytes(int64_t size);
-  explicit DeviceBytes(const std::vector<uint8_t>& bytes);
+  explicit DeviceBytes(int64_t size, int64_t guard = kGuard);
+  explicit DeviceBytes(const std::vector<uint8_t>& bytes);  // to be read
   template <class T>
   static DeviceBytes Of(const std::vector<T>& values) {
     const auto* first = reinterpret_cast<const uint8_t*>(values.data());
     return DeviceBytes(std::vector<uint8_t>(first, first + values.size() * sizeof(T)));
   }
   ~DeviceBytes();
-  DeviceBytes(DeviceBytes&& other) noexcept : size_(other.size_), base_(std::exchange(other.base_, nullptr)) {}
+  DeviceBytes(DeviceBytes&& other) noexcept
+      : size_(other.size_), guard_(other.guard_), base_(std::exchange(other.base_, nullptr)) {}
   DeviceBytes& operator=(DeviceBytes&&) = delete;
 
-  std::byte* data() const { return base_ + kGuard; }
+  std::byte* data() const { return base_ + guard_; }
   int64_t size() const { return size_; }
+  // All three wait for the device.
+  void Poison();
   void Write(int64_t offset, const void* bytes, int64_t count);
-  std::vector<uint8_t> Read() const;  // waits for the device; expects the guards to be intact
+  std::vector<uint8_t> Read() const;  // expects the guards to be intact
 
  private:
   static constexpr int64_t kGuard = 1024;
   int64_t size_;
+  int64_t guard_;
   std::byte* base_ = nullptr;
 };
 
@@ -89,17 +97,42 @@ struct Image {
 // By the host twins, one bucket per list.
 std::vector<Image> EncodeOnHost(const std::vector<std::vector<Source>>& buckets);
 
+// Two streams: work on the second lies between Fork and Join, and so between what the first does before and after.
+class Streams {
+ public:
+  Streams();
+  ~Streams();
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+  cudaStream_t operator[](size_t i) const { return streams_[i]; }
+  void Fork();
+  void Join();
+
+ private:
+  cudaStream_t streams_[2] = {};
+  cudaEvent_t fork_ = nullptr, join_ = nullptr;
+};
+
 // The kernels with all their memory: Encode may be called again after Replace, as one version follows another.
 class GpuEncoder {
  public:
   explicit GpuEncoder(const std::vector<std::vector<Source>>& buckets);
+  ~GpuEncoder();
+  GpuEncoder(const GpuEncoder&) = delete;
+  GpuEncoder& operator=(const GpuEncoder&) = delete;
   void Replace(size_t bucket, size_t piece, const std::vector<uint8_t>& bytes);
-  std::vector<Image> Encode();
-  const DeviceBytes& wire(size_t bucket) const { return wires_[bucket]; }
+  std::vector<Image> Encode();  // buckets alternate between two streams; memory is poisoned before
+  // The same from a graph of the launches, captured at the first call. Capture refuses whatever waits or allocates.
+  std::vector<Image> EncodeByGraph();
 
  private:
   EncodeTable BuildTable(const std::vector<std::vector<Source>>& buckets);
+  void Poison();
+  void Launch();
+  std::vector<Image> Read();
 
+  Streams streams_;
+  cudaGraphExec_t graph_ = nullptr;
   std::vector<std::vector<DeviceBytes>> sources_;
   std::vector<std::vector<int64_t>> source_offsets_;
   std::vector<DeviceBytes> wires_;
@@ -110,9 +143,9 @@ void ExpectSame(const Image& gpu, const Image& host, const std::vector<Source>& 
 // Encodes on both sides and compares.
 void ExpectHostBytes(const std::vector<std::vector<Source>>& buckets);
 
-// verl with fp32 block scales is Triton's arithmetic on the GPU: compared with the golden file only.
-bool IsTritons(const Recipe& recipe);
-std::vector<Recipe> AllRecipes();  // but for IsTritons
+std::vector<Recipe> AllRecipes();  // but for kTritons
+// Triton's arithmetic on the GPU: the golden file has its bytes, the host twin is only near.
+inline constexpr Recipe kTritons = {.fp8 = true, .granularity = Granularity::kBlock, .preset = Preset::kVerl};
 
 using Draw = std::function<float(std::mt19937&)>;
 const std::vector<Draw>& Draws();  // normal, heavy-tailed, any magnitude, subnormal, huge, signed zeros

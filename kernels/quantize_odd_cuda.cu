@@ -1,6 +1,6 @@
-// The encode kernel for what quantize_cuda.cu does not pipeline, one block per item: channel granularity in whole rows,
-// and paths that are right for everything: FP32, rows that are no multiple of 8 elements, sources off 16 bytes,
-// channels too long for registers, the last bytes of raw pieces. They read a second time, mostly from cache.
+// The encode kernel for what quantize_cuda.cu does not take, one block per item: channel granularity in whole rows, and
+// paths that are right for everything: FP32, rows that are no multiple of 8 elements, sources off 16 bytes, channels
+// too long for registers, the last bytes of raw pieces. Those read a second time, mostly from cache.
 #include "kernels/encode_cuda.cuh"
 
 namespace wsync::cuda {
@@ -19,8 +19,8 @@ struct Rect {
 };
 
 __device__ inline float ElementAt(const EncodeRecord& record, int64_t element) {
-  if (record.dtype == Dtype::kF32) return reinterpret_cast<const float*>(record.source)[element];
-  return MagnitudeOf(reinterpret_cast<const uint16_t*>(record.source)[element], record.dtype == Dtype::kF16);
+  if (record.kind.dtype == Dtype::kF32) return reinterpret_cast<const float*>(record.source)[element];
+  return MagnitudeOf(reinterpret_cast<const uint16_t*>(record.source)[element], record.kind.dtype == Dtype::kF16);
 }
 
 __device__ inline void UnpackEight(const uint4& v, bool is_half, float* x) {
@@ -34,10 +34,10 @@ __device__ inline void UnpackEight(const uint4& v, bool is_half, float* x) {
 
 // Elements [element, element + count) as floats, zeros up to 8.
 __device__ inline void LoadEight(const EncodeRecord& record, int64_t element, int count, float* x) {
-  const uint64_t address = record.source + static_cast<uint64_t>(element) * record.element_bytes;
+  const uint64_t address = record.source + static_cast<uint64_t>(element) * record.kind.element_bytes;
   if (count == 8 && address % 16 == 0) {
     const auto* source = reinterpret_cast<const uint4*>(address);
-    if (record.dtype != Dtype::kF32) return UnpackEight(source[0], record.dtype == Dtype::kF16, x);
+    if (record.kind.dtype != Dtype::kF32) return UnpackEight(source[0], record.kind.dtype == Dtype::kF16, x);
     const uint4 low = source[0], high = source[1];
     const uint32_t bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -85,8 +85,8 @@ __device__ inline Word EncodeRect(const EncodeArgs& args, Shared& shared, const 
       ReportNonFinite(args, record, static_cast<Word>(element), static_cast<Word>(count));
     });
   }
-  if (record.granularity == Granularity::kTensor) largest = args.amax[record.amax_slot];
-  const Scale scale = ScaleOf(__uint_as_float(largest), record);
+  if (record.kind.granularity == Granularity::kTensor) largest = args.amax[record.amax_slot];
+  const Scale scale = ScaleOf(__uint_as_float(largest), record.kind);
   Word digest = threadIdx.x == 0 ? WriteScale(args, record, position, scale.dequant) : 0;
   uint8_t* const out = args.wire + record.data_offset;
   ForEachWord(record, rect, [&](int64_t element, int count, Word index) {
@@ -105,7 +105,7 @@ __device__ inline Word EncodeRect(const EncodeArgs& args, Shared& shared, const 
 
 __device__ inline Word EncodeSlowFp8(const EncodeArgs& args, Shared& shared, const EncodeRecord& record,
                                      uint32_t index) {
-  if (record.granularity != Granularity::kChannel) {
+  if (record.kind.granularity != Granularity::kChannel) {
     const int64_t row = index / record.tiles_across * kBlockSize, col = index % record.tiles_across * kBlockSize;
     const Rect tile{row, min(kBlockSize, record.rows - row), col, min(kBlockSize, record.cols - col)};
     return EncodeRect(args, shared, record, tile, index);
@@ -118,22 +118,33 @@ __device__ inline Word EncodeSlowFp8(const EncodeArgs& args, Shared& shared, con
   return digest;
 }
 
+// Takes a thread's largest magnitude into that of its row. A whole warp calls it; `count`: whether there is one.
+__device__ __forceinline__ void AddToRowMax(uint32_t* row_max, uint32_t row, uint32_t largest, bool count) {
+  const uint32_t first_row = __shfl_sync(~0u, row, 0);
+  if (__all_sync(~0u, count && row == first_row)) {
+    largest = __reduce_max_sync(~0u, largest);
+    count = LaneId() == 0;
+  }
+  if (count) atomicMax(row_max + row, largest);
+}
+
 // Whole rows of 16-bit elements, kept in registers.
 template <bool kHalf>
 __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const EncodeRecord& record, uint32_t index) {
-  const auto row_chunks = static_cast<uint32_t>(record.cols / kChunkElements);
+  const uint32_t row_chunks = record.row_chunks;
   const Chunks chunks = FlatChunks(index, Word{record.item_rows} * row_chunks, Word{row_chunks} * record.rows);
   const auto row_of = [&](int i) { return (threadIdx.x + i * kThreads) / row_chunks; };
   uint4 v[kSteps];
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    if (i < chunks.count) v[i] = LoadOnce(reinterpret_cast<const uint4*>(record.source) + chunks.first + i * kThreads);
+    v[i] = i < chunks.count ? LoadOnce(reinterpret_cast<const uint4*>(record.source) + chunks.first + i * kThreads)
+                            : uint4{0, 0, 0, 0};
   }
   if (threadIdx.x < kBlockSize) shared.row_max[threadIdx.x] = 0;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
-    if (i < chunks.count) atomicMax(&shared.row_max[row_of(i)], LargerHalf(PairMax(v[i])));
+    AddToRowMax(shared.row_max, row_of(i), LargerHalf(PairMax(v[i])), i < chunks.count);
   }
   __syncthreads();
   const int64_t first_row = int64_t{index} * record.item_rows;
@@ -142,7 +153,7 @@ __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const 
   if (threadIdx.x < min(int64_t{record.item_rows}, record.rows - first_row)) {
     const uint32_t largest = shared.row_max[threadIdx.x];
     finite = largest < kNonFiniteBits<kHalf>;
-    const Scale scale = ScaleOf(MagnitudeOf(largest, kHalf), record);
+    const Scale scale = ScaleOf(MagnitudeOf(largest, kHalf), record.kind);
     digest = WriteScale(args, record, static_cast<Word>(first_row) + threadIdx.x, scale.dequant);
     shared.row_multiply[threadIdx.x] = scale.multiply;
   }
@@ -152,7 +163,7 @@ __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const 
   for (int i = 0; i < kSteps; ++i) {
     if (i >= chunks.count) break;
     const uint2 codes = EncodeEight<kHalf>(v[i], shared.row_multiply[row_of(i)]);
-    out[i * kThreads] = codes;
+    StoreStreaming(out + i * kThreads, codes);
     digest += Mix(WordOf(codes.x, codes.y) + DigestOffset(record.first_word + chunks.first + i * kThreads));
   }
   return digest;
@@ -160,7 +171,8 @@ __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const 
 
 // Words [first, end) of a raw piece, counted over its rows one after the other.
 __device__ inline Word CopyRawWords(const EncodeArgs& args, const EncodeRecord& record, Word first, Word end) {
-  const Word row_bytes = static_cast<Word>(record.cols) * record.element_bytes, words_per_row = (row_bytes + 7) / 8;
+  const Word row_bytes = static_cast<Word>(record.cols) * record.kind.element_bytes,
+             words_per_row = (row_bytes + 7) / 8;
   const auto* const source = reinterpret_cast<const uint8_t*>(record.source);
   uint8_t* const out = args.wire + record.data_offset;
   Word digest = 0;
@@ -170,31 +182,30 @@ __device__ inline Word CopyRawWords(const EncodeArgs& args, const EncodeRecord& 
     const Word word = LoadBytes(source + at, bytes);
     StoreBytes(out + at, word, bytes);
     digest += Mix(word + DigestOffset(record.first_word + i));
-    const uint32_t even = (static_cast<uint32_t>(word) & record.finite_mask[0]) + record.finite_add[0];
-    const uint32_t odd = (static_cast<uint32_t>(word >> 32) & record.finite_mask[1]) + record.finite_add[1];
-    if (((even | odd) & record.finite_top) == 0) continue;
-    ReportNonFinite(args, record, at / record.element_bytes, static_cast<Word>(bytes) / record.element_bytes);
+    const uint32_t low = record.kind.element_bytes == 8 ? 0 : NonFiniteBits(record, static_cast<uint32_t>(word));
+    if ((low | NonFiniteBits(record, static_cast<uint32_t>(word >> 32))) == 0) continue;
+    ReportNonFinite(args, record, at / record.kind.element_bytes, static_cast<Word>(bytes) / record.kind.element_bytes);
   }
   return digest;
 }
 
 __device__ inline Word CopySlowRaw(const EncodeArgs& args, const EncodeRecord& record, uint32_t index) {
-  const Word row_words = (static_cast<Word>(record.cols) * record.element_bytes + 7) / 8;
+  const Word row_words = (static_cast<Word>(record.cols) * record.kind.element_bytes + 7) / 8;
   const Word first = Word{index} * kSlowItemWords, total = static_cast<Word>(record.rows) * row_words;
   return CopyRawWords(args, record, first, min(first + kSlowItemWords, total));
 }
 
 // What 16-byte chunks leave over at the end of a raw piece.
 __device__ inline Word CopyRawTail(const EncodeArgs& args, const EncodeRecord& record) {
-  const Word row_words = (static_cast<Word>(record.cols) * record.element_bytes + 7) / 8;
-  return CopyRawWords(args, record, 2 * RawChunkCount(record), static_cast<Word>(record.rows) * row_words);
+  const Word row_words = (static_cast<Word>(record.cols) * record.kind.element_bytes + 7) / 8;
+  return CopyRawWords(args, record, 2 * record.raw_chunks, static_cast<Word>(record.rows) * row_words);
 }
 
 __device__ inline Word EncodeItem(const EncodeArgs& args, Shared& shared, const EncodeRecord& record, uint32_t index) {
-  switch (record.path) {
+  switch (record.kind.path) {
     case EncodePath::kRows:
-      return record.dtype == Dtype::kF16 ? EncodeRows<true>(args, shared, record, index)
-                                         : EncodeRows<false>(args, shared, record, index);
+      return record.kind.dtype == Dtype::kF16 ? EncodeRows<true>(args, shared, record, index)
+                                              : EncodeRows<false>(args, shared, record, index);
     case EncodePath::kSlowFp8:
       return EncodeSlowFp8(args, shared, record, index);
     case EncodePath::kSlowRaw:
@@ -204,13 +215,11 @@ __device__ inline Word EncodeItem(const EncodeArgs& args, Shared& shared, const 
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 4) DirectKernel(const __grid_constant__ EncodeArgs args) {
+__global__ void __launch_bounds__(kThreads, 4) EncodeOddKernel(const __grid_constant__ EncodeArgs args) {
   __shared__ Shared shared;
   const uint32_t item = args.item_begin + blockIdx.x;
   const EncodeRecord record = args.records[args.items[item]];
-  const Word digest = WarpSum(EncodeItem(args, shared, record, item - record.first_item));
-  if (LaneId() == 0) atomicAdd(args.digests + record.piece, digest);
-  PublishDigests(args);
+  AddBlockDigest(EncodeItem(args, shared, record, item - record.first_item), args.digests + record.piece);
 }
 
 // Largest magnitudes of whole tensors. One block per item.
@@ -234,8 +243,10 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void LaunchDirect(const EncodeArgs& args, cudaStream_t stream) {
-  DirectKernel<<<args.item_end - args.item_begin, kThreads, 0, stream>>>(args);
+cudaError_t PreloadOddKernels() { return Preload(EncodeOddKernel, AmaxKernel); }
+
+void LaunchOddItems(const EncodeArgs& args, cudaStream_t stream) {
+  EncodeOddKernel<<<args.item_end - args.item_begin, kThreads, 0, stream>>>(args);
 }
 
 void LaunchAmaxItems(const EncodeRecord* records, const uint32_t* items, uint32_t item_begin, uint32_t item_count,
