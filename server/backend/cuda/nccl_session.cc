@@ -27,7 +27,7 @@ absl::StatusOr<std::shared_ptr<NcclSession>> NcclSession::Create(std::shared_ptr
                                                                  const NcclLibrary* nccl,
                                                                  std::shared_ptr<EventPool> events,
                                                                  const NcclSessionSpec& spec) {
-  absl::StatusOr<std::unique_ptr<Stream>> stream = Stream::Create(device);
+  absl::StatusOr<std::unique_ptr<Stream>> stream = Stream::Create(device, Priority::kWire);
   if (!stream.ok()) return stream.status();
   return std::shared_ptr<NcclSession>(
       new NcclSession(std::move(device), nccl, std::move(events), *std::move(stream), spec));

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -9,14 +10,16 @@ namespace wsync::cuda {
 
 // ---- Stream
 
-absl::StatusOr<std::unique_ptr<Stream>> Stream::Create(std::shared_ptr<const Device> device) {
+absl::StatusOr<std::unique_ptr<Stream>> Stream::Create(std::shared_ptr<const Device> device, Priority priority) {
   if (absl::Status status = device->MakeCurrent(); !status.ok()) return status;
   int least = 0, greatest = 0;
   absl::Status status = device->Check(cudaDeviceGetStreamPriorityRange(&least, &greatest),
                                       "cudaDeviceGetStreamPriorityRange", "a stream");
   if (!status.ok()) return status;
   cudaStream_t stream = nullptr;
-  status = device->Check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+  const int level =
+      priority == Priority::kWire ? greatest : std::min(greatest + 1, least);  // numbers fall as they rise
+  status = device->Check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, level),
                          "cudaStreamCreateWithPriority", "a stream");
   if (!status.ok()) return status;
   return std::unique_ptr<Stream>(new Stream(std::move(device), stream));

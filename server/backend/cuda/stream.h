@@ -20,11 +20,16 @@
 
 namespace wsync::cuda {
 
-// A stream of its own order: it does not wait for the default stream, and its kernels go before those of lower priority
-// (the highest there is: our kernels are short, and somebody waits for each).
+// Whose blocks get a free multiprocessor first. A broadcast's few blocks must not queue behind thousands that encode:
+// the link would idle until all buckets are encoded.
+enum class Priority : uint8_t { kWire, kKernels };
+
+// A stream of its own order: it does not wait for the default stream. Both priorities are above a plain stream's: our
+// kernels are short, and somebody waits for each.
 class Stream {
  public:
-  static absl::StatusOr<std::unique_ptr<Stream>> Create(std::shared_ptr<const Device> device);
+  static absl::StatusOr<std::unique_ptr<Stream>> Create(std::shared_ptr<const Device> device,
+                                                        Priority priority = Priority::kKernels);
   ~Stream();  // does not wait: what is in it runs on
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
