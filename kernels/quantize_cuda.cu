@@ -169,10 +169,16 @@ State StateOf(const EncodeTable& table, std::byte* state) {
   return {digests, digests + table.pieces(), reinterpret_cast<uint32_t*>(digests + 2 * table.pieces())};
 }
 
+// Shared memory that a block takes and does not use: of 228 KiB on a multiprocessor, room for two blocks.
+constexpr int kSlowingBytes = 80 << 10;
+
 }  // namespace
 
 cudaError_t PreloadEncodeKernels() {
-  const cudaError_t error = Preload(EncodeKernel, PublishKernel);
+  cudaError_t error = Preload(EncodeKernel, PublishKernel);
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(EncodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSlowingBytes);
+  }
   return error == cudaSuccess ? PreloadOddKernels() : error;
 }
 
@@ -189,7 +195,7 @@ cudaError_t LaunchAmax(const EncodeTable& table, const EncodeDevice& device, cud
 }
 
 cudaError_t LaunchEncode(const EncodeTable& table, const EncodeDevice& device, int64_t bucket, std::byte* wire,
-                         cudaStream_t stream) {
+                         cudaStream_t stream, Pace pace) {
   const EncodeSpan& span = table.buckets[static_cast<size_t>(bucket)];
   if (span.piece_count == 0) return cudaSuccess;
   const State state = StateOf(table, device.state);
@@ -203,7 +209,8 @@ cudaError_t LaunchEncode(const EncodeTable& table, const EncodeDevice& device, i
                   .nonfinite = state.nonfinite,
                   .amax = state.amax};
   if (span.odd_begin > span.item_begin) {
-    EncodeKernel<<<span.odd_begin - span.item_begin, kThreads, 0, stream>>>(args);
+    const int slowing_bytes = pace == Pace::kBesideTransfer ? kSlowingBytes : 0;
+    EncodeKernel<<<span.odd_begin - span.item_begin, kThreads, slowing_bytes, stream>>>(args);
   }
   args.item_begin = span.odd_begin;
   args.item_end = span.item_end;

@@ -24,9 +24,27 @@ struct PlanArguments {
   RecipeOptions recipe;
   uint64_t bucket_bytes = kDefaultBucketBytes;
   int64_t ring_slots = 3;
+  bool device = false;  // what agents take on their GPUs, not of the host's memory
   bool all = false;
   std::string output = "table";
 };
+
+struct AgentEstimate {
+  const char* agent;
+  const char* mode;
+  const char* key;  // in JSON
+  MemoryEstimate memory;
+};
+
+std::vector<AgentEstimate> Estimates(const Plan& plan, const PlanArguments& arguments) {
+  const auto source = arguments.device ? EstimateSourceOnGpu : EstimateSource;
+  const auto sink = arguments.device ? EstimateSinkOnGpu : EstimateSink;
+  const int64_t slots = arguments.ring_slots;
+  return {{"wsync-trainer", "full", "trainer_full", source(plan, SourceMode::kFull, slots)},
+          {"wsync-trainer", "ring", "trainer_ring", source(plan, SourceMode::kRing, slots)},
+          {"wsync-rollout", "staged", "rollout_staged", sink(plan, SinkMode::kStaged, slots)},
+          {"wsync-rollout", "in_place", "rollout_in_place", sink(plan, SinkMode::kInPlace, slots)}};
+}
 
 struct Group {
   bool fp8 = false;
@@ -110,17 +128,15 @@ void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) 
   std::printf("plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
               plan.catalog().fingerprint().ShortHex().c_str());
 
-  Table memory({"AGENT", "MODE", "TAKES", "OF WHICH"});
+  Table memory({"AGENT", "MODE", arguments.device ? "TAKES ON ITS GPU" : "TAKES", "OF WHICH"});
   memory.AlignRight(2);
-  const auto add = [&](const char* agent, const char* mode, const MemoryEstimate& e) {
-    memory.Add({agent, mode, FormatBytes(e.total),
+  for (const AgentEstimate& estimate : Estimates(plan, arguments)) {
+    const MemoryEstimate& e = estimate.memory;
+    memory.Add({estimate.agent, estimate.mode, FormatBytes(e.total),
                 absl::StrCat(e.image_bytes > 0 ? "FP8 copy " : "ring ", FormatBytes(e.image_bytes + e.ring_bytes),
-                             ", tables ", FormatBytes(e.tables_bytes), ", process ", FormatBytes(e.process_bytes))});
-  };
-  add("wsync-trainer", "full", EstimateSource(plan, SourceMode::kFull, arguments.ring_slots));
-  add("wsync-trainer", "ring", EstimateSource(plan, SourceMode::kRing, arguments.ring_slots));
-  add("wsync-rollout", "staged", EstimateSink(plan, SinkMode::kStaged, arguments.ring_slots));
-  add("wsync-rollout", "in_place", EstimateSink(plan, SinkMode::kInPlace, arguments.ring_slots));
+                             ", tables ", FormatBytes(e.tables_bytes),
+                             arguments.device ? ", CUDA and NCCL " : ", process ", FormatBytes(e.process_bytes))});
+  }
   std::fputs(memory.Render(color).c_str(), stdout);
 }
 
@@ -142,10 +158,9 @@ void PrintJson(const Plan& plan, const PlanArguments& arguments) {
                                 {"buckets", plan.buckets().size()},
                                 {"plan_hash", plan.hash().Hex()},
                                 {"catalog_fingerprint", plan.catalog().fingerprint().Hex()}};
-  out["memory"] = {{"trainer_full", MemoryJson(EstimateSource(plan, SourceMode::kFull, arguments.ring_slots))},
-                   {"trainer_ring", MemoryJson(EstimateSource(plan, SourceMode::kRing, arguments.ring_slots))},
-                   {"rollout_staged", MemoryJson(EstimateSink(plan, SinkMode::kStaged, arguments.ring_slots))},
-                   {"rollout_in_place", MemoryJson(EstimateSink(plan, SinkMode::kInPlace, arguments.ring_slots))}};
+  for (const AgentEstimate& estimate : Estimates(plan, arguments)) {
+    out["memory"][estimate.key] = MemoryJson(estimate.memory);
+  }
   for (size_t i = 0; i < after.size(); ++i) {
     const Tensor& tensor = plan.catalog().tensors()[i];
     out["catalog"].push_back({{"name", tensor.name},
@@ -181,11 +196,13 @@ ExitCode Run(const PlanArguments& arguments) {
 
 void AddPlan(CLI::App& app) {
   auto arguments = std::make_shared<PlanArguments>();
-  CLI::App* command = AddCommand(app, "plan", "Show what would be quantized, why not the rest, and what it costs",
-                                 "  wsync plan --model Qwen2.5-7B\n"
-                                 "  wsync plan --shapes qwen3-30b-a3b --bucket-bytes 64MiB     no files needed\n"
-                                 "  wsync plan --model ckpt --all --exclude '*.layers.0.*'     every tensor\n",
-                                 [arguments] { return Run(*arguments); });
+  CLI::App* command =
+      AddCommand(app, "plan", "Show what would be quantized, why not the rest, and what it costs",
+                 "  wsync plan --model Qwen2.5-7B\n"
+                 "  wsync plan --shapes qwen3-30b-a3b --bucket-bytes 64MiB     no files needed\n"
+                 "  wsync plan --shapes qwen2.5-7b --device                    what it takes on the GPUs\n"
+                 "  wsync plan --model ckpt --all --exclude '*.layers.0.*'     every tensor\n",
+                 [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file");
   command->add_option("--shapes", arguments->shapes, "a known model by name: " + absl::StrJoin(KnownModels(), ", "))
       ->type_name("NAME");
@@ -196,6 +213,7 @@ void AddPlan(CLI::App& app) {
   command->add_option("--ring-slots", arguments->ring_slots, "buckets in flight in modes ring and in_place")
       ->check(CLI::Range(2, 64))
       ->capture_default_str();
+  command->add_flag("--device", arguments->device, "memory that agents take on their GPUs (backend cuda)");
   command->add_flag("--all", arguments->all, "list every tensor");
   command->add_option("-o,--output", arguments->output, "table or json")
       ->check(CLI::IsMember({"table", "json"}))

@@ -10,6 +10,13 @@ namespace {
 
 // A daemon with a gRPC server, idle, on x86-64 Linux: an allowance, small against any model worth syncing.
 constexpr int64_t kIdleProcessBytes = int64_t{24} << 20;
+// On a GPU: a CUDA context with our kernels and one NCCL communicator of two ranks over NVLink. Two H100, NCCL 2.28.3:
+// nvidia-smi tells 10.18 GB of a trainer agent with a copy of 8.72 GB, and 2.27 GB of a rollout agent with 0.80 GB of
+// ring. More ranks, or NCCL_BUFFSIZE and NCCL_MIN_CTAS, make it more.
+constexpr int64_t kGpuProcessBytes = int64_t{1460} * 1000 * 1000;
+constexpr int64_t kGpuBytesPerPiece = 256;     // records of encoder, check and copies, digests, what is found
+constexpr int64_t kGpuBytesOfWorkPerItem = 8;  // the tables' entry for each item, in encode; in check and copy
+constexpr int64_t kGpuItemBytes = int64_t{32} << 10;
 constexpr int64_t kDigestsPerPiece = 2;        // what the sender said, and what was found
 constexpr int64_t kSourceBytesPerTensor = 32;  // handle, offset and length of each registered tensor
 constexpr size_t kInlineString = 15;           // libstdc++ keeps shorter strings within the object
@@ -33,7 +40,8 @@ int64_t IndexBytes(size_t entries) {
   return HeapBytes(capacity * (sizeof(std::string_view) + sizeof(int64_t) + 1));
 }
 
-MemoryEstimate Estimate(const Plan& plan, bool whole_image, int64_t ring_slots, int64_t tables_bytes) {
+MemoryEstimate Estimate(const Plan& plan, bool whole_image, int64_t ring_slots, int64_t tables_bytes,
+                        int64_t process_bytes = kIdleProcessBytes) {
   MemoryEstimate estimate;
   if (whole_image) {
     estimate.image_bytes = plan.image_bytes();
@@ -41,9 +49,15 @@ MemoryEstimate Estimate(const Plan& plan, bool whole_image, int64_t ring_slots, 
     estimate.ring_bytes = RingLayout(plan, ring_slots).bytes();
   }
   estimate.tables_bytes = tables_bytes;
-  estimate.process_bytes = kIdleProcessBytes;
+  estimate.process_bytes = process_bytes;
   estimate.total = estimate.image_bytes + estimate.ring_bytes + estimate.tables_bytes + estimate.process_bytes;
   return estimate;
+}
+
+// What the kernels read beside the weights: a record per piece, an entry per 32 KiB of `bytes`.
+int64_t GpuTableBytes(const Plan& plan, int64_t bytes) {
+  return static_cast<int64_t>(plan.pieces().size()) * kGpuBytesPerPiece +
+         bytes / kGpuItemBytes * kGpuBytesOfWorkPerItem;
 }
 
 int64_t DigestBytes(const Plan& plan) {
@@ -76,6 +90,16 @@ MemoryEstimate EstimateSink(const Plan& plan, SinkMode mode, int64_t ring_slots)
     tables += static_cast<int64_t>(sizeof(ScatterCopy)) * (piece.scale_bytes > 0 ? 2 : 1);
   }
   return Estimate(plan, mode == SinkMode::kStaged, ring_slots, tables);
+}
+
+MemoryEstimate EstimateSourceOnGpu(const Plan& plan, SourceMode mode, int64_t ring_slots) {
+  return Estimate(plan, mode == SourceMode::kFull, ring_slots, GpuTableBytes(plan, plan.source_bytes()),
+                  kGpuProcessBytes);
+}
+
+MemoryEstimate EstimateSinkOnGpu(const Plan& plan, SinkMode mode, int64_t ring_slots) {
+  return Estimate(plan, mode == SinkMode::kStaged, ring_slots, GpuTableBytes(plan, plan.payload_bytes()),
+                  kGpuProcessBytes);
 }
 
 }  // namespace wsync

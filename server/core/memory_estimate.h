@@ -25,6 +25,10 @@ struct MemoryEstimate {
 MemoryEstimate EstimateSource(const Plan& plan, SourceMode mode, int64_t ring_slots);
 MemoryEstimate EstimateSink(const Plan& plan, SinkMode mode, int64_t ring_slots);
 
+// The same on the agent's GPU, backend cuda. `process_bytes` is CUDA's context and NCCL's buffers.
+MemoryEstimate EstimateSourceOnGpu(const Plan& plan, SourceMode mode, int64_t ring_slots);
+MemoryEstimate EstimateSinkOnGpu(const Plan& plan, SinkMode mode, int64_t ring_slots);
+
 // Heap that the catalog and the plan take, on either side.
 int64_t PlanTableBytes(const Plan& plan);
 

@@ -22,12 +22,13 @@ void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
   sender_->Quiesce();  // an older version may still be on its way out of the image
   const absl::Time begun = MonotonicNow();
-  EncodeImage(job);
-  SendImage(job);
+  BeginImage(job);
+  SendImage(job);  // first: a session is opened, and the first bucket sent, while the others are being started
+  EncodeImage();
   FinishImage(job, begun);
 }
 
-void Publisher::EncodeImage(const std::shared_ptr<SourceJob>& job) {
+void Publisher::BeginImage(const std::shared_ptr<SourceJob>& job) {
   BeginProgress(job->start().version);
   {
     MutexLock lock(&mu_);
@@ -36,18 +37,22 @@ void Publisher::EncodeImage(const std::shared_ptr<SourceJob>& job) {
   }
   retained_ = {};
   retained_.version = job->start().version;
+  retained_.encodes = std::make_shared<EncodedBuckets>();
+}
+
+void Publisher::EncodeImage() {
   for (size_t k = 0; k < encoder_.plan().buckets().size(); ++k) {
-    retained_.buckets.push_back(EncodeBucket(static_cast<int64_t>(k), nullptr));
+    retained_.encodes->Add(EncodeBucket(static_cast<int64_t>(k), nullptr));
   }
 }
 
 void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
-  SendTask task{job, {}, Limits()};
+  SendTask task{job, {}, retained_.encodes, Limits()};
   if (job->start().world <= 1) return Sent(task, absl::OkStatus());
   const std::vector<Bucket>& buckets = encoder_.plan().buckets();
   task.parts.reserve(buckets.size());
   for (size_t k = 0; k < buckets.size(); ++k) {
-    task.parts.push_back({encoder_.Place(static_cast<int64_t>(k)), buckets[k].wire_bytes, retained_.buckets[k]});
+    task.parts.push_back({encoder_.Place(static_cast<int64_t>(k)), buckets[k].wire_bytes});
   }
   sender_->Send(std::move(task));
 }
@@ -61,7 +66,7 @@ void Publisher::FinishImage(const std::shared_ptr<SourceJob>& job, absl::Time be
     report_(event::SourceReleased{version, *digest, MonotonicNow() - begun, job->start().epoch});
   } else {
     retained_ = {};
-    if (!job->dropped()) retained_ = {version, {}, digest.status()};
+    if (!job->dropped()) retained_ = {version, nullptr, digest.status()};
     if (!job->quiet()) Fail(*job, digest.status(), /*version_lost=*/true);
   }
   bool sent = false;
@@ -84,10 +89,8 @@ void Publisher::Sent(const SendTask& task, const absl::Status& status) {
     }
     return report_(event::SourceSent{job.start().epoch, job.start().version});
   }
-  for (const SendTask::Part& part : task.parts) {
-    // A failed encode fails the broadcast behind it. The encode thread says so, and that no retry helps.
-    if (part.after != nullptr && !part.after->Poll().value_or(absl::OkStatus()).ok()) return;
-  }
+  // A failed encode fails the broadcast behind it. The encode thread says so, and that no retry helps.
+  if (task.encodes->AnyFailed()) return;
   Fail(job, status, /*version_lost=*/job.dropped());
 }
 

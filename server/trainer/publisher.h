@@ -76,9 +76,9 @@ class Publisher {
     Task run;
   };
   struct Retained {
-    uint64_t version = 0;                // 0: nothing
-    std::vector<CompletionPtr> buckets;  // their encodes
-    absl::Status failure;                // why it cannot be sent
+    uint64_t version = 0;  // 0: nothing
+    std::shared_ptr<EncodedBuckets> encodes;
+    absl::Status failure;  // why it cannot be sent
   };
 
   void Run();
@@ -90,7 +90,8 @@ class Publisher {
   // The rest but Sent runs on the encode thread.
   void Serve(const std::shared_ptr<SourceJob>& job);
   void ServeFromImage(const std::shared_ptr<SourceJob>& job);
-  void EncodeImage(const std::shared_ptr<SourceJob>& job);
+  void BeginImage(const std::shared_ptr<SourceJob>& job);
+  void EncodeImage();
   void FinishImage(const std::shared_ptr<SourceJob>& job, absl::Time begun);
   void SendImage(const std::shared_ptr<SourceJob>& job);
   void Sent(const SendTask& task, const absl::Status& status);  // on the send thread

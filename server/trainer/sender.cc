@@ -89,8 +89,8 @@ absl::Status Sender::Serve(const SendTask& task) {
   if (!opened.ok()) return opened;
   std::vector<CompletionPtr> sends;
   sends.reserve(task.parts.size());
-  for (const SendTask::Part& part : task.parts) {
-    sends.push_back(session_->Broadcast(part.data, part.bytes, part.after));
+  for (size_t k = 0; k < task.parts.size(); ++k) {
+    sends.push_back(session_->Broadcast(task.parts[k].data, task.parts[k].bytes, task.encodes->Await(k)));
   }
   return session_->WaitSent(sends, task.limits.transfer);
 }

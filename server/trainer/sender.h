@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "server/backend/backend.h"
 #include "server/core/sync.h"
+#include "server/trainer/encoded_buckets.h"
 #include "server/trainer/session.h"
 #include "server/trainer/source_job.h"
 
@@ -24,10 +25,10 @@ struct SendTask {
   struct Part {
     std::byte* data = nullptr;
     int64_t bytes = 0;
-    CompletionPtr after;  // its encoding
   };
   std::shared_ptr<SourceJob> job;
-  std::vector<Part> parts;  // in wire order
+  std::vector<Part> parts;                  // in wire order
+  std::shared_ptr<EncodedBuckets> encodes;  // each part is sent behind its own
   SessionLimits limits;
 };
 

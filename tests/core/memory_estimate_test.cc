@@ -34,6 +34,18 @@ TEST(MemoryEstimate, CountsWhatEachModeKeeps) {
   }
 }
 
+TEST(MemoryEstimate, OnAGpuTheTablesAreSmallAndTheProcessIsNot) {
+  const auto plan = PlanOf("qwen3-30b-a3b");
+  const MemoryEstimate source = EstimateSourceOnGpu(*plan, SourceMode::kFull, 3);
+  EXPECT_EQ(source.image_bytes, plan->image_bytes());
+  EXPECT_GT(source.tables_bytes, 0);
+  EXPECT_LT(source.tables_bytes, plan->image_bytes() / 500);
+  EXPECT_GT(source.process_bytes, EstimateSource(*plan, SourceMode::kFull, 3).process_bytes);
+  const MemoryEstimate sink = EstimateSinkOnGpu(*plan, SinkMode::kInPlace, 3);
+  EXPECT_EQ(sink.ring_bytes, RingLayout(*plan, 3).bytes());
+  EXPECT_EQ(sink.total, sink.ring_bytes + sink.tables_bytes + sink.process_bytes);
+}
+
 TEST(RingLayout, BucketsOfOneSlotFitInItAndSlotsDoNotOverlap) {
   const auto plan = PlanOf("qwen2.5-0.5b");
   const std::vector<Bucket>& buckets = plan->buckets();

@@ -75,6 +75,15 @@ uint64_t GpuEngine::version() const {
   return version_;
 }
 
+bool GpuEngine::WaitForUpdates(int count, absl::Duration timeout) {
+  const absl::Time deadline = MonotonicNow() + timeout;
+  MutexLock lock(&mu_);
+  while (updates_ < count) {
+    if (!changed_.WaitUntil(&mu_, deadline)) return updates_ >= count;
+  }
+  return true;
+}
+
 std::string GpuEngine::last_error() const {
   MutexLock lock(&mu_);
   return last_error_;
@@ -142,6 +151,7 @@ absl::Status GpuEngine::Follow(EngineClient& engine) {
     if (!event->has_applied()) continue;
     MutexLock lock(&mu_);
     version_ = event->applied().version();
+    ++updates_;
     changed_.SignalAll();
   }
 }

@@ -33,6 +33,7 @@ class GpuEngine {
 
   bool WaitForVersion(uint64_t version, absl::Duration timeout = kPatience);
   uint64_t version() const;
+  bool WaitForUpdates(int count, absl::Duration timeout = kPatience);  // versions taken in all
   // What its memory holds now, output by output without gaps.
   Bytes Memory();
   std::string last_error() const;
@@ -50,6 +51,7 @@ class GpuEngine {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   EngineClient* attached_ ABSL_GUARDED_BY(mu_) = nullptr;
   uint64_t version_ ABSL_GUARDED_BY(mu_) = 0;
+  int updates_ ABSL_GUARDED_BY(mu_) = 0;
   std::string last_error_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<Buffer> memory_;  // the thread's, but while a version is served
   int64_t bytes_ = 0;

@@ -121,7 +121,8 @@ TEST_F(SyncOnGpus, EngineThatComesBackIsCaughtUpFromTheRetainedCopy) {
   ASSERT_TRUE(Publish(1).ok());
   cluster_->KillRollout(0);
   ASSERT_TRUE(cluster_->StartRollout(0).ok());
-  ASSERT_TRUE(engine_->WaitForVersion(1));  // without another publish
+  ASSERT_TRUE(engine_->WaitForUpdates(2));  // without another publish
+  EXPECT_EQ(engine_->version(), 1u);
   EXPECT_TRUE(engine_->Memory() == Expected());
 }
 

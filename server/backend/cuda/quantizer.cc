@@ -183,8 +183,8 @@ absl::StatusOr<CudaCompletion::Ptr> CudaQuantizer::Start(int64_t bucket, std::by
   const Stream& stream = *streams_[next_stream_++ % streams_.size()];
   absl::StatusOr<CudaCompletion::Ptr> before = OrderAfter(stream, after);
   if (!before.ok()) return before.status();
-  const absl::Status status =
-      device_->Check(LaunchEncode(table_, arrays_, bucket, wire, stream.get()), "LaunchEncode", "a bucket");
+  const absl::Status status = device_->Check(
+      LaunchEncode(table_, arrays_, bucket, wire, stream.get(), Pace::kBesideTransfer), "LaunchEncode", "a bucket");
   if (!status.ok()) return status;
   encoded_[bucket] = true;
   return CudaCompletion::Record(*events_, stream, *std::move(before));
