@@ -8,15 +8,20 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "client/checkpoint/checkpoint.h"
 #include "client/checkpoint/model_shapes.h"
 #include "client/cli/bench_encoder.h"
 #include "client/cli/bench_sync.h"
 #include "client/cli/command.h"
 #include "client/cli/terminal.h"
+#ifdef WSYNC_HAVE_CUDA
+#include "client/cli/bench_gpu.h"
+#endif
 
 namespace wsync::cli {
 namespace {
 
+constexpr int kHostSyncs = 5;
 constexpr int kEncoderMegabytes = 512;
 constexpr int kEncoderRepeats = 5;
 constexpr int64_t kSmallTensors = 40000;  // of one 128x128 block each
@@ -25,10 +30,14 @@ constexpr int64_t kLargeTensors = 40;     // with the same bytes
 struct BenchArguments {
   std::string backend = "host";
   std::string shapes = "qwen2.5-0.5b";
+  std::string model;  // a directory; empty: random weights of those shapes
   std::string source_mode = "full";
   std::string sink_mode = "staged";
   int rollouts = 2;
-  int syncs = 5;
+  std::vector<int> devices = {0, 1};
+  int syncs = 0;             // 0: the backend's default
+  std::string bucket_bytes;  // empty: the configuration's default
+  int nccl_max_ctas = 0;
   bool skip_small = false;
   std::string output = "table";
 };
@@ -46,9 +55,16 @@ std::vector<Tensor> Uniform(int64_t count, int64_t rows, int64_t cols) {
   return tensors;
 }
 
+absl::StatusOr<std::vector<Tensor>> TensorsOf(const BenchArguments& arguments) {
+  if (arguments.model.empty()) return ModelTensors(arguments.shapes);
+  const auto checkpoint = Checkpoint::Open(arguments.model);
+  if (!checkpoint.ok()) return checkpoint.status();
+  return (*checkpoint)->TensorList();
+}
+
 absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
   BenchResult result;
-  const auto tensors = ModelTensors(arguments.shapes);
+  const auto tensors = TensorsOf(arguments);
   if (!tensors.ok()) return tensors.status();
   for (const Granularity granularity : {Granularity::kBlock, Granularity::kChannel, Granularity::kTensor}) {
     std::fprintf(stderr, "measuring the encoder, %s scales\n", std::string(GranularityName(granularity)).c_str());
@@ -60,7 +76,7 @@ absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
   }
   SyncOptions options;
   options.rollouts = arguments.rollouts;
-  options.syncs = arguments.syncs;
+  options.syncs = arguments.syncs > 0 ? arguments.syncs : kHostSyncs;
   options.trainer_flags = {{"transfer.source_mode", arguments.source_mode}};
   options.rollout_flags = {{"transfer.sink_mode", arguments.sink_mode}};
   const auto measure = [&](const std::string& name, std::vector<Tensor> what) {
@@ -71,7 +87,7 @@ absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
     if (sync.ok()) result.syncs.push_back(*std::move(sync));
     return sync.status();
   };
-  absl::Status status = measure(arguments.shapes, *tensors);
+  absl::Status status = measure(arguments.model.empty() ? arguments.shapes : arguments.model, *tensors);
   if (status.ok() && !arguments.skip_small) {
     status = measure("40 large tensors", Uniform(kLargeTensors, 10 * kBlockSize, 100 * kBlockSize));
     if (status.ok()) status = measure("40,000 one-block tensors", Uniform(kSmallTensors, kBlockSize, kBlockSize));
@@ -164,7 +180,33 @@ void PrintJson(const BenchResult& result) {
   std::printf("%s\n", json.dump(2).c_str());
 }
 
+ExitCode RunOnGpus(const BenchArguments& arguments) {
+#ifdef WSYNC_HAVE_CUDA
+  GpuBenchOptions options;
+  options.shapes = arguments.shapes;
+  options.model = arguments.model;
+  options.devices = arguments.devices;
+  options.source_mode = arguments.source_mode;
+  options.sink_mode = arguments.sink_mode;
+  if (arguments.syncs > 0) options.syncs = arguments.syncs;
+  if (!arguments.bucket_bytes.empty())
+    options.trainer_flags.push_back({"transfer.bucket_bytes", arguments.bucket_bytes});
+  for (ConfigFlags* flags : {&options.trainer_flags, &options.rollout_flags}) {
+    flags->push_back({"transfer.nccl_max_ctas", absl::StrCat(arguments.nccl_max_ctas)});
+  }
+  const auto result = MeasureGpuSync(options);
+  if (!result.ok()) return Fail(result.status());
+  arguments.output == "json" ? PrintJson(*result) : PrintTable(*result);
+  return kOk;
+#else
+  (void)arguments;
+  return Fail(absl::FailedPreconditionError(
+      "this wsync was built without CUDA and NCCL: build it where nvcc and nccl.h are found, or use --backend host"));
+#endif
+}
+
 ExitCode Run(const BenchArguments& arguments) {
+  if (arguments.backend == "cuda") return RunOnGpus(arguments);
   const auto result = Measure(arguments);
   if (!result.ok()) return Fail(result.status());
   if (arguments.output == "json") {
@@ -182,20 +224,29 @@ void AddBench(CLI::App& app) {
   CLI::App* command = AddCommand(app, "bench", "Measure encoder and whole syncs on this machine, against ceilings",
                                  "  wsync bench\n"
                                  "  wsync bench --shapes qwen2.5-7b --rollouts 1 --skip-small\n"
+                                 "  wsync bench --backend cuda --shapes qwen2.5-7b --sink-mode in_place\n"
                                  "  wsync bench --sink-mode in_place -o json > result.json\n",
                                  [arguments] { return Run(*arguments); });
-  command->add_option("--backend", arguments->backend, "where weights live")
-      ->check(CLI::IsMember({"host"}))
+  command->add_option("--backend", arguments->backend, "host: shared memory and gRPC; cuda: GPUs and NCCL")
+      ->check(CLI::IsMember({"host", "cuda"}))
       ->capture_default_str();
   command->add_option("--shapes", arguments->shapes, "known model: " + absl::StrJoin(KnownModels(), ", "))
       ->type_name("NAME")
       ->capture_default_str();
-  command->add_option("--rollouts", arguments->rollouts, "rollout agents")
+  command->add_option("--model", arguments->model, "checkpoint directory, instead of random weights")
+      ->type_name("DIR")
+      ->check(CLI::ExistingDirectory);
+  command->add_option("--rollouts", arguments->rollouts, "rollout agents (host)")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  command->add_option("--syncs", arguments->syncs, "syncs to take medians of, after one warm-up")
-      ->check(CLI::Range(1, 1000))
+  command->add_option("--devices", arguments->devices, "GPUs of the trainer agent and of each rollout agent (cuda)")
+      ->delimiter(',')
       ->capture_default_str();
+  command->add_option("--syncs", arguments->syncs, "syncs to take medians of, after warming up; host 5, cuda 20")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once (cuda), such as 256MiB");
+  command->add_option("--nccl-max-ctas", arguments->nccl_max_ctas, "multiprocessors for NCCL (cuda); 0: its choice")
+      ->check(CLI::Range(0, 64));
   command->add_option("--source-mode", arguments->source_mode, "full or ring")
       ->check(CLI::IsMember({"full", "ring"}))
       ->capture_default_str();

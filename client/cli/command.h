@@ -39,6 +39,7 @@ void AddPlan(CLI::App& app);
 void AddConfig(CLI::App& app);
 void AddDemo(CLI::App& app);
 void AddBench(CLI::App& app);
+void AddDoctor(CLI::App& app);
 
 }  // namespace wsync::cli
 

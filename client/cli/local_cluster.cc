@@ -93,8 +93,15 @@ absl::Status LocalCluster::StartAll() {
   return absl::OkStatus();
 }
 
+void LocalCluster::AddDevice(size_t agent, ConfigFlags& flags) const {
+  if (options_.devices.empty()) return;
+  flags.emplace_back("transfer.backend", "cuda");
+  flags.emplace_back("transfer.device", absl::StrCat(options_.devices[agent]));
+}
+
 absl::Status LocalCluster::StartTrainer() {
   ConfigFlags flags = options_.trainer_flags;
+  AddDevice(0, flags);
   flags.emplace_back("local_socket", trainer_socket());
   flags.emplace_back("coordinator.listen", coordinator_);
   const auto pid = Spawn("wsync-trainer", "trainer", flags);
@@ -115,6 +122,7 @@ absl::Status LocalCluster::RestartTrainer() {
 absl::Status LocalCluster::StartRollout(int rollout) {
   const std::string name = absl::StrCat("rollout-", rollout);
   ConfigFlags flags = options_.rollout_flags;
+  AddDevice(static_cast<size_t>(rollout) + 1, flags);
   flags.emplace_back("local_socket", rollout_socket(rollout));
   flags.emplace_back("coordinator", coordinator_);
   flags.emplace_back("name", name);

@@ -27,7 +27,8 @@ class LocalCluster {
     int rollouts = 2;
     ConfigFlags trainer_flags;
     ConfigFlags rollout_flags;
-    bool keep = false;  // leave the directory with logs and sockets behind
+    std::vector<int> devices;  // GPUs of the trainer agent and of each rollout agent; empty: backend host
+    bool keep = false;         // leave the directory with logs and sockets behind
   };
   // Starts all agents and waits until they answer. NOT_FOUND: no agent binaries beside this one. UNAVAILABLE: one ended
   // or did not answer in time; its last log lines are in the message.
@@ -56,6 +57,7 @@ class LocalCluster {
  private:
   explicit LocalCluster(Options options) : options_(std::move(options)) {}
   absl::Status StartAll();
+  void AddDevice(size_t agent, ConfigFlags& flags) const;
   absl::Status StartTrainer();
   absl::StatusOr<pid_t> Spawn(const std::string& binary, const std::string& name, const ConfigFlags& flags);
   std::string LogTail(const std::string& name) const;

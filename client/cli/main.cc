@@ -9,6 +9,9 @@
 #include "client/cli/command.h"
 #include "server/rpc/config_schema.h"
 #include "server/rpc/version.h"
+#ifdef WSYNC_HAVE_CUDA
+#include "client/cli/bench_peers.h"
+#endif
 
 namespace {
 
@@ -60,7 +63,11 @@ int main(int argc, char** argv) {
   wsync::cli::AddPlan(app);
   wsync::cli::AddConfig(app);
   wsync::cli::AddBench(app);
+  wsync::cli::AddDoctor(app);
   wsync::cli::AddDemo(app);
+#ifdef WSYNC_HAVE_CUDA
+  wsync::cli::AddBenchPeers(app);
+#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

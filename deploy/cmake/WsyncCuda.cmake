@@ -1,7 +1,8 @@
 # CUDA where it is found, left out where it is not: WSYNC_CUDA=AUTO; ON makes a missing compiler an error, OFF does not
 # look. Sanitizer builds leave it out: the sanitizers know nothing of device code.
 set(WSYNC_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
-set(WSYNC_HAVE_CUDA OFF)
+set(WSYNC_HAVE_CUDA OFF)          # the kernels
+set(WSYNC_HAVE_CUDA_BACKEND OFF)  # the backend over them, which needs NCCL's header as well
 if(WSYNC_CUDA STREQUAL "OFF" OR WSYNC_SANITIZE)
   return()
 endif()
@@ -38,6 +39,18 @@ endif()
 find_package(CUDAToolkit REQUIRED)
 set(WSYNC_HAVE_CUDA ON)
 message(STATUS "CUDA: ${CUDAToolkit_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
+
+# NCCL's header, for types: the library is loaded at run time, and agents start without it.
+find_path(WSYNC_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} ENV NCCL_HOME PATH_SUFFIXES include)
+if(WSYNC_NCCL_INCLUDE_DIR)
+  set(WSYNC_HAVE_CUDA_BACKEND ON)
+  add_library(wsync_nccl_headers INTERFACE)
+  target_include_directories(wsync_nccl_headers SYSTEM INTERFACE "${WSYNC_NCCL_INCLUDE_DIR}")
+elseif(WSYNC_CUDA STREQUAL "ON")
+  message(FATAL_ERROR "WSYNC_CUDA=ON, but nccl.h was not found: install libnccl-dev or set NCCL_HOME")
+else()
+  message(STATUS "CUDA: nccl.h not found, the CUDA backend is left out (libnccl-dev has it, or set NCCL_HOME)")
+endif()
 
 # wsync_cuda_library(name SOURCES a.cu DEPS x): device code, linked with the runtime statically.
 function(wsync_cuda_library name)

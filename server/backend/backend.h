@@ -22,12 +22,14 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;  // "host", "cuda"
-  // What all ranks of a session must have in common beside the backend: the data plane's library and its settings, as
-  // text that people can compare. Empty: nothing.
+  // What must be the same on every rank of a session, or the data plane would hang or corrupt instead of failing:
+  // library version and settings, in a form that people can compare. Compared when a member joins. Empty: nothing.
   virtual std::string fingerprint() const { return ""; }
-  // The device this agent is bound to (GPU UUID), which no other rank may have. Empty: any number of ranks may share
-  // it.
+  // Which device this is, where no two ranks may share one: the UUID of the GPU. Empty: any number may.
   virtual std::string device_id() const { return ""; }
+  // Not OK: something broke that nothing but a restart of the agent mends (a lost GPU context, a communicator that
+  // could not be ended). Any thread.
+  virtual absl::Status health() const { return absl::OkStatus(); }
   virtual Memory& memory() = 0;
   // `tensors[i]` is the first byte of catalog tensor i (device memory, contiguous).
   virtual absl::StatusOr<std::unique_ptr<Quantizer>> NewQuantizer(std::shared_ptr<const Plan> plan,
@@ -36,7 +38,9 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<Loader>> NewLoader(std::shared_ptr<const Plan> plan, ScatterTable table,
                                                             std::vector<std::byte*> handles) = 0;
   virtual absl::StatusOr<std::unique_ptr<Transport>> NewTransport(const SessionSpec& spec) = 0;
-  virtual std::string NewSessionToken() = 0;  // unguessable; source only
+  // Unguessable; source only. A token may hold a listener until every rank came: make one only for a session that is
+  // about to be opened. Empty: none can be had, and NewTransport with it says why.
+  virtual std::string NewSessionToken() = 0;
   // The service rank 0 must expose for its peers, or null where the data plane needs none.
   virtual grpc::Service* data_plane_service() { return nullptr; }
 };

@@ -1,8 +1,9 @@
 // Sink side: checks what landed against its digests, and copies it to its destinations.
 //
 // Used from one thread. One instance serves one (plan, destinations) pair, version after version; Finish ends each,
-// also a failed one. A check sees what changed within a bucket, not that a whole bucket is in another's place: versions
-// are compared by Plan::ContentDigest of what Finish returns.
+// also a failed one, and between two of them every bucket is checked at most once. A check sees what changed within a
+// bucket, not that a whole bucket is in another's place: versions are compared by Plan::ContentDigest of what Finish
+// returns.
 #ifndef WSYNC_SERVER_BACKEND_LOADER_H_
 #define WSYNC_SERVER_BACKEND_LOADER_H_
 
@@ -25,11 +26,18 @@ class Loader {
   // Digests every piece of a bucket at `wire` once `after` is done and compares with the bucket's digest table. The
   // completion fails with DATA_LOSS naming tensor, rows and bucket, or with `after`'s error.
   virtual CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
-  // Copies a bucket's pieces to their destinations once `after` is done.
+  // Copies a bucket's pieces to their destinations once `after` is done. `after` the bucket's own Check, it writes
+  // nothing when that failed.
   virtual CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
+  // Copies a whole version, every bucket at its Bucket::image_offset in `image`, once `after` is done.
+  // REQUIRES: what is there was checked, and Finish said that it is good.
+  virtual CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) = 0;
   // Waits for everything started; digests of all pieces checked since the last Finish, by piece index. Else the first
   // error since then, or DEADLINE_EXCEEDED, after which it can be called again.
   virtual absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) = 0;
+  // Of what the last Finish waited for: whether an apply may have written anything. An apply can have written although
+  // its completion failed, when what failed was found out too late. True, too, when Finish left an apply undone.
+  virtual bool wrote() const = 0;
 };
 
 }  // namespace wsync

@@ -21,9 +21,9 @@ struct SharedMemoryHandle {
   int64_t bytes = 0;
 };
 struct CudaIpcHandle {
-  std::string handle;  // 64 bytes
-  std::string device_uuid;
-  int64_t bytes = 0;
+  std::string handle;       // 64 bytes; names a whole allocation, by its first byte
+  std::string device_uuid;  // as nvidia-smi or PyTorch print it, with or without "GPU-"
+  int64_t bytes = 0;        // from the allocation's first byte
 };
 using MemoryHandle = std::variant<SharedMemoryHandle, CudaIpcHandle>;
 

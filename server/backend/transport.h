@@ -1,8 +1,11 @@
 // The data plane of one session: a fixed set of ranks, rank 0 sends, all others receive the same bytes.
 //
-// Calls match by order: the k-th Broadcast of every rank is the same broadcast, with the same number of bytes. To add
-// a transport, implement this class and pass tests/backend's contract suite. Connect, Broadcast: one thread.
-// Cancel, sent_bytes: any thread.
+// Calls match by order: the k-th Broadcast of every rank is the same broadcast, with the same number of bytes. A
+// session serves any number of them, version after version. To add a transport, implement this class and pass
+// tests/backend's contract suite. Connect, Broadcast: one thread. Cancel, moved_bytes: any thread.
+//
+// Whether a transport notices by itself that another rank is gone depends on what carries it: gRPC streams break, NCCL
+// over NVLink hears nothing. Whoever opens a session watches its ranks (the coordinator's heartbeats) and calls Cancel.
 #ifndef WSYNC_SERVER_BACKEND_TRANSPORT_H_
 #define WSYNC_SERVER_BACKEND_TRANSPORT_H_
 
@@ -27,13 +30,15 @@ struct SessionSpec {
 class Transport {
  public:
   virtual ~Transport() = default;  // cancels what is pending and waits until no one touches the callers' memory
-  // Opens the session: returns when this rank can broadcast. DEADLINE_EXCEEDED names the ranks that did not come. Once.
+  // Opens the session: returns when this rank can broadcast. DEADLINE_EXCEEDED names the ranks that did not come, where
+  // the transport can know. Once.
   virtual absl::Status Connect(absl::Time deadline) = 0;
   // Rank 0: sends data[0, bytes) once `after` is done; complete when the memory may be overwritten. Others: receives
-  // into data[0, bytes), starting after `after`; complete when all bytes are there. Fails when a rank is gone that did
-  // not have all of it yet (naming it), when `after` failed, or on Cancel; may then have delivered part of its bytes. A
-  // broadcast that failed ends the session: what is pending and to come fails with the same error, and so it does, with
-  // one of their own, on the other ranks. The memory must live until completion or destruction of the transport.
+  // into data[0, bytes), starting after `after`; complete when all bytes are there. Fails when `after` failed, on
+  // Cancel, or when a rank is seen to be gone that did not have all of it yet (naming it); may then have delivered part
+  // of its bytes. A broadcast that failed ends the session: what is pending and to come fails with the same error, and
+  // on the other ranks with one of their own, at the latest when they are cancelled. The memory must live until
+  // completion or destruction of the transport.
   virtual CompletionPtr Broadcast(std::byte* data, int64_t bytes, CompletionPtr after) = 0;
   // Fails everything pending and to come with `why`, soon. Idempotent.
   virtual void Cancel(const absl::Status& why) = 0;

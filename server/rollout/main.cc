@@ -1,5 +1,5 @@
 // wsync-rollout: the agent beside one rank of an inference engine.
-#include "server/backend/host/backend.h"
+#include "server/backend/make_backend.h"
 #include "server/rollout/rollout_agent.h"
 #include "server/rpc/daemon.h"
 #include "server/rpc/tls.h"
@@ -16,9 +16,14 @@ constexpr char kExamples[] =
 absl::StatusOr<std::unique_ptr<wsync::Daemon>> StartAgent(const wsync::v1::RolloutConfig& config) {
   auto credentials = wsync::ChannelCredentialsFor(config.tls());
   if (!credentials.ok()) return credentials.status();
-  auto backend = std::make_unique<wsync::host::HostBackend>(
-      wsync::host::HostBackendOptions{.threads = config.transfer().threads(), .channel_credentials = *credentials});
-  return wsync::RolloutAgent::Start(config, std::move(backend), *credentials);
+  wsync::BackendChoice choice{.name = config.transfer().backend(),
+                              .device = config.transfer().device(),
+                              .nccl_max_ctas = config.transfer().nccl_max_ctas()};
+  choice.host.threads = config.transfer().threads();
+  choice.host.channel_credentials = *credentials;
+  auto backend = wsync::MakeBackend(std::move(choice));
+  if (!backend.ok()) return backend.status();
+  return wsync::RolloutAgent::Start(config, *std::move(backend), *credentials);
 }
 
 }  // namespace

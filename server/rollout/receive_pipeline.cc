@@ -47,14 +47,6 @@ absl::Status AwaitFlight(const ReceiveContext& context, const Flight& flight, ab
   return Await(context, flight.applied);
 }
 
-bool AnyApplyMayHaveBegun(const std::vector<Flight>& flights) {
-  return std::any_of(flights.begin(), flights.end(), [](const Flight& flight) {
-    if (flight.applied == nullptr) return false;
-    const std::optional<absl::Status> checked = flight.checked ? flight.checked->Poll() : absl::OkStatus();
-    return !checked || checked->ok();
-  });
-}
-
 // Waits for all flights in wire order, so that the error of the first bad bucket is the one that is told.
 sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& flights, absl::Time begin) {
   sink::Received result;
@@ -67,7 +59,7 @@ sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& 
   context.bucket->store(-1, std::memory_order_relaxed);
   if (!result.status.ok()) context.transport.Cancel(result.status);
   const auto digests = context.loader.Finish(MonotonicNow() + kSettleTimeout);
-  result.wrote = AnyApplyMayHaveBegun(flights);
+  result.wrote = context.loader.wrote();
   if (result.status.ok()) result.status = digests.status();
   if (!result.status.ok()) return result;
   result.digest = context.plan.ContentDigest(*digests);
@@ -106,17 +98,11 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
   return Settle(context, flights, begin);
 }
 
-sink::ApplyDone ApplyImage(const Plan& plan, Loader& loader, const std::byte* image) {
+sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image) {
   const absl::Time begin = MonotonicNow();
-  std::vector<CompletionPtr> applied;
-  for (size_t k = 0; k < plan.buckets().size(); ++k) {
-    applied.push_back(loader.Apply(static_cast<int64_t>(k), image + plan.buckets()[k].image_offset, nullptr));
-  }
   sink::ApplyDone result;
-  for (const CompletionPtr& copy : applied) {
-    if (copy != nullptr) result.status = copy->Wait(MonotonicNow() + kSettleTimeout);
-    if (!result.status.ok()) break;
-  }
+  const CompletionPtr copied = loader.ApplyAll(image, nullptr);
+  if (copied != nullptr) result.status = copied->Wait(MonotonicNow() + kSettleTimeout);
   result.status.Update(loader.Finish(MonotonicNow() + kSettleTimeout).status());
   result.apply = MonotonicNow() - begin;
   return result;

@@ -35,7 +35,7 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots);
 
 // Copies a checked image to the destinations. On an error some of them may have been written.
-sink::ApplyDone ApplyImage(const Plan& plan, Loader& loader, const std::byte* image);
+sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image);
 
 }  // namespace wsync
 

@@ -60,8 +60,7 @@ void Receiver::Receive(std::function<void(sink::Received)> done) {
 void Receiver::Apply(std::function<void(sink::ApplyDone)> done) {
   thread_.Post([this, done = std::move(done)] {
     const absl::Status usable = CheckUsable("apply");
-    done(usable.ok() ? ApplyImage(*work_.plan, *work_.attachment->loader(), work_.memory->data())
-                     : sink::ApplyDone{usable});
+    done(usable.ok() ? ApplyImage(*work_.attachment->loader(), work_.memory->data()) : sink::ApplyDone{usable});
   });
 }
 

@@ -2,7 +2,7 @@
 #include <memory>
 #include <utility>
 
-#include "server/backend/host/backend.h"
+#include "server/backend/make_backend.h"
 #include "server/rpc/daemon.h"
 #include "server/rpc/tls.h"
 #include "server/trainer/trainer_agent.h"
@@ -18,13 +18,17 @@ constexpr char kExamples[] =
 absl::StatusOr<std::unique_ptr<wsync::Daemon>> Start(const wsync::v1::TrainerConfig& config) {
   auto credentials = wsync::ChannelCredentialsFor(config.tls());
   if (!credentials.ok()) return credentials.status();
-  wsync::host::HostBackendOptions options;
-  options.threads = config.transfer().threads();
-  options.channel_credentials = *std::move(credentials);
-  options.authorize = [tls = config.tls()](const grpc::ServerContextBase& context) {
+  wsync::BackendChoice choice{.name = config.transfer().backend(),
+                              .device = config.transfer().device(),
+                              .nccl_max_ctas = config.transfer().nccl_max_ctas()};
+  choice.host.threads = config.transfer().threads();
+  choice.host.channel_credentials = *std::move(credentials);
+  choice.host.authorize = [tls = config.tls()](const grpc::ServerContextBase& context) {
     return wsync::AuthorizePeer(tls, context);
   };
-  return wsync::TrainerAgent::Start(config, std::make_unique<wsync::host::HostBackend>(std::move(options)));
+  auto backend = wsync::MakeBackend(std::move(choice));
+  if (!backend.ok()) return backend.status();
+  return wsync::TrainerAgent::Start(config, *std::move(backend));
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ class HostAgent final : public contract::Agent {
 };
 
 inline contract::BackendParam HostParam() {
-  return {"host", [] { return std::make_unique<HostAgent>(); }};
+  return {.name = "host", .make = [](int32_t) { return std::make_unique<HostAgent>(); }};
 }
 
 }  // namespace wsync::host

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Every test that needs a GPU, for anyone who has one: tests/gpu/run.sh [BIN_DIR]
-#   BIN_DIR   where the programs are, when they were built elsewhere (deploy/build.sh static wsync_tests_gpu makes them
-#             need no library but libc); without it they are built here.
+#   BIN_DIR   where the programs are, when they were built elsewhere (deploy/build.sh static wsync_tests_gpu
+#             wsync_tests_multigpu makes them need no library but libc, and NCCL); without it they are built here.
 # In the environment:
-#   PARTS="exact bench"  runs these parts only, in this order; all of them: exact memcheck racecheck bench
+#   PARTS="exact bench"  runs these parts only, in this order; all of them: exact memcheck racecheck contract sync bench
+#                        sync_bench. Those between GPUs are left out, visibly, where there is only one.
+#   SYNC_TESTS=FILTER    only these of the sync part's tests, as --gtest_filter takes them
 #   OUT=DIR              where logs and results go; by default a new directory under /tmp
 #   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate; by default any rate passes
 # Prints PASS or FAIL per part. Exit code: 0 all passed, 1 one failed, 77 there is no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-all_parts=(exact memcheck racecheck bench)
+all_parts=(exact memcheck racecheck contract sync bench sync_bench)
+between_gpus=" sync sync_bench "
 read -ra parts <<<"${PARTS:-${all_parts[*]}}"
 out=${OUT:-$(mktemp -d /tmp/wsync-gpu.XXXXXX)}
 tests=(encode_gpu_test load_gpu_test golden_gpu_test)
@@ -68,6 +71,50 @@ part_bench() {
   return $status
 }
 
+# The CUDA backend under the contract that every backend is under, and what it does beyond.
+part_contract() {
+  local status=0 test log
+  local contract=(cuda_memory_contract_test cuda_quantizer_contract_test cuda_loader_contract_test cuda_memory_test
+    cuda_nccl_session_test)
+  [ "$gpus" -lt 2 ] || contract+=(cuda_transport_contract_test)
+  for test in "${contract[@]}"; do
+    limited 120 "contract-$test" "$bin/$test" --gtest_brief=1 || status=1
+    if grep -q "SKIPPED" "$out/contract-$test.log"; then
+      grep -h "SKIPPED" "$out/contract-$test.log" | sort | uniq -c | sed 's/^/  /'
+    fi
+  done
+  return $status
+}
+
+# Whole versions through real agents on two GPUs, byte for byte, over NVLink and over sockets, with agents that die.
+part_sync() {
+  limited 240 sync "$bin/sync_gpu_test" --gtest_filter="${SYNC_TESTS:-*}" || return 1
+  grep -E "OK \]|given up" "$out/sync.log" | sed 's/^/  /'
+}
+
+# sync_of MODEL SOURCE_MODE SINK_MODE: one benchmark of real agents, feeder and engine.
+sync_of() {
+  limited 90 "sync-bench-$1-$2-$3" "$bin/wsync" bench --backend cuda --shapes "$1" --source-mode "$2" --sink-mode "$3" ||
+    return 1
+  cat "$out/sync-bench-$1-$2-$3.log"
+  echo
+}
+part_sync_bench() {
+  local status=0 mib
+  mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1)
+  sync_of qwen2.5-7b full staged || status=1
+  sync_of qwen2.5-7b full in_place || status=1
+  sync_of qwen2.5-7b ring in_place || status=1
+  sync_of qwen3-30b-a3b ring in_place || status=1
+  if [ "$mib" -gt 100000 ]; then
+    sync_of qwen3-30b-a3b full staged || status=1
+  else
+    echo "  qwen3-30b-a3b full staged is left out: weights and their encoded copy take 93 GB of $mib MiB"
+    sync_of qwen3-30b-a3b ring staged || status=1
+  fi
+  return $status
+}
+
 for part in "${parts[@]}"; do
   if ! declare -F "part_$part" >/dev/null; then
     echo "run.sh: no part '$part'; there are: ${all_parts[*]}" >&2
@@ -82,13 +129,18 @@ mkdir -p "$out"
 if [ $# -gt 0 ]; then
   bin=$(cd "$1" && pwd) || exit 1
 else
-  "$root/deploy/build.sh" release wsync_tests_gpu || exit 1
+  "$root/deploy/build.sh" release wsync_tests_gpu wsync_tests_multigpu || exit 1
   bin=$root/build/release/bin
 fi
 
+gpus=$(nvidia-smi --list-gpus | wc -l)
 failed=()
 for part in "${parts[@]}"; do
   echo "== $part"
+  if [ "$gpus" -lt 2 ] && [[ $between_gpus == *" $part "* ]]; then
+    echo "SKIPPED $part: needs two GPUs, there is one"
+    continue
+  fi
   start=$SECONDS
   if "part_$part"; then
     echo "PASS $part ($((SECONDS - start)) s)"

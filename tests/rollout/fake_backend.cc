@@ -1,6 +1,7 @@
 #include "tests/rollout/fake_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -143,13 +144,22 @@ class FakeLoader final : public Loader {
       done->Finish(ApplyNow(bucket, wire));
     });
   }
+  CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override {
+    CompletionPtr last = std::move(after);
+    for (size_t k = 0; k < plan_->buckets().size(); ++k) {
+      last = Apply(static_cast<int64_t>(k), image + plan_->buckets()[k].image_offset, last);
+    }
+    return last;
+  }
   absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override {
     absl::Status status;
     for (const auto& work : std::exchange(started_, {})) status.Update(work->Wait(deadline));
+    wrote_ = writing_.exchange(false);
     if (!status.ok()) return status;
     MutexLock lock(&mu_);
     return digests_;
   }
+  bool wrote() const override { return wrote_; }
 
  private:
   CompletionPtr Start(const CompletionPtr& after, std::function<void(FakeCompletion*)> work) {
@@ -176,6 +186,7 @@ class FakeLoader final : public Loader {
     return absl::OkStatus();
   }
   absl::Status ApplyNow(int64_t bucket, const std::byte* wire) {
+    writing_ = true;
     MutexLock lock(&script_->mu_);
     if (script_->fail_apply_ == bucket) {
       script_->fail_apply_ = -1;
@@ -193,6 +204,8 @@ class FakeLoader final : public Loader {
   const ScatterTable table_;
   const std::vector<std::byte*> handles_;
   std::vector<std::shared_ptr<FakeCompletion>> started_;
+  std::atomic<bool> writing_ = false;
+  bool wrote_ = false;
   Mutex mu_;
   std::vector<uint64_t> digests_ ABSL_GUARDED_BY(mu_);
 };

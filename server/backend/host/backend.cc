@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/backend/checks.h"
 #include "server/backend/host/data_plane_service.h"
 #include "server/backend/host/loader.h"
 #include "server/backend/host/memory.h"
@@ -47,11 +48,7 @@ absl::StatusOr<std::unique_ptr<Loader>> HostBackend::NewLoader(std::shared_ptr<c
 }
 
 absl::StatusOr<std::unique_ptr<Transport>> HostBackend::NewTransport(const SessionSpec& spec) {
-  if (spec.world < 1 || spec.rank < 0 || spec.rank >= spec.world) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("data plane: there is no rank ", spec.rank, " in a session of ", spec.world));
-  }
-  if (spec.token.empty()) return absl::InvalidArgumentError("data plane: the session has no token");
+  if (absl::Status status = CheckSession(spec); !status.ok()) return status;
   if (spec.rank == 0) return NewSourceTransport(spec, parts_->registry, &parts_->pool);
   if (spec.root_address.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("data plane: rank ", spec.rank, " was not given rank 0's address"));

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/digest.h"
+#include "server/backend/checks.h"
 #include "server/backend/host/task_queue.h"
 #include "server/backend/host/work_table.h"
 
@@ -32,16 +32,18 @@ class HostLoader final : public Loader {
 
   CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
   CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
+  CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override;
   absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override;
+  bool wrote() const override { return wrote_; }
 
  private:
   void BuildTables();
   void CheckItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done);
   void ApplyItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done);
+  void ApplyFrom(int64_t bucket, const std::byte* image, TaskQueue::Done done);
   void DigestSegment(const Segment& segment, const std::byte* wire);
   void CopySegment(const Segment& segment, const std::byte* wire) const;
   absl::Status Compare(int64_t bucket, const std::byte* wire) const;
-  absl::Status CheckBucket(int64_t bucket) const;
 
   const std::shared_ptr<const Plan> plan_;
   const ScatterTable table_;
@@ -49,6 +51,9 @@ class HostLoader final : public Loader {
   WorkTable check_work_;  // segments of pieces
   WorkTable copy_work_;   // segments of copies
   std::vector<std::atomic<uint64_t>> digests_;
+  std::atomic<bool> writing_ = false;  // an apply has begun since the last Finish
+  bool applies_ = false;               // one was asked for
+  bool wrote_ = false;
 
   WorkerPool* const pool_;
   const std::shared_ptr<TaskQueue> queue_;
@@ -87,14 +92,8 @@ void HostLoader::BuildTables() {
   }
 }
 
-absl::Status HostLoader::CheckBucket(int64_t bucket) const {
-  const auto buckets = static_cast<int64_t>(plan_->buckets().size());
-  if (bucket >= 0 && bucket < buckets) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("load: there is no bucket ", bucket, "; the plan has ", buckets));
-}
-
 CompletionPtr HostLoader::Check(int64_t bucket, const std::byte* wire, CompletionPtr after) {
-  if (absl::Status status = CheckBucket(bucket); !status.ok()) return HostCompletion::Finished(status);
+  if (absl::Status status = CheckBucket(*plan_, bucket, "load"); !status.ok()) return HostCompletion::Finished(status);
   return queue_->Add(after, [this, bucket, wire](TaskQueue::Done done) { CheckItems(bucket, wire, std::move(done)); });
 }
 
@@ -127,27 +126,37 @@ absl::Status HostLoader::Compare(int64_t bucket, const std::byte* wire) const {
     uint64_t sent = 0;
     std::memcpy(&sent, table, sizeof(sent));
     if (sent == digests_[i].load(std::memory_order_relaxed)) continue;
-    const Piece& piece = plan_->pieces()[i];
-    return absl::DataLossError(
-        absl::StrCat("check: rows ", piece.row_begin, " to ", piece.row_begin + piece.rows - 1, " of tensor '",
-                     plan_->catalog().tensors()[piece.tensor].name, "' in bucket ", bucket,
-                     " are not the bytes that were sent; the version is not taken: it has to be sent again"));
+    return MismatchError(*plan_, bucket, i);
   }
   return absl::OkStatus();
 }
 
 CompletionPtr HostLoader::Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) {
-  if (absl::Status status = CheckBucket(bucket); !status.ok()) return HostCompletion::Finished(status);
+  if (absl::Status status = CheckBucket(*plan_, bucket, "load"); !status.ok()) return HostCompletion::Finished(status);
+  applies_ = true;
   return queue_->Add(after, [this, bucket, wire](TaskQueue::Done done) { ApplyItems(bucket, wire, std::move(done)); });
 }
 
 void HostLoader::ApplyItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done) {
+  writing_.store(true, std::memory_order_relaxed);
   pool_->ParallelFor(
       table_.bucket_begin.empty() ? 0 : copy_work_.Items(bucket),
       [this, bucket, wire](int64_t item) {
         for (const Segment& segment : copy_work_.Item(bucket, item)) CopySegment(segment, wire);
       },
       [done = std::move(done)] { done(absl::OkStatus()); });
+}
+
+CompletionPtr HostLoader::ApplyAll(const std::byte* image, CompletionPtr after) {
+  applies_ = true;
+  return queue_->Add(after, [this, image](TaskQueue::Done done) { ApplyFrom(0, image, std::move(done)); });
+}
+
+void HostLoader::ApplyFrom(int64_t bucket, const std::byte* image, TaskQueue::Done done) {
+  if (bucket == static_cast<int64_t>(plan_->buckets().size())) return done(absl::OkStatus());
+  ApplyItems(
+      bucket, image + plan_->buckets()[bucket].image_offset,
+      [this, bucket, image, done = std::move(done)](const absl::Status&) { ApplyFrom(bucket + 1, image, done); });
 }
 
 void HostLoader::CopySegment(const Segment& segment, const std::byte* wire) const {
@@ -159,7 +168,12 @@ void HostLoader::CopySegment(const Segment& segment, const std::byte* wire) cons
 
 absl::StatusOr<std::vector<uint64_t>> HostLoader::Finish(absl::Time deadline) {
   absl::Status status = queue_->Drain(deadline);
-  if (absl::IsDeadlineExceeded(status)) return status;
+  if (absl::IsDeadlineExceeded(status)) {
+    wrote_ = applies_;
+    return status;
+  }
+  wrote_ = writing_.exchange(false, std::memory_order_relaxed);
+  applies_ = false;
   std::vector<uint64_t> digests(digests_.size());
   for (size_t i = 0; i < digests.size(); ++i) digests[i] = digests_[i].exchange(0, std::memory_order_relaxed);
   if (!status.ok()) return status;
@@ -170,18 +184,8 @@ absl::StatusOr<std::vector<uint64_t>> HostLoader::Finish(absl::Time deadline) {
 
 absl::StatusOr<std::unique_ptr<Loader>> NewHostLoader(std::shared_ptr<const Plan> plan, ScatterTable table,
                                                       std::vector<std::byte*> handles, WorkerPool* pool) {
-  const size_t buckets = plan->buckets().size();
-  if (!table.copies.empty() && table.bucket_begin.size() != buckets + 1) {
-    return absl::InvalidArgumentError(absl::StrCat("loader: the destinations are cut for ", table.bucket_begin.size(),
-                                                   " bucket bounds, the plan has ", buckets,
-                                                   " buckets; build them from the same plan"));
-  }
+  if (absl::Status status = CheckScatterTable(*plan, table, handles.size()); !status.ok()) return status;
   if (table.copies.empty()) table.bucket_begin.clear();
-  for (const ScatterCopy& copy : table.copies) {
-    if (copy.handle >= 0 && copy.handle < static_cast<int64_t>(handles.size())) continue;
-    return absl::InvalidArgumentError(absl::StrCat("loader: a destination names memory handle ", copy.handle, " of ",
-                                                   handles.size(), "; open every handle of the attachment"));
-  }
   return std::make_unique<HostLoader>(std::move(plan), std::move(table), std::move(handles), pool);
 }
 

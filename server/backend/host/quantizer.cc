@@ -3,15 +3,14 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
-#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/quantize.h"
-#include "server/backend/host/nonfinite.h"
+#include "server/backend/checks.h"
 #include "server/backend/host/task_queue.h"
 #include "server/backend/host/work_table.h"
+#include "server/backend/nonfinite.h"
 
 namespace wsync::host {
 namespace {
@@ -107,9 +106,8 @@ void HostQuantizer::BuildTables() {
 }
 
 CompletionPtr HostQuantizer::Encode(int64_t bucket, std::byte* wire, CompletionPtr after) {
-  if (bucket < 0 || bucket >= static_cast<int64_t>(plan_->buckets().size())) {
-    return HostCompletion::Finished(absl::InvalidArgumentError(
-        absl::StrCat("encode: there is no bucket ", bucket, "; the plan has ", plan_->buckets().size())));
+  if (absl::Status status = CheckBucket(*plan_, bucket, "encode"); !status.ok()) {
+    return HostCompletion::Finished(status);
   }
   return queue_->Add(after, [this, bucket, wire](TaskQueue::Done done) { FindAmaxes(bucket, wire, std::move(done)); });
 }
@@ -211,7 +209,8 @@ absl::Status HostQuantizer::TakeError() {
     element = std::exchange(bad_element_, kNoIndex);
   }
   if (tensor < 0) return absl::OkStatus();
-  return NonFiniteError(plan_->catalog().tensors()[tensor], sources_[tensor].data, element);
+  const Source& source = sources_[tensor];
+  return NonFiniteError(plan_->catalog().tensors()[tensor], element, source.data + element * DtypeBytes(source.dtype));
 }
 
 absl::StatusOr<std::vector<uint64_t>> HostQuantizer::Finish(absl::Time deadline) {
@@ -231,18 +230,7 @@ absl::StatusOr<std::vector<uint64_t>> HostQuantizer::Finish(absl::Time deadline)
 
 absl::StatusOr<std::unique_ptr<Quantizer>> NewHostQuantizer(std::shared_ptr<const Plan> plan,
                                                             std::vector<const std::byte*> tensors, WorkerPool* pool) {
-  const std::vector<Tensor>& catalog = plan->catalog().tensors();
-  if (tensors.size() != catalog.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("quantizer: ", tensors.size(), " addresses for ", catalog.size(),
-                                                   " tensors of the catalog; give one for each"));
-  }
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (reinterpret_cast<uintptr_t>(tensors[i]) % DtypeBytes(catalog[i].dtype) == 0) continue;
-    return absl::InvalidArgumentError(absl::StrCat("quantizer: the memory of tensor '", catalog[i].name,
-                                                   "' is not aligned for ", std::string(DtypeName(catalog[i].dtype)),
-                                                   "; register it at a multiple of ", DtypeBytes(catalog[i].dtype),
-                                                   " bytes"));
-  }
+  if (absl::Status status = CheckSources(*plan, tensors); !status.ok()) return status;
   return std::make_unique<HostQuantizer>(std::move(plan), tensors, pool);
 }
 

@@ -34,9 +34,17 @@ class Agent {
   virtual Bytes FromDevice(const std::byte* device, int64_t bytes) = 0;
 };
 
+// A backend, and in which of its ways it is right by contract and still not like the others.
 struct BackendParam {
   std::string name;
-  std::function<std::unique_ptr<Agent>()> make;
+  // The agent of one rank: ranks of a session get numbers that follow one another, where it matters on which device.
+  std::function<std::unique_ptr<Agent>(int32_t number)> make;
+  std::string unavailable = "";   // why this machine cannot run it; empty: it can
+  bool tritons_division = false;  // preset verl with fp32 block scales is the GPU's own, not the host twin's
+  // Of the transport:
+  int32_t max_world = 5;                    // ranks that one process can hold
+  bool sees_lost_ranks = true;              // by itself; else the coordinator does, and cancels
+  int64_t stall_bytes = int64_t{64} << 20;  // more than fits on the way to a rank that takes nothing
 };
 inline std::string ParamName(const testing::TestParamInfo<BackendParam>& info) { return info.param.name; }
 
@@ -45,13 +53,26 @@ inline absl::Time HangDeadline() { return MonotonicNow() + absl::Seconds(60); }
 
 class BackendContract : public testing::TestWithParam<BackendParam> {
  protected:
-  std::unique_ptr<Agent> MakeAgent() { return GetParam().make(); }
+  void SetUp() override {
+    if (!GetParam().unavailable.empty()) GTEST_SKIP() << GetParam().unavailable;
+  }
+  std::unique_ptr<Agent> MakeAgent() { return GetParam().make(0); }
 
   static std::unique_ptr<Buffer> Allocate(Agent& agent, int64_t bytes) {
     auto buffer = agent.backend().memory().Allocate(bytes, "a test");
     EXPECT_TRUE(buffer.ok()) << buffer.status();
     return *std::move(buffer);
   }
+};
+
+// With one agent, for what needs no other.
+class AgentContract : public BackendContract {
+ protected:
+  void SetUp() override {
+    BackendContract::SetUp();
+    if (!IsSkipped()) agent_ = MakeAgent();
+  }
+  std::unique_ptr<Agent> agent_;
 };
 
 // Null is "done already, OK".

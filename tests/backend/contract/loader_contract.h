@@ -50,10 +50,7 @@ struct LoaderRig {
   std::unique_ptr<Loader> loader;
 };
 
-class LoaderContract : public BackendContract {
- protected:
-  const std::unique_ptr<Agent> agent_ = MakeAgent();
-};
+class LoaderContract : public AgentContract {};
 
 TEST_P(LoaderContract, WhatTheEncoderMadePassesAndFinishGivesItsDigests) {
   for (const Granularity granularity : {Granularity::kBlock, Granularity::kChannel, Granularity::kTensor}) {
@@ -156,6 +153,8 @@ TEST_P(LoaderContract, AnApplyAfterAFailedCheckWritesNothing) {
   const CompletionPtr checked = rig.loader->Check(0, rig.Wire(0), nullptr);
   EXPECT_EQ(WaitFor(rig.loader->Apply(0, rig.Wire(0), checked)).code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(agent_->FromDevice(engine->data(), 200), Bytes(200));
+  EXPECT_EQ(rig.loader->Finish(HangDeadline()).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(rig.loader->wrote());
 }
 
 // An output's bytes, put together from the pieces of an image.
@@ -212,22 +211,39 @@ TEST_P(LoaderContract, ApplyPutsEverySliceWhereItBelongsAndTouchesNothingElse) {
     Bytes expected(end, std::byte{0xEE});
     agent_->ToDevice(engine->data(), expected);
     LoaderRig rig(*agent_, model, *table, {engine->data()});
-    for (int64_t k = 0; k < model.buckets(); ++k) rig.loader->Apply(k, rig.Wire(k), nullptr);
-    ASSERT_TRUE(rig.loader->Finish(HangDeadline()).ok());
     for (const Destination& d : destinations) {
       const Output& output = model.plan()->outputs()[model.plan()->FindOutput(d.output)];
       const int64_t element = DtypeBytes(d.dtype);
       PutSlice(OutputBytes(model, image, output), ViewOf({d.output, d.dtype, d.shape}).cols * element, element,
                {d.row_begin, d.row_end, d.col_begin, d.col_end}, &expected, d.offset_bytes, d.row_pitch_bytes);
     }
+    // As in place, bucket after bucket, each behind its check; then as staged, all at once.
+    for (int64_t k = 0; k < model.buckets(); ++k) {
+      rig.loader->Apply(k, rig.Wire(k), rig.loader->Check(k, rig.Wire(k), nullptr));
+    }
+    ASSERT_TRUE(rig.loader->Finish(HangDeadline()).ok());
+    EXPECT_TRUE(rig.loader->wrote());
+    EXPECT_EQ(agent_->FromDevice(engine->data(), end), expected);
+    agent_->ToDevice(engine->data(), Bytes(end, std::byte{0xEE}));
+    EXPECT_TRUE(WaitFor(rig.loader->ApplyAll(rig.device->data(), nullptr)).ok());
+    ASSERT_TRUE(rig.loader->Finish(HangDeadline()).ok());
+    EXPECT_TRUE(rig.loader->wrote());
     EXPECT_EQ(agent_->FromDevice(engine->data(), end), expected);
   }
+}
+
+TEST_P(LoaderContract, ChecksAloneWriteNothing) {
+  const EncodedModel model({{"a.up.weight", Dtype::kBF16, {100, 20}}}, {});
+  LoaderRig rig(*agent_, model);
+  EXPECT_TRUE(rig.CheckAll().ok());
+  EXPECT_FALSE(rig.loader->wrote());
 }
 
 TEST_P(LoaderContract, WithoutDestinationsApplyDoesNothing) {
   const EncodedModel model({{"a.up.weight", Dtype::kBF16, {100, 20}}}, {});
   LoaderRig rig(*agent_, model);
   EXPECT_TRUE(WaitFor(rig.loader->Apply(0, rig.Wire(0), nullptr)).ok());
+  EXPECT_TRUE(WaitFor(rig.loader->ApplyAll(rig.device->data(), nullptr)).ok());
 }
 
 TEST_P(LoaderContract, AHandleThatWasNotOpenedIsRefused) {

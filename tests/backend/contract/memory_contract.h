@@ -10,15 +10,14 @@
 
 namespace wsync::contract {
 
-class MemoryContract : public BackendContract {
+class MemoryContract : public AgentContract {
  protected:
-  const std::unique_ptr<Agent> agent_ = MakeAgent();
-  Memory& memory_ = agent_->backend().memory();
+  Memory& memory() { return agent_->backend().memory(); }
 };
 
 TEST_P(MemoryContract, AllocatedMemoryIsZeroedAlignedAndAsLargeAsAskedFor) {
   for (const int64_t bytes : {int64_t{1}, int64_t{4097}, int64_t{9} << 20}) {
-    const auto buffer = memory_.Allocate(bytes, "a test");
+    const auto buffer = memory().Allocate(bytes, "a test");
     ASSERT_TRUE(buffer.ok()) << buffer.status();
     EXPECT_EQ((*buffer)->bytes(), bytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 128, 0u);
@@ -28,26 +27,26 @@ TEST_P(MemoryContract, AllocatedMemoryIsZeroedAlignedAndAsLargeAsAskedFor) {
 
 TEST_P(MemoryContract, ARequestBeyondAllMemorySaysHowMuchForWhatAndHowMuchThereIs) {
   const int64_t bytes = int64_t{1} << 50;
-  EXPECT_THAT(memory_.Allocate(bytes, "the moon").status(),
+  EXPECT_THAT(memory().Allocate(bytes, "the moon").status(),
               FailsWith(absl::StatusCode::kResourceExhausted, "for the moon"));
   MemoryHandle handle;
-  EXPECT_THAT(memory_.AllocateShared(bytes, "the moon", &handle).status(),
+  EXPECT_THAT(memory().AllocateShared(bytes, "the moon", &handle).status(),
               FailsWith(absl::StatusCode::kResourceExhausted, std::to_string(bytes)));
-  EXPECT_THAT(memory_.Allocate(bytes, "the moon").status(),
+  EXPECT_THAT(memory().Allocate(bytes, "the moon").status(),
               FailsWith(absl::StatusCode::kResourceExhausted, "available"));
 }
 
 TEST_P(MemoryContract, NoMemoryOfNoBytes) {
   MemoryHandle handle;
   for (const int64_t bytes : {int64_t{0}, int64_t{-1}, std::numeric_limits<int64_t>::min()}) {
-    EXPECT_EQ(memory_.Allocate(bytes, "a test").status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(memory_.AllocateShared(bytes, "a test", &handle).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(memory().Allocate(bytes, "a test").status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(memory().AllocateShared(bytes, "a test", &handle).status().code(), absl::StatusCode::kInvalidArgument);
   }
 }
 
 TEST_P(MemoryContract, SharedMemoryStartsZeroed) {
   MemoryHandle handle;
-  const auto buffer = memory_.AllocateShared(100'000, "a test", &handle);
+  const auto buffer = memory().AllocateShared(100'000, "a test", &handle);
   ASSERT_TRUE(buffer.ok()) << buffer.status();
   EXPECT_EQ(agent_->FromDevice((*buffer)->data(), 100'000), Bytes(100'000));
 }

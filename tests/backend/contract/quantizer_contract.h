@@ -35,10 +35,7 @@ struct QuantizerRig {
   std::unique_ptr<Quantizer> quantizer;
 };
 
-class QuantizerContract : public BackendContract {
- protected:
-  const std::unique_ptr<Agent> agent_ = MakeAgent();
-};
+class QuantizerContract : public AgentContract {};
 
 inline std::vector<RecipeRules> AllRules() {
   std::vector<RecipeRules> all(1);
@@ -53,9 +50,15 @@ inline std::vector<RecipeRules> AllRules() {
   return all;
 }
 
+inline bool IsTritons(const RecipeRules& rules) {
+  return rules.fp8 && rules.preset == Preset::kVerl && rules.granularity == Granularity::kBlock &&
+         rules.scale_format == ScaleFormat::kFp32;
+}
+
 TEST_P(QuantizerContract, RandomModelsGiveTheKernelsBytesAndDigestsInEveryRecipe) {
   uint32_t seed = 1;
   for (const RecipeRules& rules : AllRules()) {
+    if (GetParam().tritons_division && IsTritons(rules)) continue;
     const EncodedModel model(++seed, rules);
     QuantizerRig rig(*agent_, model);
     rig.EncodeAll();

@@ -1,4 +1,4 @@
-#include "server/backend/host/nonfinite.h"
+#include "server/backend/nonfinite.h"
 
 #include <cstring>
 #include <string>
@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
-namespace wsync::host {
+namespace wsync {
 namespace {
 
 // Little-endian bits of an infinity; E4M3 has none, and its NaNs are no infinity under any mask.
@@ -38,13 +38,12 @@ const char* KindOf(const std::byte* value, Dtype dtype) {
 
 }  // namespace
 
-absl::Status NonFiniteError(const Tensor& tensor, const std::byte* data, int64_t element) {
+absl::Status NonFiniteError(const Tensor& tensor, int64_t element, const std::byte* value) {
   const int64_t cols = ViewOf(tensor).cols;
   return absl::InvalidArgumentError(absl::StrCat(
       "tensor '", tensor.name, "' (", std::string(DtypeName(tensor.dtype)), " [", absl::StrJoin(tensor.shape, ", "),
-      "]) holds ", KindOf(data + element * DtypeBytes(tensor.dtype), tensor.dtype), " at index ", element, ", [row ",
-      element / cols, ", col ", element % cols,
-      "]; a version with such a weight is never sent: mend it in the trainer and publish again"));
+      "]) holds ", KindOf(value, tensor.dtype), " at index ", element, ", [row ", element / cols, ", col ",
+      element % cols, "]; a version with such a weight is never sent: mend it in the trainer and publish again"));
 }
 
-}  // namespace wsync::host
+}  // namespace wsync

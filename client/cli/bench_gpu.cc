@@ -1,0 +1,345 @@
+#include "client/cli/bench_gpu.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "client/cli/peer_process.h"
+#include "client/cli/terminal.h"
+#include "server/backend/cuda/backend.h"
+#include "server/backend/cuda/probe.h"
+#include "server/core/clock.h"
+#include "server/core/plan.h"
+
+namespace wsync::cli {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kWarmUps = 3;                            // the first opens the session, the others fill caches and pools
+constexpr int kCeilingRuns = 7;                        // medians of these, after one that warms up
+constexpr absl::Duration kSetUp = absl::Minutes(5);    // to fill 60 GB of weights
+constexpr absl::Duration kOneSync = absl::Minutes(2);  // above every deadline of the agents
+constexpr int64_t kCopyBytes = int64_t{4} << 30;       // far larger than any cache
+
+double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+struct Samples {
+  std::vector<double> quantize, wire, verify, apply, released, committed, pause;
+};
+
+struct Peers {
+  std::unique_ptr<PeerProcess> feeder;
+  std::vector<std::unique_ptr<PeerProcess>> engines;
+};
+
+absl::Status StartPeers(const GpuBenchOptions& options, const LocalCluster& cluster, Peers* peers,
+                        GpuBenchResult* result) {
+  auto feeder = PeerProcess::Start(
+      "the feeder", {"bench-feeder", "--device", absl::StrCat(options.devices[0]), "--socket", cluster.trainer_socket(),
+                     "--shapes", options.shapes, "--model", options.model});
+  if (!feeder.ok()) return feeder.status();
+  peers->feeder = *std::move(feeder);
+  for (size_t i = 1; i < options.devices.size(); ++i) {
+    auto engine = PeerProcess::Start(absl::StrCat("engine ", i - 1),
+                                     {"bench-engine", "--device", absl::StrCat(options.devices[i]), "--socket",
+                                      cluster.rollout_socket(static_cast<int>(i) - 1)});
+    if (!engine.ok()) return engine.status();
+    peers->engines.push_back(*std::move(engine));
+  }
+  const auto registered = peers->feeder->Hear(kSetUp);
+  if (!registered.ok()) return registered.status();
+  const json& r = registered->at("registered");
+  result->tensors = r.at("tensors");
+  result->quantized_tensors = r.at("quantized_tensors");
+  result->source_bytes = r.at("source_bytes");
+  result->payload_bytes = r.at("payload_bytes");
+  result->wire_bytes = r.at("wire_bytes");
+  result->buckets = r.at("buckets");
+  result->register_ms = r.at("ms");
+  for (const auto& engine : peers->engines) {
+    const auto attached = engine->Hear(kSetUp);
+    if (!attached.ok()) return attached.status();
+    result->attach_ms = std::max(result->attach_ms, attached->at("attached").at("ms").get<double>());
+  }
+  return cluster
+      .WaitFor(
+          [&](const v1::JobStatus& status) {
+            return std::count_if(status.members().begin(), status.members().end(), [](const v1::MemberStatus& m) {
+                     return m.role() == "rollout" && m.state() == "ready";
+                   }) == static_cast<int64_t>(peers->engines.size());
+          },
+          kSetUp, "all engines attached")
+      .status();
+}
+
+absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* samples) {
+  if (absl::Status status = peers.feeder->Order(absl::StrCat("publish ", version)); !status.ok()) return status;
+  const auto committed = peers.feeder->Hear(kOneSync);
+  if (!committed.ok()) return committed.status();
+  double wire = 0, verify = 0, apply = 0, pause = 0;
+  const json& report = committed->at("report");
+  for (const json& replica : report.at("replicas")) {
+    if (!replica.at("applied").get<bool>()) {
+      return absl::AbortedError(
+          absl::StrCat(replica.value("replica", ""), " was left out: ", replica.value("reason", "")));
+    }
+    const json& timings = replica.at("timings");
+    wire = std::max(wire, timings.at("transfer_ms").get<double>());
+    verify = std::max(verify, timings.at("check_ms").get<double>());
+    apply = std::max(apply, timings.at("apply_ms").get<double>());
+  }
+  for (const auto& engine : peers.engines) {
+    const auto applied = engine->Hear(kOneSync);
+    if (!applied.ok()) return applied.status();
+    if (applied->at("applied") != version) return absl::InternalError("an engine took another version than the last");
+    pause = std::max(pause, applied->at("pause_ms").get<double>());
+  }
+  if (!measured) return absl::OkStatus();
+  samples->quantize.push_back(report.at("encode_ms"));
+  samples->wire.push_back(wire);
+  samples->verify.push_back(verify);
+  samples->apply.push_back(apply);
+  samples->pause.push_back(pause);
+  samples->released.push_back(committed->at("released_ms"));
+  samples->committed.push_back(committed->at("committed_ms"));
+  return absl::OkStatus();
+}
+
+// What nvidia-smi says that a process holds on its GPU; -1 when it does not know the process.
+int64_t DeviceBytesOf(pid_t pid) {
+  std::FILE* pipe = popen("nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>&1", "r");
+  if (pipe == nullptr) return -1;
+  int64_t bytes = -1;
+  char line[256];
+  while (std::fgets(line, sizeof(line), pipe) != nullptr) {
+    const std::pair<std::string, std::string> fields = absl::StrSplit(line, absl::MaxSplits(", ", 1));
+    int64_t its_pid = 0, mib = 0;
+    if (absl::SimpleAtoi(fields.first, &its_pid) && absl::SimpleAtoi(fields.second, &mib) && its_pid == pid) {
+      bytes = std::max<int64_t>(bytes, 0) + (mib << 20);
+    }
+  }
+  pclose(pipe);
+  return bytes;
+}
+
+absl::Status RunSyncs(const GpuBenchOptions& options, GpuBenchResult* result) {
+  LocalCluster::Options cluster_options;
+  cluster_options.rollouts = static_cast<int>(options.devices.size()) - 1;
+  cluster_options.devices = options.devices;
+  cluster_options.trainer_flags = options.trainer_flags;
+  cluster_options.trainer_flags.emplace_back("transfer.source_mode", options.source_mode);
+  cluster_options.rollout_flags = options.rollout_flags;
+  cluster_options.rollout_flags.emplace_back("transfer.sink_mode", options.sink_mode);
+  const auto cluster = LocalCluster::Start(std::move(cluster_options));
+  if (!cluster.ok()) return cluster.status();
+  Peers peers;
+  absl::Status status = StartPeers(options, **cluster, &peers, result);
+  Samples samples;
+  for (int i = 0; status.ok() && i < kWarmUps + options.syncs; ++i) {
+    status = SyncOnce(peers, static_cast<uint64_t>(i) + 1, i >= kWarmUps, &samples);
+  }
+  if (!status.ok()) {
+    (*cluster)->Keep();
+    return absl::Status(status.code(), absl::StrCat(std::string(status.message()), "; the agents' logs are in ",
+                                                    (*cluster)->directory()));
+  }
+  result->memory.push_back({"wsync-trainer", DeviceBytesOf((*cluster)->trainer_pid())});
+  for (size_t i = 1; i < options.devices.size(); ++i) {
+    result->memory.push_back(
+        {absl::StrCat("wsync-rollout ", i - 1), DeviceBytesOf((*cluster)->rollout_pid(static_cast<int>(i) - 1))});
+  }
+  result->quantize_ms = Median(samples.quantize);
+  result->wire_ms = Median(samples.wire);
+  result->verify_ms = Median(samples.verify);
+  result->apply_ms = Median(samples.apply);
+  result->pause_ms = Median(samples.pause);
+  result->released_ms = Median(samples.released);
+  result->committed_ms = Median(samples.committed);
+  return absl::OkStatus();
+}
+
+// ---- ceilings
+
+struct Rank {
+  std::unique_ptr<cuda::CudaBackend> backend;
+  std::unique_ptr<Buffer> buffer;
+  std::unique_ptr<Transport> transport;
+  absl::Status status;
+};
+
+// One ncclBroadcast of everything: every rank a thread, as every rank is a thread of some process in real life.
+absl::StatusOr<double> MeasureBroadcastMs(const std::vector<int>& devices, int64_t bytes) {
+  std::vector<Rank> ranks(devices.size());
+  for (size_t i = 0; i < devices.size(); ++i) {
+    auto backend = cuda::CudaBackend::Create({.device = devices[i]});
+    if (!backend.ok()) return backend.status();
+    ranks[i].backend = *std::move(backend);
+    auto buffer = ranks[i].backend->memory().Allocate(bytes, "a broadcast to time");
+    if (!buffer.ok()) return buffer.status();
+    ranks[i].buffer = *std::move(buffer);
+  }
+  const std::string token = ranks[0].backend->NewSessionToken();
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    auto transport = ranks[i].backend->NewTransport(
+        {.token = token, .rank = static_cast<int32_t>(i), .world = static_cast<int32_t>(ranks.size())});
+    if (!transport.ok()) return transport.status();
+    ranks[i].transport = *std::move(transport);
+  }
+  const auto on_all = [&](const std::function<absl::Status(Rank&)>& work) {
+    std::vector<std::thread> threads;
+    for (Rank& rank : ranks) threads.emplace_back([&rank, &work] { rank.status.Update(work(rank)); });
+    for (std::thread& thread : threads) thread.join();
+    absl::Status status;
+    for (const Rank& rank : ranks) status.Update(rank.status);
+    return status;
+  };
+  const auto connect = [](Rank& rank) { return rank.transport->Connect(MonotonicNow() + absl::Seconds(30)); };
+  if (absl::Status status = on_all(connect); !status.ok()) return status;
+  std::vector<double> times;
+  for (int i = 0; i <= kCeilingRuns; ++i) {
+    const absl::Time begin = MonotonicNow();
+    const absl::Status status = on_all([bytes](Rank& rank) {
+      return rank.transport->Broadcast(rank.buffer->data(), bytes, nullptr)->Wait(MonotonicNow() + absl::Seconds(30));
+    });
+    if (!status.ok()) return status;
+    if (i > 0) times.push_back(absl::ToDoubleMilliseconds(MonotonicNow() - begin));
+  }
+  return Median(std::move(times));
+}
+
+absl::Status MeasureCeilings(GpuBenchResult* result) {
+  const std::vector<int>& devices = result->options.devices;
+  for (const int device : devices) {
+    auto probe = cuda::Probe::Open(device);
+    if (!probe.ok()) return probe.status();
+    result->device_names.push_back((*probe)->device_name());
+    if (device == devices.front()) {
+      const auto copy = (*probe)->CopySeconds(kCopyBytes, kCeilingRuns);
+      if (!copy.ok()) return copy.status();
+      result->copy_bytes_per_second = 2.0 * kCopyBytes / *copy;
+    }
+    if (device == devices.back()) {
+      const auto copy = (*probe)->CopySeconds(result->payload_bytes, kCeilingRuns);
+      if (!copy.ok()) return copy.status();
+      result->payload_copy_ms = *copy * 1e3;
+    }
+  }
+  const auto broadcast = MeasureBroadcastMs(devices, result->wire_bytes);
+  if (!broadcast.ok()) return broadcast.status();
+  result->broadcast_ms = *broadcast;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+double GpuBenchResult::QuantizeRatio() const {
+  return static_cast<double>(source_bytes + payload_bytes) / (quantize_ms / 1e3) / copy_bytes_per_second;
+}
+
+absl::StatusOr<GpuBenchResult> MeasureGpuSync(const GpuBenchOptions& options) {
+  const int there = cuda::DeviceCount();
+  if (options.devices.size() < 2) {
+    return absl::InvalidArgumentError("a sync between GPUs takes at least two: NCCL takes one rank per GPU");
+  }
+  for (const int device : options.devices) {
+    if (device < 0 || device >= there) {
+      return absl::FailedPreconditionError(absl::StrCat("no GPU ", device, ": this process sees ", there,
+                                                        "; choose with --devices, or measure --backend host"));
+    }
+  }
+  GpuBenchResult result;
+  result.options = options;
+  if (absl::Status status = RunSyncs(options, &result); !status.ok()) return status;
+  if (absl::Status status = MeasureCeilings(&result); !status.ok()) return status;
+  return result;
+}
+
+void PrintTable(const GpuBenchResult& r) {
+  const bool color = UseColor(stdout);
+  std::printf("%s, %s source, %s sinks, %d syncs\n",
+              (r.options.model.empty() ? r.options.shapes : r.options.model).c_str(), r.options.source_mode.c_str(),
+              r.options.sink_mode.c_str(), r.options.syncs);
+  for (const std::string& name : r.device_names) std::printf("  %s\n", name.c_str());
+  std::printf("  %s tensors (%s quantized), %s -> %s payload, %s on the wire in %s buckets\n\n",
+              FormatCount(r.tensors).c_str(), FormatCount(r.quantized_tensors).c_str(),
+              FormatBytes(static_cast<double>(r.source_bytes)).c_str(),
+              FormatBytes(static_cast<double>(r.payload_bytes)).c_str(),
+              FormatBytes(static_cast<double>(r.wire_bytes)).c_str(), FormatCount(r.buckets).c_str());
+  Table stages({"STAGE (MEDIANS)", "TIME", "CEILING, SAME RUN", "TIME", "RATIO"});
+  for (const size_t column : {1, 3, 4}) stages.AlignRight(column);
+  const auto ms = [](double value) { return absl::StrFormat("%.2f ms", value); };
+  const auto ratio = [](double value, double ceiling) { return absl::StrFormat("%.2f", value / ceiling); };
+  const double copy_ms = static_cast<double>(r.source_bytes + r.payload_bytes) / r.copy_bytes_per_second * 1e3;
+  stages.Add(
+      {"quantize", ms(r.quantize_ms), "copying as many bytes on the GPU", ms(copy_ms), ratio(r.quantize_ms, copy_ms)});
+  stages.Add({"wire", ms(r.wire_ms), "one ncclBroadcast", ms(r.broadcast_ms), ratio(r.wire_ms, r.broadcast_ms)});
+  stages.Add({"verify, not hidden", ms(r.verify_ms), "", "", ""});
+  stages.Add({"apply", ms(r.apply_ms), "copying the payload on the GPU", ms(r.payload_copy_ms),
+              r.apply_ms > 0 ? ratio(r.apply_ms, r.payload_copy_ms) : ""});
+  stages.Add({"engine pause", ms(r.pause_ms), "copying the payload on the GPU", ms(r.payload_copy_ms),
+              ratio(r.pause_ms, r.payload_copy_ms)});
+  stages.Add({"publish -> released", ms(r.released_ms), "quantize, above", ms(r.quantize_ms),
+              ratio(r.released_ms, r.quantize_ms)});
+  stages.Add({"publish -> committed", ms(r.committed_ms), "one ncclBroadcast", ms(r.broadcast_ms),
+              ratio(r.committed_ms, r.broadcast_ms)});
+  std::printf("%s\n", stages.Render(color).c_str());
+  std::printf("device copy %s (read + written), quantizer %.0f%% of it; ncclBroadcast %s; register %s, attach %s\n\n",
+              FormatRate(r.copy_bytes_per_second).c_str(), 100 * r.QuantizeRatio(),
+              FormatRate(static_cast<double>(r.wire_bytes) / r.broadcast_ms * 1e3).c_str(),
+              FormatMs(r.register_ms).c_str(), FormatMs(r.attach_ms).c_str());
+  Table memory({"GPU MEMORY HELD", "BYTES"});
+  memory.AlignRight(1);
+  for (const auto& m : r.memory) {
+    memory.Add({m.agent, m.device_bytes < 0 ? "unknown" : FormatBytes(static_cast<double>(m.device_bytes))});
+  }
+  std::printf("%s", memory.Render(color).c_str());
+}
+
+void PrintJson(const GpuBenchResult& r) {
+  nlohmann::ordered_json out = {{"model", r.options.model.empty() ? r.options.shapes : r.options.model},
+                                {"source_mode", r.options.source_mode},
+                                {"sink_mode", r.options.sink_mode},
+                                {"syncs", r.options.syncs},
+                                {"devices", r.device_names},
+                                {"tensors", r.tensors},
+                                {"quantized_tensors", r.quantized_tensors},
+                                {"buckets", r.buckets},
+                                {"source_bytes", r.source_bytes},
+                                {"payload_bytes", r.payload_bytes},
+                                {"wire_bytes", r.wire_bytes},
+                                {"register_ms", r.register_ms},
+                                {"attach_ms", r.attach_ms},
+                                {"quantize_ms", r.quantize_ms},
+                                {"wire_ms", r.wire_ms},
+                                {"verify_ms", r.verify_ms},
+                                {"apply_ms", r.apply_ms},
+                                {"pause_ms", r.pause_ms},
+                                {"released_ms", r.released_ms},
+                                {"committed_ms", r.committed_ms},
+                                {"copy_bytes_per_second", r.copy_bytes_per_second},
+                                {"payload_copy_ms", r.payload_copy_ms},
+                                {"broadcast_ms", r.broadcast_ms},
+                                {"quantize_ratio", r.QuantizeRatio()},
+                                {"committed_ratio", r.committed_ms / r.broadcast_ms}};
+  for (const auto& m : r.memory) {
+    out["memory"].push_back(
+        {{"agent", m.agent}, {"device_bytes", m.device_bytes < 0 ? json(nullptr) : json(m.device_bytes)}});
+  }
+  std::printf("%s\n", out.dump(2).c_str());
+}
+
+}  // namespace wsync::cli

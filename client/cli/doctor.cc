@@ -1,0 +1,119 @@
+// wsync doctor: what this machine has for wsync, and what to do about what it lacks.
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "client/cli/command.h"
+#include "client/cli/terminal.h"
+#include "kernels/quantize.h"
+#include "server/rpc/version.h"
+#ifdef WSYNC_HAVE_CUDA
+#include "server/backend/cuda/probe.h"
+#endif
+
+namespace wsync::cli {
+namespace {
+
+enum class Verdict { kGood, kAdvice, kBad };
+
+struct Finding {
+  std::string what;
+  Verdict verdict = Verdict::kGood;
+  std::string found;
+  std::string advice;
+};
+
+Finding SharedMemory() {
+  struct statvfs stats = {};
+  if (statvfs("/dev/shm", &stats) != 0) {
+    return {"shared memory", Verdict::kBad, "no /dev/shm", "mount a tmpfs there: the host backend moves weights in it"};
+  }
+  const auto free = static_cast<double>(stats.f_bavail) * static_cast<double>(stats.f_frsize);
+  Finding finding{"shared memory", Verdict::kGood, absl::StrCat(FormatBytes(free), " free in /dev/shm"), ""};
+  if (free < 1e9) {
+    finding.verdict = Verdict::kAdvice;
+    finding.advice = "BF16 weights must fit for `wsync publish`; in a container, raise --shm-size";
+  }
+  return finding;
+}
+
+#ifdef WSYNC_HAVE_CUDA
+// Without MPS the processes of one GPU take turns, and an engine stalls while its agent works.
+Finding Mps() {
+  const char* const folder = std::getenv("CUDA_MPS_PIPE_DIRECTORY");
+  const std::string control = absl::StrCat(folder != nullptr ? folder : "/tmp/nvidia-mps", "/control");
+  struct stat info = {};
+  if (stat(control.c_str(), &info) == 0) return {"CUDA MPS", Verdict::kGood, "its control daemon is there", ""};
+  return {
+      "CUDA MPS", Verdict::kAdvice, "not running",
+      "start `nvidia-cuda-mps-control -d` before agents and engines: without it an engine's steps wait for its agent"};
+}
+
+std::vector<Finding> Gpus() {
+  std::vector<Finding> findings;
+  const int count = cuda::DeviceCount();
+  if (count == 0) {
+    return {{"GPU", Verdict::kAdvice, "none that this process sees",
+             "backend host works without; for backend cuda check `nvidia-smi` and CUDA_VISIBLE_DEVICES"}};
+  }
+  for (int i = 0; i < count; ++i) {
+    const auto facts = cuda::FactsOf(i);
+    if (!facts.ok()) {
+      findings.push_back({absl::StrCat("GPU ", i), Verdict::kBad, std::string(facts.status().message()), ""});
+      continue;
+    }
+    findings.push_back({absl::StrCat("GPU ", i), Verdict::kGood,
+                        absl::StrCat(facts->name, ", ", FormatBytes(static_cast<double>(facts->free_bytes)), " of ",
+                                     FormatBytes(static_cast<double>(facts->total_bytes)), " free"),
+                        ""});
+  }
+  const auto nccl = cuda::NcclInUse();
+  findings.push_back(nccl.ok() ? Finding{"NCCL", Verdict::kGood, *nccl, ""}
+                               : Finding{"NCCL", Verdict::kBad, std::string(nccl.status().message()), ""});
+  findings.push_back(Mps());
+  return findings;
+}
+#else
+std::vector<Finding> Gpus() {
+  return {{"CUDA", Verdict::kAdvice, "this wsync was built without CUDA",
+           "build it where nvcc and nccl.h are found for backend cuda"}};
+}
+#endif
+
+ExitCode Run() {
+  std::vector<Finding> findings = {
+      {"wsync", Verdict::kGood, std::string(kSoftware), ""},
+      {"encoder", Verdict::kGood, absl::StrCat("SIMD level ", std::string(SimdLevel())), ""},
+      SharedMemory()};
+  for (Finding& finding : Gpus()) findings.push_back(std::move(finding));
+  const bool color = UseColor(stdout);
+  Table table({"", "WHAT", "FOUND"});
+  bool bad = false;
+  for (const Finding& finding : findings) {
+    bad |= finding.verdict == Verdict::kBad;
+    const std::string mark = finding.verdict == Verdict::kGood     ? Paint("ok", Color::kGreen, color)
+                             : finding.verdict == Verdict::kAdvice ? Paint("note", Color::kYellow, color)
+                                                                   : Paint("BAD", Color::kRed, color);
+    table.Add({mark, finding.what, finding.found});
+    if (!finding.advice.empty()) table.Add({"", "", "-> " + finding.advice});
+  }
+  std::fputs(table.Render(color).c_str(), stdout);
+  return bad ? kError : kOk;
+}
+
+}  // namespace
+
+void AddDoctor(CLI::App& app) {
+  AddCommand(app, "doctor", "Show what this machine has for wsync: GPUs, NCCL, MPS, shared memory",
+             "  wsync doctor\n"
+             "  WSYNC_NCCL_LIBRARY=/opt/nccl/libnccl.so.2 wsync doctor      another NCCL than the system's\n",
+             [] { return Run(); });
+}
+
+}  // namespace wsync::cli

@@ -1,0 +1,20 @@
+// The error that a NaN or an infinity in a weight gives, on every backend. Stateless.
+#ifndef WSYNC_SERVER_BACKEND_NONFINITE_H_
+#define WSYNC_SERVER_BACKEND_NONFINITE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "server/core/catalog.h"
+
+namespace wsync {
+
+// INVALID_ARGUMENT naming tensor, dtype and shape, which value it is, its flat index and its [row, col]. `value`: the
+// bytes of element `element`, in host memory.
+// REQUIRES: it is a NaN or an infinity.
+absl::Status NonFiniteError(const Tensor& tensor, int64_t element, const std::byte* value);
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_BACKEND_NONFINITE_H_
