@@ -209,7 +209,8 @@ void AddPlan(CLI::App& app) {
   arguments->recipe.AddTo(*command);
   command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once, such as 64MiB")
       ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str();
+      ->type_name("SIZE")
+      ->default_str("256MiB");
   command->add_option("--ring-slots", arguments->ring_slots, "buckets in flight in modes ring and in_place")
       ->check(CLI::Range(2, 64))
       ->capture_default_str();

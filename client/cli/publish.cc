@@ -71,9 +71,12 @@ ExitCode Run(const PublishArguments& arguments) {
   };
   const auto report = (*client)->Publish(version, observer);
   bar.Clear();
-  const absl::Status unregistered = (*client)->Unregister();
-  if (!report.ok()) return Fail(report.status());
-  if (!unregistered.ok()) return Fail(unregistered);
+  if (!report.ok()) {
+    (*client)->Unregister().IgnoreError();  // the reason is what matters
+    return Fail(report.status());
+  }
+  // Not unregistered: the agent's copy goes on serving replicas that come or come back, and whoever publishes next
+  // takes over from a process that has ended.
   PrintReport(*report);
   return Judge(*report);
 }
@@ -82,11 +85,13 @@ ExitCode Run(const PublishArguments& arguments) {
 
 void AddPublish(CLI::App& app) {
   auto arguments = std::make_shared<PublishArguments>();
-  CLI::App* command = AddCommand(app, "publish", "Send a checkpoint to every rollout, through a trainer agent",
-                                 "  wsync publish --model Qwen2.5-7B --version 7\n"
-                                 "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
-                                 "\nExit codes: 0 every replica serves it, 3 some were left out, 4 no agent.\n",
-                                 [arguments] { return Run(*arguments); });
+  CLI::App* command =
+      AddCommand(app, "publish", "Send a checkpoint to every rollout, through a trainer agent",
+                 "  wsync publish --model Qwen2.5-7B --version 7\n"
+                 "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
+                 "\nReplicas that attach later get the version too: the agent keeps its FP8 copy (source_mode: full)."
+                 "\nExit codes: 0 every replica serves it, 3 some were left out, 4 no agent.\n",
+                 [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file")->required();
   command
       ->add_option("--version", arguments->version,

@@ -192,8 +192,9 @@ std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
   *agree = status.has_last_version();
   for (const v1::MemberStatus& m : status.members()) {
     const v1::Hash& got = m.serving().content_digest();
-    const bool same = m.serving().version() == status.last_version().version() && got.high() == want.high() &&
-                      got.low() == want.low() && m.state() != "torn" && m.state() != "lost";
+    const bool same = m.serving().version() != 0 && m.serving().version() == status.last_version().version() &&
+                      got.high() == want.high() && got.low() == want.low() && m.state() != "torn" &&
+                      m.state() != "lost";
     if (!same) *agree = false;
     const std::string verdict = same                         ? Paint("equal", Color::kGreen, color)
                                 : m.serving().version() == 0 ? Paint("serves nothing", Color::kRed, color)

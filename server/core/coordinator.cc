@@ -232,7 +232,9 @@ void Coordinator::Impl::On(const event::ReadyChanged& event) {
   if (!member->ready && member->reason.empty()) member->reason = "it gave no reason";
   if (member->ready && !was_ready) Log(action::Log::kInfo, Describe(*member) + " is ready");
   if (!member->ready && (was_ready || member->reason != former_reason)) {
-    Log(action::Log::kWarn, absl::StrCat(Describe(*member), " is not ready: ", member->reason));
+    // On its way to ready it is news, afterwards it is trouble.
+    Log(was_ready ? action::Log::kWarn : action::Log::kInfo,
+        absl::StrCat(Describe(*member), " is not ready: ", member->reason));
   }
   AdoptServing(*member);
 }

@@ -80,7 +80,8 @@ void Judge(StatusSnapshot& snapshot) {
   }
   if (problems > 0) {
     snapshot.state = SyncState::kDegraded;
-    if (problems > 1) absl::StrAppend(&snapshot.reason, " (and ", problems - 1, " more)");
+    if (problems > 1)
+      absl::StrAppend(&snapshot.reason, " (and ", problems - 1, problems == 2 ? " more problem)" : " more problems)");
   } else if (snapshot.round.has_value()) {
     snapshot.state = SyncState::kSyncing;
     snapshot.reason = RoundText(*snapshot.round);

@@ -76,7 +76,7 @@ absl::StatusOr<std::unique_ptr<RolloutAgent>> RolloutAgent::Start(
     std::shared_ptr<grpc::ChannelCredentials> credentials) {
   auto impl = std::make_unique<Impl>(config, std::move(backend), std::move(credentials));
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start({.address = config.local_socket(), .services = {&impl->service}});
+      RpcServer::Start({.address = config.local_socket(), .services = {&impl->service}, .config_key = "local_socket"});
   if (!server.ok()) return server.status();
   impl->server = *std::move(server);
   impl->server->SetServing(true);

@@ -82,6 +82,7 @@ void RegisterCall::Decide() {
     reply_->set_payload_bytes(static_cast<uint64_t>(plan.payload_bytes));
     reply_->set_wire_bytes(static_cast<uint64_t>(plan.wire_bytes));
     reply_->set_buckets(plan.buckets);
+    *reply_->mutable_committed() = ToProto(registered->committed);
     Finish(grpc::Status::OK);
   });
 }

@@ -98,7 +98,11 @@ absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
     SettleNow();
     return status;
   }
-  loop_->RunAndWait([this, &registration, &install] { Announce(registration, install); });
+  ServedVersion committed;
+  loop_->RunAndWait([this, &registration, &install, &committed] {
+    Announce(registration, install);
+    committed = loop_->Snapshot().committed;
+  });
   const PlanInfo info = registration->Info();
   LogInfo("weights registered", {{"pid", absl::StrCat(registration->owner().pid())},
                                  {"tensors", absl::StrCat(info.tensors)},
@@ -106,7 +110,7 @@ absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
                                  {"wire_bytes", absl::StrCat(info.wire_bytes)},
                                  {"buckets", absl::StrCat(info.buckets)},
                                  {"plan", info.plan_hash.ShortHex()}});
-  return Registered{registration->id(), info};
+  return Registered{registration->id(), info, committed};
 }
 
 absl::Status Registrar::MayReplace(const RegistrationRequest& request) {

@@ -30,6 +30,7 @@ namespace wsync {
 struct Registered {
   std::string id;
   PlanInfo plan;
+  ServedVersion committed;  // what the group has
 };
 
 class Registrar {

@@ -115,6 +115,11 @@ TEST(VerifyView, AgreesOnlyWhenEveryMemberServesTheCommittedContent) {
   status.mutable_members(0)->set_state("torn");
   EXPECT_THAT(RenderVerify(status, false, &agree), HasSubstr("torn"));
   EXPECT_FALSE(agree);
+
+  status = v1::JobStatus();  // nothing was published: there is nothing to be equal to
+  AddMember(status, "new", "ready", 0, 0);
+  EXPECT_THAT(RenderVerify(status, false, &agree), AllOf(HasSubstr("serves nothing"), Not(HasSubstr("equal"))));
+  EXPECT_FALSE(agree);
 }
 
 TEST(Units, AreWhatPeopleRead) {

@@ -58,9 +58,13 @@ TEST_F(Cli, EveryCommandHasHelpWithExamples) {
 }
 
 TEST_F(Cli, UsageErrorsExitWithTwo) {
-  EXPECT_EQ(Wsync("").exit_code, 2);
-  EXPECT_EQ(Wsync("staus").exit_code, 2);
-  EXPECT_EQ(Wsync("quantize only-one").exit_code, 2);
+  const Run nothing = Wsync(""), typo = Wsync("staus"), incomplete = Wsync("quantize only-one");
+  EXPECT_EQ(nothing.exit_code, 2);
+  EXPECT_THAT(nothing.output, HasSubstr("Examples:"));
+  EXPECT_EQ(typo.exit_code, 2);
+  EXPECT_EQ(typo.output, "wsync: there is no command 'staus'; did you mean 'wsync status'?\n");
+  EXPECT_EQ(incomplete.exit_code, 2);
+  EXPECT_THAT(incomplete.output, AllOf(HasSubstr("wsync quantize: OUT"), HasSubstr("'wsync quantize --help'")));
   EXPECT_EQ(Wsync("quantize a b --granularity row").exit_code, 2);
   EXPECT_EQ(Wsync("plan").exit_code, 2);
 }
@@ -126,6 +130,19 @@ TEST_F(Cli, PublishedAndExportedBytesEqualTheOfflineQuantizers) {
   const auto checkpoint = Checkpoint::Open(directory_ + "/fp8");
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   EXPECT_EQ((*checkpoint)->tensors().size(), 17u + 9u);
+}
+
+// Publishing leaves the version behind: it can be had after the command has ended, and the next one comes after it.
+TEST_F(Cli, PublishedVersionOutlivesTheCommandAndTheNextOneIsNewer) {
+  const std::string model = WriteModel();
+  Start(1, {{"coordinator.min_replicas", "0"}});
+  engines_.clear();
+  const std::string publish = absl::StrCat("publish --model ", model, " -s ", cluster_->trainer_socket());
+  EXPECT_THAT(Wsync(publish + " --version 5").output, HasSubstr("version 5 committed"));
+  const Run late = Wsync(absl::StrCat("export --out ", directory_, "/late -s ", cluster_->rollout_socket(0)));
+  EXPECT_EQ(late.exit_code, 0) << late.output;
+  EXPECT_THAT(late.output, HasSubstr("version 5, 26 tensors"));
+  EXPECT_THAT(Wsync(publish).output, HasSubstr("version 6 committed"));
 }
 
 TEST_F(Cli, ExportedCheckpointIsByteEqualToQuantize) {

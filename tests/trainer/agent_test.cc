@@ -337,6 +337,20 @@ TEST_F(AgentTest, RestartedTrainerWithTheSamePlanDisturbsNobody) {
   EXPECT_EQ(a->Count(Message::kCatalog), 1u);
 }
 
+TEST_F(AgentTest, RegistrationTellsWhatTheGroupHas) {
+  StartAgent();
+  v1::RegisterReply reply;
+  ASSERT_TRUE(Register(2, &reply).ok());
+  EXPECT_EQ(reply.committed().version(), 0u);
+  auto a = NewMember();
+  a->JoinAndGetReady("a");
+  const v1::Hash content = ContentOf(2);
+  ASSERT_TRUE(Sync(reply.registration_id(), 7, {a.get()}, content).status.ok());
+  ASSERT_TRUE(Register(2, &reply, /*replace=*/true, "/second").ok());
+  EXPECT_EQ(reply.committed().version(), 7u);
+  EXPECT_EQ(reply.committed().content_digest().low(), content.low());
+}
+
 TEST_F(AgentTest, RegistrationErrorsNameTheTensor) {
   StartAgent();
   grpc::ClientContext context;
