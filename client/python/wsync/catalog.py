@@ -169,5 +169,8 @@ def report_from(message: Any) -> VersionReport:
     )
 
 
+_TENSOR = _wire.message("Tensor")
+
+
 def tensor_message(name: str, dtype: int, shape: tuple[int, ...]) -> Any:
-    return _wire.message("Tensor")(name=name, dtype=dtype, shape=shape)
+    return _TENSOR(name=name, dtype=dtype, shape=shape)

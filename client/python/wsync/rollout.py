@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 
 from . import _rpc, _wire, memory
-from .catalog import Dtype, Output, Plan, Timings, hash_text, matrix, output_from, timings_from
+from .catalog import Dtype, Output, Plan, Timings, hash_text, matrix, output_from, tensor_message, timings_from
 from .errors import AgentUnavailable, CatalogMismatch, DeadlineExceeded, DestinationsMoved
 from .errors import MemoryNotShareable, NotAttached, TornUpdate, WsyncError
 from .tensors import Tensor, View, is_torch, pointer_reader, view_of
@@ -360,6 +360,9 @@ class _Engine:
             )
 
 
+_DESTINATION = _wire.message("Destination")
+
+
 def _tensor(target: Tensor | View) -> Tensor:
     return target.tensor if isinstance(target, View) else target
 
@@ -377,14 +380,14 @@ def _destination(destination: Destination, handles: memory.Handles) -> Any:
     all_rows, all_cols = matrix(shape)
     rows = destination.rows or (0, all_rows)
     cols = destination.cols or (0, all_cols)
-    if (rows[1] - rows[0], cols[1] - cols[0]) != (view.rows, view.cols):
+    if (rows[1] - rows[0], cols[1] - cols[0]) != matrix(view.shape):
         raise CatalogMismatch(
             f"'{name}': rows {rows} x columns {cols} do not fit the target's {view.rows} x {view.cols}", names=[name]
         )
     handle, offset = handles.locate(name, view)
     dtype = view.dtype if destination.dtype is None else destination.dtype
-    return _wire.message("Destination")(
-        output=_wire.message("Tensor")(name=name, dtype=dtype, shape=shape),
+    return _DESTINATION(
+        output=tensor_message(name, dtype, shape),
         row_begin=rows[0],
         row_end=rows[1],
         col_begin=cols[0],

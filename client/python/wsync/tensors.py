@@ -47,7 +47,14 @@ def dtype_of(dtype: Any) -> Dtype:
         raise TypeError(f"dtype {dtype} cannot be moved; known are {', '.join(_BY_NAME)}") from None
 
 
-_torch_dtypes: dict[Any, Dtype] = {}  # str() of a torch dtype is slow where there are 18,867
+_dtypes: dict[Any, Dtype] = {}  # names of dtypes are slow where there are 18,867 tensors
+
+
+def _cached_dtype(dtype: Any) -> Dtype:
+    found = _dtypes.get(dtype)
+    if found is None:
+        found = _dtypes[dtype] = dtype_of(dtype)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        return self.rows * self.cols * self.dtype.itemsize
+        rows, cols = matrix(self.shape)
+        return rows * cols * self.dtype.itemsize
 
 
 def view_of(tensor: Tensor) -> View:
@@ -82,7 +90,7 @@ def view_of(tensor: Tensor) -> View:
     interface = getattr(tensor, "__array_interface__", None)
     if interface is None:
         raise TypeError(f"expected a torch.Tensor or a numpy.ndarray, got {type(tensor).__name__}")
-    dtype = dtype_of(tensor.dtype)
+    dtype = _cached_dtype(tensor.dtype)
     shape = tuple(tensor.shape)
     strides = tuple(stride // dtype.itemsize for stride in tensor.strides)
     contiguous = bool(tensor.flags.c_contiguous)
@@ -97,9 +105,7 @@ def _torch_view(tensor: Tensor) -> View:
                 next_step="register buffers of the full shape, and give full_tensor()s to publish(version, weights=...)",
             )
         tensor = plain(tensor)
-    dtype = _torch_dtypes.get(tensor.dtype)
-    if dtype is None:
-        dtype = _torch_dtypes[tensor.dtype] = dtype_of(tensor.dtype)
+    dtype = _cached_dtype(tensor.dtype)
     shape = tuple(tensor.shape)
     contiguous = tensor.is_contiguous()
     if contiguous:
