@@ -89,4 +89,4 @@ class EngineThread:
     def stop(self) -> None:
         self.rollout.close()
         self._thread.join(30)
-        assert not self._thread.is_alive()
+        assert not self._thread.is_alive() and self.error is None, self.error

@@ -93,7 +93,7 @@ def test_nan_in_a_weight_fails_the_version_and_names_it(cluster: Cluster) -> Non
         with pytest.raises(wsync.InvalidWeights) as error:
             trainer.publish(2).committed()
         assert_helpful(error, "model.layers.0.mlp.up_proj.weight")
-        assert engine.rollout.serving_version == 1
+        eventually(lambda: engine.rollout.serving_version == 1, "the version before is served on")
         randomize(weights, 2)
         assert trainer.publish(2).committed().applied
         engine.stop()
@@ -150,7 +150,7 @@ def test_the_trainer_registers_again_by_itself_when_its_agent_restarted(cluster:
         randomize(weights, 2)
         assert trainer.publish(2).committed().applied
         assert_same_weights(engine.weights, weights)
-        assert engine.rollout.serving_version == 2
+        eventually(lambda: engine.rollout.serving_version == 2, "the engine heard of it")
         engine.stop()
 
 

@@ -110,6 +110,8 @@ class Rollout:
             if update is not None:
                 yield Update(update)
                 give_up = None if timeout is None else loop.time() + timeout
+            elif not self.sync.attached:
+                return
             elif give_up is not None and loop.time() >= give_up:
                 raise DeadlineExceeded("no update came from the rollout agent in time")
 
@@ -128,6 +130,6 @@ class Rollout:
 
 def _next_update(rollout: _rollout.Rollout, timeout: float) -> _rollout.Update | None:
     try:
-        return next(rollout.updates(timeout=timeout))
+        return next(rollout.updates(timeout=timeout), None)
     except DeadlineExceeded:
         return None

@@ -112,6 +112,11 @@ class Rollout:
         """The memory holds parts of two versions: do not serve."""
         return self._torn
 
+    @property
+    def attached(self) -> bool:
+        """Whether an engine is attached, or will be again when its agent is back."""
+        return self._engine is not None
+
     # ---- attaching
 
     def plan(self, timeout: float = 60.0) -> Plan:
@@ -155,7 +160,8 @@ class Rollout:
             raise
 
     def _attach_now(self, timeout: float) -> Attached:
-        assert self._engine is not None
+        if self._engine is None:  # detached meanwhile
+            raise _Detached("the engine detached")
         self._connection.wait(min(self._timeout, timeout))
         try:
             reply = self._stub.attach(iter(self._engine.request), timeout=timeout)
@@ -170,9 +176,9 @@ class Rollout:
     def updates(self, *, timeout: float | None = None, reattach_timeout: float = 60.0) -> Iterator[Update]:
         """Yields each version for which the engine has to pause; `update.apply()` inside the pause.
 
-        Without end; `timeout`: DeadlineExceeded after this many seconds without a version. An agent that restarts is
-        attached to again, for `reattach_timeout` seconds; then AgentUnavailable. CatalogMismatch: the trainer
-        registered another catalog that the destinations do not fit.
+        Until `detach` or `close`, which another thread may call. `timeout`: DeadlineExceeded after this many seconds
+        without a version. An agent that restarts is attached to again, for `reattach_timeout` seconds; then
+        AgentUnavailable. CatalogMismatch: the trainer registered another catalog that the destinations do not fit.
         """
         deadline = _deadline(timeout)
         while True:
@@ -181,6 +187,8 @@ class Rollout:
             except AgentUnavailable:
                 self._reattach(reattach_timeout)
                 continue
+            except _Detached:
+                return
             if event.kind == "apply" or (event.kind == "prepare" and event.in_place):
                 yield Update(self, event)
                 deadline = _deadline(timeout)
@@ -191,7 +199,7 @@ class Rollout:
         None also while the agent is away: the engine serves on, and is attached again by a later poll.
         """
         try:
-            return next(self.updates(timeout=0.0, reattach_timeout=0.0))
+            return next(self.updates(timeout=0.0, reattach_timeout=0.0), None)
         except (DeadlineExceeded, AgentUnavailable):
             return None
 
@@ -223,6 +231,8 @@ class Rollout:
         return event
 
     def _reattach(self, timeout: float) -> None:
+        if self._stream is not None:
+            self._stream.close()
         give_up = time.monotonic() + timeout
         while True:
             left = give_up - time.monotonic()
@@ -240,6 +250,7 @@ class Rollout:
         """Takes the memory back: once it returns, the agent does not write there any more."""
         if self._stream is None:
             return
+        self._stream.detaching = True
         request = _wire.message("DetachRequest")(attachment_id=self._stream.attachment_id)
         try:
             self._stub.detach(request, timeout=timeout)
@@ -410,11 +421,16 @@ def _chunks(entries: list[Any], header: Any) -> list[Any]:
 # ---- the update stream
 
 
+class _Detached(NotAttached):
+    """The updates ended because this process detached."""
+
+
 class _Stream:
     """The Updates call: a thread reads it into a queue, so that waiting for it can have a deadline."""
 
     def __init__(self, connection: _rpc.Connection, stub: _wire.RolloutStub, attachment_id: str) -> None:
         self.attachment_id = attachment_id
+        self.detaching = False
         self._connection = connection
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._incoming: queue.SimpleQueue[Event | WsyncError] = queue.SimpleQueue()
@@ -428,6 +444,7 @@ class _Stream:
         self._outgoing.put(message)
 
     def close(self) -> None:
+        self.detaching = True
         self._call.cancel()
         self._outgoing.put(None)
 
@@ -441,6 +458,8 @@ class _Stream:
             end = _rpc.attach_error(self._connection, error)
             if code == grpc.StatusCode.NOT_FOUND:
                 end = NotAttached(f"updates: {_rpc.code_and_text(error)[1]}")
+        if self.detaching:
+            end = _Detached("the engine detached")
         self._outgoing.put(None)
         self._incoming.put(end)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .catalog import VersionReport
-from .errors import TornUpdate
-from .rollout import Outcome, Rollout
+from .errors import NotAttached
+from .rollout import Rollout
 from .tensors import Tensor, plain
 from .trainer import Publication, Trainer
 
@@ -98,10 +98,10 @@ class Receiver:
         self.rollout.attach(self._buffers, engine=self._engine, timeout=timeout)
 
     def _applied(self, timeout: float) -> bool:
-        outcome: Outcome = next(self.rollout.updates(timeout=timeout)).apply(timeout)
-        if self.rollout.torn:
-            raise TornUpdate(f"version {outcome.version}: {outcome.reason}")
-        return outcome.applied
+        update = next(self.rollout.updates(timeout=timeout), None)
+        if update is None:
+            raise NotAttached("receive: the receiver was closed")
+        return update.apply(timeout).applied
 
     def close(self) -> None:
         self.rollout.close()

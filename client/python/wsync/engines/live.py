@@ -89,7 +89,7 @@ class Live:
         """
         update, self._pending = self._pending, None
         try:
-            update = update or next(self.rollout.updates(timeout=timeout))
+            update = update or next(self.rollout.updates(timeout=timeout), None)
         except DeadlineExceeded:
             return None
-        return update.apply(timeout)
+        return update.apply(timeout) if update else None
