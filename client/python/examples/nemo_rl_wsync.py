@@ -1,0 +1,72 @@
+"""NeMo-RL: a checkpoint engine that carries weights with wsync.
+
+Written against `nemo_rl/utils/checkpoint_engines/base.py` of commit 2bce068 (main, 2026): abstract methods prepare,
+init_policy_process_group, init_rollout_process_group, send_weights, receive_weight_batches; a backend is named
+"module:Class". Not run here: NeMo-RL, vLLM and a GPU are not installed. What it rests on, wsync.streams, is tested.
+
+    policy.generation.checkpoint_engine.backend: "nemo_rl_wsync:WsyncCheckpointEngine"     # this file, on PYTHONPATH
+    policy.generation.checkpoint_engine.engine_kwargs: {trainer_socket: unix:///run/wsync/trainer.sock}
+
+With `recipe.preset: nemo` the trainer agent gives the same FP8 bytes as NeMo-RL's own quantizer, and the rollout side
+quantizes nothing. vLLM must have been started from an FP8 checkpoint (`wsync quantize --preset nemo`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import torch
+from nemo_rl.utils.checkpoint_engines.base import CheckpointEngine
+
+from wsync.streams import Receiver, Sender
+
+
+class WsyncCheckpointEngine(CheckpointEngine):
+    """Policy rank 0 sends; every vLLM worker receives from the rollout agent beside it."""
+
+    cleanup_after_load = False  # the buffers stay for the next version
+
+    def __init__(
+        self,
+        bucket_size: int,  # batches handed to vLLM's loader hold about this many bytes
+        trainer_socket: str = "unix:///run/wsync/trainer.sock",
+        rollout_socket: str = "unix:///run/wsync/rollout-{rank}.sock",
+    ) -> None:
+        self._bucket_size = bucket_size
+        self._trainer_socket, self._rollout_socket = trainer_socket, rollout_socket
+        self._sends = False
+        self._sender: Sender | None = None
+        self._receiver: Receiver | None = None
+
+    def prepare(self) -> dict[str, Any]:
+        return {}
+
+    def init_policy_process_group(self, *, worker_rank: int, **_: Any) -> None:
+        self._sends = worker_rank == 0
+
+    def init_rollout_process_group(self, *, rollout_rank: int, **_: Any) -> None:
+        self._rollout_socket = self._rollout_socket.format(rank=rollout_rank)
+
+    async def send_weights(self, weights: Generator[tuple[str, torch.Tensor], None, None]) -> None:
+        if not self._sends:
+            for _ in weights:  # gathering is collective
+                pass
+            return
+        self._sender = self._sender or Sender(self._trainer_socket)
+        report = await asyncio.to_thread(self._sender.send_and_wait, weights)
+        if not report.applied:
+            raise RuntimeError(f"version {report.version}: {[r for r in report.replicas if r.outcome != 'applied']}")
+
+    async def receive_weight_batches(self) -> AsyncGenerator[list[tuple[str, torch.Tensor]], None]:
+        self._receiver = self._receiver or Receiver(self._rollout_socket, device="cuda", engine="nemo-rl")
+        batch, size = [], 0
+        for name, tensor in await asyncio.to_thread(lambda: list(self._receiver.receive())):
+            batch.append((name, tensor))
+            size += tensor.nbytes
+            if size >= self._bucket_size:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch

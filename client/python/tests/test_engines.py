@@ -1,0 +1,145 @@
+"""What the vLLM and SGLang adapters decide without those engines: layouts, experts, names. The modules are stand-ins."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import wsync
+from wsync.catalog import Dtype, Output
+from wsync.engines import sglang, vllm
+from wsync.engines.live import check_scales, parameters_of
+from wsync.engines.mapping import Placement
+
+
+class Module:
+    """A tree of named modules with attributes, as far as the adapters look."""
+
+    def __init__(self, **modules: object) -> None:
+        self._modules = modules
+
+    def named_modules(self) -> list[tuple[str, object]]:
+        return list(self._modules.items())
+
+    def modules(self) -> list[object]:
+        return list(self._modules.values())
+
+
+def method(kind: str, **attributes: object) -> SimpleNamespace:
+    """A module whose quant_method is of class `kind`."""
+    quant_method = type(kind, (), {})()
+    for name, value in attributes.items():
+        setattr(quant_method, name, value)
+    return SimpleNamespace(quant_method=quant_method)
+
+
+def kernel(name: str) -> object:
+    return type(name, (), {})()
+
+
+PLAIN = {
+    "cutlass": method("Fp8LinearMethod", block_quant=True, fp8_linear=kernel("CutlassFp8BlockScaledMMKernel")),
+    "triton": method("Fp8LinearMethod", block_quant=True, fp8_linear=kernel("TritonFp8BlockScaledMMKernel")),
+    "older": method("Fp8LinearMethod", block_quant=True, w8a8_block_fp8_linear=kernel("W8A8BlockFp8LinearOp")),
+    "moe": method("Fp8MoEMethod", block_quant=True, fp8_backend=SimpleNamespace(name="TRITON")),
+    "norm": SimpleNamespace(),
+    "head": method("UnquantizedEmbeddingMethod"),
+    "attention": method("Fp8KVCacheMethod"),
+}
+
+REFUSED = {
+    "marlin": (method("Fp8LinearMethod", use_marlin=True), "Marlin", "FORCE_FP8_MARLIN"),
+    "kernel": (method("Fp8LinearMethod", fp8_linear=kernel("MarlinFP8ScaledMMLinearKernel")), "Marlin", "MARLIN"),
+    "flashinfer": (
+        method("Fp8MoEMethod", fp8_backend=SimpleNamespace(name="FLASHINFER_CUTLASS")),
+        "FLASHINFER_CUTLASS",
+        "VLLM_USE_FLASHINFER_MOE_FP8=0",
+    ),
+    "aiter": (method("Fp8MoEMethod", fp8_backend=SimpleNamespace(name="AITER")), "AITER", "VLLM_ROCM_USE_AITER"),
+    "per_tensor": (method("Fp8LinearMethod", block_quant=False), "one scale per tensor", "weight_block_size"),
+    "awq": (method("AWQLinearMethod"), "AWQLinearMethod", "linear-backend"),
+    "unknown": (method("Fp8LinearMethod", fp8_linear=kernel("TomorrowsKernel")), "TomorrowsKernel", "triton"),
+}
+
+
+def test_vllm_backends_that_keep_the_checkpoints_layout_pass() -> None:
+    vllm.check_layout(Module(**PLAIN))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_vllm_backends_that_do_not_are_refused_by_name_with_the_setting(name: str) -> None:
+    module, what, instead = REFUSED[name]
+    with pytest.raises(wsync.UnsupportedLayout, match=what) as error:
+        vllm.check_layout(Module(**PLAIN, **{name: module}))
+    assert error.value.names == (name,) and instead in error.value.next_step
+
+
+def test_vllm_with_e8m0_scales_needs_powers_of_two() -> None:
+    deep = Module(x=method("Fp8LinearMethod", fp8_linear=kernel("DeepGemmFp8BlockScaledMMKernel")))
+    vllm.check_layout(deep)
+    vllm.check_layout(deep, e8m0=True, pow2_scales=True)
+    vllm.check_layout(Module(**{k: v for k, v in PLAIN.items() if k != "older"}), e8m0=True)
+    with pytest.raises(wsync.UnsupportedLayout, match="E8M0") as error:
+        vllm.check_layout(deep, e8m0=True)
+    assert "VLLM_USE_DEEP_GEMM_E8M0=0" in error.value.next_step and "pow2" in error.value.next_step
+
+
+def test_sglang_refuses_shuffled_experts_and_marlin() -> None:
+    sglang.check_layout(Module(**PLAIN), "triton")
+    with pytest.raises(wsync.UnsupportedLayout, match="flashinfer_trtllm"):
+        sglang.check_layout(Module(**PLAIN), "flashinfer_trtllm")
+    with pytest.raises(wsync.UnsupportedLayout, match="Marlin"):
+        sglang.check_layout(Module(x=method("Fp8LinearMethod", use_marlin=True)))
+
+
+def test_packed_scales_are_refused() -> None:
+    check_scales({"x.weight_scale_inv": np.zeros((2, 2), np.float32), "x.weight": np.zeros((2, 2), np.int32)})
+    with pytest.raises(wsync.UnsupportedLayout, match="int32") as error:
+        check_scales({"x.weight_scale_inv": np.zeros((2, 2), np.int32)})
+    assert error.value.names == ("x.weight_scale_inv",)
+
+
+def test_scales_that_vllm_renamed_and_nested_experts_are_found() -> None:
+    scale = Output("a.weight_scale_inv", Dtype.F32, (1, 1), is_scale=True)
+    nested = Output("m.experts.0.up_proj.weight", Dtype.F8_E4M3, (128, 128))
+    placements = [
+        Placement(scale, (0, 1), (0, 1), "a.weight_scale_inv"),
+        Placement(nested, (0, 1), (0, 1), "m.experts.w13_weight"),
+    ]
+    own = {"a.weight": 1, "a.weight_scale": 2, "m.experts.routed_experts.w13_weight": 3, "b.weight_scale": 4}
+    model = SimpleNamespace(named_parameters=own.items)
+    assert parameters_of(model, placements) == {
+        "a.weight": 1, "a.weight_scale_inv": 2, "m.experts.w13_weight": 3, "b.weight_scale": 4,
+    }  # fmt: skip
+
+
+def test_experts_of_a_worker_are_read_from_its_layers() -> None:
+    layer = SimpleNamespace(expert_map=np.array([-1, -1, 0, 1]), local_num_experts=2)
+    assert vllm.local_experts(Module(a=SimpleNamespace(), b=layer)) == {2: 0, 3: 1}
+    assert vllm.local_experts(Module(a=SimpleNamespace(expert_map=None, local_num_experts=4))) is None
+    assert sglang.local_experts(Module(a=SimpleNamespace(moe_ep_size=4, moe_ep_rank=3, num_local_experts=2))) == {6: 0, 7: 1}
+    assert sglang.local_experts(Module(a=SimpleNamespace(moe_ep_size=1, num_local_experts=8))) is None
+
+
+def test_layers_and_heads_that_a_model_does_not_have_are_left_out() -> None:
+    model = SimpleNamespace(named_parameters=lambda: [("model.layers.0.x.weight", 0), ("model.embed_tokens.weight", 0)])
+    skip = vllm._not_in(model)
+    assert skip("model.layers.61.eh_proj.weight") and skip("lm_head.weight")
+    assert not skip("model.layers.0.x.weight") and not skip("model.norm.weight")
+
+
+def test_a_worker_extension_takes_one_version_for_all_ranks() -> None:
+    class Llm:
+        def __init__(self, pending: list[int], served: list[int]) -> None:
+            self.pending, self.served, self.calls = pending, served, []
+
+        def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> list[int]:
+            self.calls.append(method)
+            return self.pending if method == "wsync_poll" else self.served
+
+    assert vllm.update(Llm([3, 0], [])) == 0  # not on every worker yet
+    assert vllm.update(Llm([3, 3], [3, 3])) == 3
+    with pytest.raises(wsync.UnsupportedLayout, match=r"\[2, 3\]"):
+        vllm.update(Llm([3, 3], [3, 2]))

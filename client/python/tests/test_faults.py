@@ -1,0 +1,339 @@
+"""Bad input and dead peers: each a typed error with names and a next step, none a hang, none a crash of the agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import wsync
+from conftest import Cluster, eventually
+from models import SHAPES, EngineThread, assert_same_weights, memory_for, randomize, shared_arrays
+
+
+def assert_helpful(error: pytest.ExceptionInfo[wsync.WsyncError], *names: str) -> None:
+    assert error.value.next_step and error.value.next_step in str(error.value)
+    assert set(names) <= set(error.value.names), error.value.names
+
+
+# ---- nobody there
+
+
+def test_a_missing_agent_is_named_with_its_socket(tmp_path: Path) -> None:
+    for client, use in (
+        (wsync.Trainer(f"unix://{tmp_path}/none.sock", timeout=0.2), lambda c: c.register(shared_arrays(SHAPES))),
+        (wsync.Rollout(f"unix://{tmp_path}/none.sock", timeout=0.2), lambda c: c.plan()),
+    ):
+        began = time.monotonic()
+        with pytest.raises(wsync.AgentUnavailable, match="none.sock") as error:
+            use(client)
+        assert time.monotonic() - began < 5
+        assert_helpful(error)
+        client.close()
+
+
+def test_an_address_that_is_no_local_socket_is_refused_at_once() -> None:
+    for address in ("127.0.0.1:7470", "unix:relative.sock", ""):
+        with pytest.raises(ValueError, match="unix:///"):
+            wsync.Trainer(address)
+
+
+def test_no_trainer_is_a_deadline_that_says_what_is_missing(cluster: Cluster) -> None:
+    with wsync.Rollout(cluster.start_rollout()) as rollout:
+        with pytest.raises(wsync.DeadlineExceeded, match="no catalog yet"):
+            rollout.plan(timeout=0.5)
+
+
+def test_no_replica_fails_the_publish_with_the_reason(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer(coordinator__min_replicas_wait_ms="100ms")) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        with pytest.raises(wsync.TooFewReplicas, match="0 of 1") as error:
+            trainer.publish(1).committed()
+        assert_helpful(error)
+
+
+def test_a_stopped_agent_ends_in_a_deadline(trainer: wsync.Trainer, cluster: Cluster) -> None:
+    trainer.register(shared_arrays(SHAPES))
+    os.kill(cluster.processes["trainer"].pid, signal.SIGSTOP)
+    try:
+        sync = trainer.publish(1)
+        with pytest.raises(wsync.DeadlineExceeded, match="was not released within 0.3 s"):
+            sync.released(timeout=0.3)
+    finally:
+        os.kill(cluster.processes["trainer"].pid, signal.SIGCONT)
+
+
+# ---- trainer side
+
+
+def test_using_a_trainer_before_register_says_so(trainer: wsync.Trainer) -> None:
+    with pytest.raises(wsync.NotRegistered, match="no weights"):
+        trainer.publish(1)
+    with pytest.raises(wsync.CatalogMismatch, match="no tensors"):
+        trainer.register({})
+
+
+def test_nan_in_a_weight_fails_the_version_and_names_it(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        socket = cluster.start_rollout()
+        trainer.register(weights)
+        engine = EngineThread(socket)
+        assert trainer.publish(1).committed().applied
+        weights["model.layers.0.mlp.up_proj.weight"][3, 5] = np.nan
+        with pytest.raises(wsync.InvalidWeights) as error:
+            trainer.publish(2).committed()
+        assert_helpful(error, "model.layers.0.mlp.up_proj.weight")
+        eventually(lambda: engine.rollout.serving_version == 1, "the version before is served on")
+        randomize(weights, 2)
+        assert trainer.publish(2).committed().applied
+        engine.stop()
+
+
+def test_impossible_catalogs_are_refused_with_names(trainer: wsync.Trainer, cluster: Cluster) -> None:
+    weights = shared_arrays({"x.weight": (4, 4)})
+    with pytest.raises(wsync.CatalogMismatch) as error:
+        trainer.register([("x.weight", weights["x.weight"])] * 2, tied="all")
+    assert_helpful(error, "x.weight")
+    with pytest.raises(wsync.CatalogMismatch):
+        trainer.register({"n" * 600: weights["x.weight"]})
+    with pytest.raises(TypeError, match="complex"):
+        trainer.register({"x": np.zeros(3, np.complex64)})
+    with pytest.raises(TypeError, match="list"):
+        trainer.register({"x": [1, 2]})
+    assert cluster.alive("trainer")
+
+
+def test_memory_that_is_too_large_is_refused_before_a_byte_is_written() -> None:
+    with pytest.raises(wsync.MemoryNotShareable, match="shared memory cannot hold") as error:
+        wsync.SharedBuffer(1 << 60)
+    assert_helpful(error)
+
+
+def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Trainer, cluster: Cluster) -> None:
+    from wsync import _wire
+    from wsync.trainer import _messages, _Weight
+    from wsync.tensors import view_of
+
+    class OneIpcHandle:
+        def messages(self) -> list[object]:
+            ipc = _wire.message("CudaIpc")(handle=b"h" * 64, device_uuid="GPU-0", size_bytes=1 << 20)
+            return [_wire.message("MemoryHandle")(cuda_ipc=ipc)]
+
+    weights = shared_arrays({"x.weight": (4, 4)})
+    entry = [_Weight("x.weight", weights["x.weight"], weights["x.weight"])]
+    request = _messages(entry, [view_of(weights["x.weight"])], [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
+    with pytest.raises(wsync.WrongDevice, match="host backend") as error:
+        trainer._call_register(request, 10)
+    assert_helpful(error)
+    assert cluster.alive("trainer")
+
+
+def test_the_trainer_registers_again_by_itself_when_its_agent_restarted(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        socket = cluster.start_rollout()
+        trainer.register(weights)
+        engine = EngineThread(socket)
+        assert trainer.publish(1).committed().applied
+        cluster.restart("trainer")
+        randomize(weights, 2)
+        assert trainer.publish(2).committed().applied
+        assert_same_weights(engine.weights, weights)
+        eventually(lambda: engine.rollout.serving_version == 2, "the engine heard of it")
+        engine.stop()
+
+
+def test_a_trainer_agent_that_stays_away_is_an_error_not_a_hang(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer(), timeout=0.5) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        cluster.kill("trainer")
+        with pytest.raises(wsync.AgentUnavailable) as error:
+            trainer.publish(1).committed(timeout=20)
+        assert_helpful(error)
+
+
+def test_another_trainer_that_took_over_is_not_pushed_out(cluster: Cluster) -> None:
+    socket = cluster.start_trainer()
+    with wsync.Trainer(socket) as first, wsync.Trainer(socket) as second:
+        first.register(shared_arrays(SHAPES))
+        second.register(shared_arrays(SHAPES), replace=True)
+        with pytest.raises(wsync.AlreadyRegistered):
+            first.publish(1).committed()
+
+
+_REGISTER_AND_HANG = """
+import sys, time
+import wsync
+from models import SHAPES, shared_arrays
+trainer = wsync.Trainer(sys.argv[1])
+trainer.register(shared_arrays(SHAPES))
+print("registered", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_trainer_that_dies_leaves_no_memory_and_a_usable_agent(cluster: Cluster) -> None:
+    socket = cluster.start_trainer()
+    command = [sys.executable, "-c", _REGISTER_AND_HANG, socket]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as process:
+        assert process.stdout and process.stdout.readline() == "registered\n"
+
+        def its_memory() -> list[str]:
+            return [name for name in os.listdir("/dev/shm") if name.startswith(f"wsync-{process.pid}-")]
+
+        assert its_memory()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        eventually(lambda: not its_memory(), "the dead process's memory has no name any more")
+    with wsync.Trainer(socket) as trainer:
+        assert trainer.register(shared_arrays(SHAPES)).tensors == 7
+
+
+# ---- rollout side
+
+
+def test_destinations_that_do_not_fit_are_listed_with_both_sides(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    weights = shared_arrays({"a.weight": (128, 128), "b.weight": (128, 128), "norm.weight": (64,)})
+    randomize(weights, 1)
+    trainer.register(weights)
+    fp8 = shared_arrays({"a": (128, 128)}, ml_dtypes.float8_e4m3fn)["a"]
+    bf16 = shared_arrays({"b": (128, 128), "norm": (65,)})
+    with pytest.raises(wsync.CatalogMismatch) as error:
+        rollout.attach({"a.weight": fp8, "b.weight": bf16["b"], "norm.weight": bf16["norm"], "c.weight": fp8})
+    assert_helpful(error, "b.weight", "norm.weight", "c.weight", "a.weight_scale_inv")
+    for text in ("the plan sends F8_E4M3, the engine holds BF16", "[64]", "[65]", "no tensor of that name"):
+        assert text in str(error.value)
+    with pytest.raises(wsync.CatalogMismatch, match="do not fit the target"):
+        rollout.attach([wsync.Destination("a.weight", fp8, rows=(0, 64))])
+    engine = memory_for(rollout.plan())
+    rollout.attach(engine)  # the agent is as usable as before
+    sync = trainer.publish(1)
+    assert next(rollout.updates(timeout=30)).apply().applied and sync.committed().applied
+
+
+def test_overlapping_destinations_are_refused(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    trainer.register(shared_arrays({"a.bias": (64,), "b.bias": (64,)}))
+    one = shared_arrays({"x": (64,)})["x"]
+    with pytest.raises(wsync.CatalogMismatch, match="overlap"):
+        rollout.attach({"a.bias": one, "b.bias": one})
+
+
+def test_a_second_engine_is_refused(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        socket = cluster.start_rollout()
+        trainer.register(shared_arrays(SHAPES))
+        first = EngineThread(socket)
+        with wsync.Rollout(socket) as second:
+            with pytest.raises(wsync.AlreadyAttached) as error:
+                second.attach(memory_for(second.plan()))
+            assert_helpful(error)
+        first.stop()
+
+
+def test_private_arrays_cannot_be_destinations(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    trainer.register(shared_arrays({"a.bias": (64,)}))
+    with pytest.raises(wsync.MemoryNotShareable) as error:
+        rollout.attach({"a.bias": np.zeros(64, ml_dtypes.bfloat16)})
+    assert_helpful(error, "a.bias")
+
+
+def test_a_catalog_that_does_not_fit_any_more_ends_the_updates(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    trainer.register(shared_arrays({"a.bias": (64,)}))
+    rollout.attach(shared_arrays({"a.bias": (64,)}))
+    trainer.register(shared_arrays({"a.bias": (32,)}), replace=True)
+    with pytest.raises(wsync.CatalogMismatch) as error:
+        next(rollout.updates(timeout=30))
+    assert_helpful(error, "a.bias")
+
+
+def test_an_engine_finds_its_agent_again(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        socket = cluster.start_rollout()
+        trainer.register(weights)
+        engine = EngineThread(socket)
+        assert trainer.publish(1).committed().applied
+        cluster.restart("rollout-0")
+        eventually(lambda: len(engine.outcomes) == 2, "the restarted agent caught up and applied version 1 again")
+        randomize(weights, 2)
+        assert trainer.publish(2).committed().applied
+        assert_same_weights(engine.weights, weights)
+        assert engine.error is None
+        engine.stop()
+
+
+def test_an_agent_that_dies_while_it_may_write_leaves_the_update_waiting_for_a_whole_version(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        with wsync.Rollout(cluster.start_rollout(transfer__sink_mode="in_place")) as rollout:
+            trainer.register(weights)
+            engine = memory_for(rollout.plan())
+            rollout.attach(engine)
+            sync = trainer.publish(1)
+            update = next(rollout.updates(timeout=30))
+            os.kill(cluster.processes["rollout-0"].pid, signal.SIGSTOP)  # `paused` is never read
+
+            def go_on() -> None:
+                cluster.restart("rollout-0")
+                with pytest.raises(wsync.WsyncError):  # its only replica was lost
+                    sync.committed()
+                assert trainer.publish(2).committed().applied
+
+            trainer_goes_on = threading.Timer(0.5, go_on)
+            trainer_goes_on.start()
+            outcome = update.apply(timeout=60)
+            assert outcome.applied and outcome.version == 2 and not rollout.torn
+            trainer_goes_on.join(60)
+            assert_same_weights(engine, weights)
+
+
+def test_an_agent_that_dies_for_good_while_it_may_write_is_torn(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        with wsync.Rollout(cluster.start_rollout(), timeout=0.5) as rollout:
+            trainer.register(weights)
+            rollout.attach(memory_for(rollout.plan()))
+            trainer.publish(1)
+            update = next(rollout.updates(timeout=30))
+            os.kill(cluster.processes["rollout-0"].pid, signal.SIGSTOP)
+            killer = threading.Timer(0.3, cluster.kill, ["rollout-0"])
+            killer.start()
+            with pytest.raises(wsync.TornUpdate) as error:
+                update.apply(timeout=2)
+            assert_helpful(error)
+            assert rollout.torn and rollout.serving_version == 0
+
+
+def test_an_engine_that_does_not_pause_is_left_out_and_not_waited_for(cluster: Cluster) -> None:
+    flags = {"coordinator__apply_timeout_ms": "500ms"}
+    with wsync.Trainer(cluster.start_trainer(**flags)) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        with wsync.Rollout(cluster.start_rollout()) as rollout:
+            trainer.register(weights)
+            rollout.attach(memory_for(rollout.plan()))
+            report = trainer.publish(1).committed(timeout=60)
+            assert not report.applied and report.replicas[0].outcome == "left_out" and report.replicas[0].reason
+            update = next(rollout.updates(timeout=30))  # it may still take it
+            assert update.apply().version == 1
+
+
+def test_waiting_for_an_update_has_a_limit(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    trainer.register(shared_arrays({"a.bias": (64,)}))
+    rollout.attach(shared_arrays({"a.bias": (64,)}))
+    with pytest.raises(wsync.DeadlineExceeded):
+        next(rollout.updates(timeout=0.2))

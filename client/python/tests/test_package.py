@@ -1,0 +1,51 @@
+"""What the package promises apart from behaviour: types, versions, few dependencies."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import wsync
+from conftest import REPO
+from wsync import _wire, catalog
+
+PACKAGE = REPO / "client" / "python"
+
+
+def test_the_types_check() -> None:
+    done = subprocess.run([sys.executable, "-m", "mypy", "--strict"], cwd=PACKAGE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_it_imports_neither_torch_nor_numpy_nor_an_engine() -> None:
+    check = "import sys, wsync; print([m for m in ('torch', 'numpy', 'transformers', 'vllm', 'pickle') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("[]", "['pickle']")  # multiprocessing's own import
+
+
+def test_no_module_pickles() -> None:
+    for path in Path(wsync.__file__).parent.rglob("*.py"):
+        assert not re.search(r"\b(pickle|marshal|eval|exec)\b", path.read_text()), path
+
+
+def test_its_version_is_the_projects() -> None:
+    project = re.search(r"VERSION (\S+)", (REPO / "CMakeLists.txt").read_text().split("project(", 1)[1])
+    assert project and f'version = "{project[1]}"' in (PACKAGE / "pyproject.toml").read_text()
+
+
+def test_dtypes_are_numbered_as_in_the_protocol() -> None:
+    descriptor = _wire.message("Tensor").DESCRIPTOR.fields_by_name["dtype"].enum_type
+    numbers = {value.name.removeprefix("DTYPE_"): value.number for value in descriptor.values}
+    assert numbers.pop("UNSPECIFIED") == 0
+    assert numbers == {dtype.name: dtype.value for dtype in catalog.Dtype}
+
+
+def test_errors_carry_names_and_a_next_step() -> None:
+    kinds = [kind for kind in vars(wsync.errors).values() if isinstance(kind, type) and issubclass(kind, wsync.WsyncError)]
+    assert len(kinds) > 15
+    for kind in kinds:
+        assert getattr(wsync, kind.__name__) is kind
+        error = kind("text", next_version=3) if kind is wsync.StaleVersion else kind("text", names=["a"], next_step="do")
+        assert error.next_step and error.next_step in str(error)

@@ -1,0 +1,60 @@
+"""Costs of Python at the size of Qwen3-30B-A3B: 18,867 tensors in, 37,491 outputs out. Limits are CPU time, with slack."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+import wsync
+from conftest import Cluster
+from models import memory_for, shared_arrays
+
+TENSORS = 18_867
+
+
+def many() -> dict[str, np.ndarray]:
+    """As many names as the model has, each as small as a block allows."""
+    names = [f"model.layers.{i // 384}.mlp.experts.{i // 3 % 128}.{'gate up down'.split()[i % 3]}_proj.weight" for i in range(18624)]
+    names += [f"model.layers.{i}.input_layernorm.weight" for i in range(TENSORS - len(names))]
+    return shared_arrays({name: (4, 4) if "experts" in name else (4,) for name in names}, ml_dtypes.bfloat16)
+
+
+def seconds(what: Callable[[], object]) -> tuple[float, float]:
+    """(wall, CPU of this process)"""
+    wall, cpu = time.perf_counter(), time.process_time()
+    what()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def test_registering_attaching_and_publishing_18867_tensors(cluster: Cluster) -> None:
+    weights = many()
+    assert len(weights) == TENSORS
+    with wsync.Trainer(cluster.start_trainer()) as trainer, wsync.Rollout(cluster.start_rollout()) as rollout:
+        register = seconds(lambda: trainer.register(weights))
+        assert trainer.registration and trainer.registration.quantized_tensors == 18624
+        engine = memory_for(rollout.plan())
+        assert len(engine) == TENSORS + 18624
+        attach = seconds(lambda: rollout.attach(engine))
+
+        def follow() -> None:
+            for update in rollout.updates():
+                if update.apply().version == 5:
+                    return
+
+        threading.Thread(target=follow, daemon=True).start()
+        cost = []
+        for version in range(1, 6):
+            publications: list[wsync.Publication] = []
+            cost.append(seconds(lambda v=version, p=publications: p.append(trainer.publish(v)))[1])  # type: ignore[misc]
+            next(iter(weights.values()))[0, 0] += 1
+            assert publications[0].committed().applied
+        print(
+            f"\nregister {register[0]:.2f} s (Python {register[1]:.2f}), attach {attach[0]:.2f} s (Python {attach[1]:.2f}), "
+            f"publish {min(cost) * 1e3:.2f} ms of Python per version"
+        )
+        assert register[1] < 4 and attach[1] < 4  # under 2 s on an idle machine
+        assert min(cost) < 0.012

@@ -1,0 +1,63 @@
+"""What the recipes for verl, NeMo-RL and slime rest on: weights as a stream on both sides. Needs torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from conftest import Cluster  # noqa: E402
+from wsync.engines.live import dequantized  # noqa: E402
+from wsync.streams import Receiver, Sender  # noqa: E402
+
+
+def gathered(fill: float, names: tuple[str, ...] = ("a.weight", "b.bias")) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor lives until the next is asked for, as gathered shards do."""
+    scratch = torch.empty(256 * 128)
+    for name in names:
+        shape = (256, 128) if name.endswith("weight") else (256,)
+        tensor = scratch[: torch.Size(shape).numel()].view(shape).fill_(fill)
+        yield name, tensor
+        tensor.fill_(float("nan"))
+
+
+def test_a_stream_arrives_as_a_stream(cluster: Cluster) -> None:
+    sender = Sender(cluster.start_trainer(coordinator__min_replicas_wait_ms="10s"))
+    receiver = Receiver(cluster.start_rollout())
+    for step in (1, 2, 3):
+        publication: list[object] = []
+        sending = threading.Thread(target=lambda s=step, p=publication: p.append(sender.send_and_wait(gathered(s))))
+        sending.start()
+        got = dict(receiver.receive(timeout=60))
+        sending.join(60)
+        assert publication[0].version == step and publication[0].applied
+        assert list(got) == ["a.weight", "a.weight_scale_inv", "b.bias"]
+        assert got["a.weight"].dtype == torch.float8_e4m3fn
+        weight = dequantized(got["a.weight"], got["a.weight_scale_inv"], torch.float32)
+        assert torch.allclose(weight, torch.full_like(weight, step))
+        assert (got["b.bias"] == step).all()
+        assert sender.trainer.registration.committed_version == 0  # registered once, before anything was committed
+    receiver.close()
+    sender.close()
+
+
+def test_another_set_of_weights_is_registered_anew(cluster: Cluster) -> None:
+    sender = Sender(cluster.start_trainer(coordinator__min_replicas_wait_ms="10s"))
+    socket = cluster.start_rollout()
+    for names, version in ((("a.weight",), 1), (("a.weight", "c.weight"), 2)):
+        receiver = Receiver(socket)
+        sending = threading.Thread(target=lambda n=names: sender.send_and_wait(gathered(7, n)))
+        sending.start()
+        while True:  # until the new catalog is the plan
+            plan = {output.name for output in receiver.rollout.plan().outputs if not output.is_scale}
+            if plan == set(names):
+                break
+        got = dict(receiver.receive(timeout=60))
+        sending.join(60)
+        assert {name for name in got if not name.endswith("scale_inv")} == set(names)
+        assert receiver.rollout.serving_version == version
+        receiver.close()
+    sender.close()

@@ -1,0 +1,215 @@
+"""torch modules on both ends, on the CPU. Skipped where torch is not installed (pip install 'client/python[torch]')."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import wsync  # noqa: E402
+from conftest import Cluster  # noqa: E402
+from wsync.engines import torch_nn  # noqa: E402
+from wsync.engines.live import dequantized  # noqa: E402
+from wsync.engines.vllm import refresh_mla  # noqa: E402
+
+HIDDEN = 128
+
+
+class Net(torch.nn.Module):
+    """Embedding, two linear layers with a norm between, and an output head tied to the embedding."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(64, HIDDEN, dtype=dtype)
+        self.up_proj = torch.nn.Linear(HIDDEN, 3 * HIDDEN, dtype=dtype)
+        self.norm = torch.nn.LayerNorm(3 * HIDDEN, dtype=dtype)
+        self.down_proj = torch.nn.Linear(3 * HIDDEN, HIDDEN, bias=False, dtype=dtype)
+        self.lm_head = torch.nn.Linear(HIDDEN, 64, bias=False, dtype=dtype)
+        self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed_tokens(tokens)
+        return self.lm_head(x + self.down_proj(torch.relu(self.norm(self.up_proj(x)))))
+
+
+class Fp8Linear(torch.nn.Module):
+    """FP8 codes and block scales, as the checkpoint has them."""
+
+    def __init__(self, rows: int, cols: int, bias: bool) -> None:
+        super().__init__()
+        codes = torch.zeros(rows, cols, dtype=torch.float8_e4m3fn)
+        self.weight = torch.nn.Parameter(codes, requires_grad=False)
+        self.weight_scale_inv = torch.nn.Parameter(torch.zeros(-(-rows // 128), -(-cols // 128)), requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.zeros(rows, dtype=torch.bfloat16), requires_grad=False) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, dequantized(self.weight, self.weight_scale_inv, x.dtype), self.bias)
+
+
+def served_net() -> Net:
+    net = Net()
+    net.up_proj = Fp8Linear(3 * HIDDEN, HIDDEN, True)
+    net.down_proj = Fp8Linear(HIDDEN, 3 * HIDDEN, False)
+    return net.requires_grad_(False)
+
+
+@pytest.fixture
+def pair(trainer: wsync.Trainer, rollout: wsync.Rollout) -> Iterator[tuple[wsync.Trainer, wsync.Rollout]]:
+    torch.manual_seed(0)
+    yield trainer, rollout
+
+
+def carry(trainer: wsync.Trainer, rollout: wsync.Rollout, version: int) -> wsync.VersionReport:
+    sync = trainer.publish(version)
+    assert next(rollout.updates(timeout=30)).apply().applied
+    return sync.committed()
+
+
+def test_a_module_trains_in_shared_memory_and_another_serves_it(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    parameters = list(net.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    registration = trainer.register(net)
+    assert registration.tensors == 6 and registration.copied == ()  # the tied head is the embedding
+    assert list(net.parameters()) == parameters and net.lm_head.weight is net.embed_tokens.weight
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    attached = torch_nn.attach(rollout, engine)
+    assert attached.bytes_per_version == registration.payload_bytes
+    tokens = torch.arange(64)
+    for version in (1, 2, 3):
+        loss = torch.nn.functional.cross_entropy(net(tokens).float(), tokens.roll(1))
+        loss.backward()
+        optimizer.step()  # writes where the agent reads
+        optimizer.zero_grad()
+        assert carry(trainer, rollout, version).applied
+        with torch.no_grad():
+            trained, served = net(tokens).float(), engine(tokens).float()
+        assert (trained - served).abs().max() < 0.1 * trained.abs().max()
+        assert torch.equal(engine.norm.weight, net.norm.weight)
+        assert torch.equal(engine.embed_tokens.weight, net.embed_tokens.weight)
+
+
+def test_parameters_that_moved_are_found_before_a_byte_is_read(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    trainer.register(net)
+    torch_nn.attach(rollout, engine)
+    assert carry(trainer, rollout, 1).applied
+    net.down_proj.weight.data = net.down_proj.weight.data.clone()
+    with pytest.raises(wsync.WeightsMoved, match="down_proj.weight") as error:
+        trainer.publish(2)
+    assert error.value.names == ("down_proj.weight",)
+    trainer.register(net, replace=True)
+    assert carry(trainer, rollout, 2).applied
+    engine.up_proj.weight.data = engine.up_proj.weight.data.clone()
+    trainer.publish(3)
+    with pytest.raises(wsync.DestinationsMoved) as moved:
+        next(rollout.updates(timeout=30)).apply()
+    assert moved.value.names == ("up_proj.weight",)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_floating_dtype_is_quantized_alike(pair: tuple[wsync.Trainer, wsync.Rollout], dtype: torch.dtype) -> None:
+    trainer, rollout = pair
+    net, engine = Net(dtype), served_net()
+    registration = trainer.register(net, cast=lambda name, _: None if "proj.weight" in name else torch.bfloat16)
+    assert registration.quantized_tensors == 2
+    assert (len(registration.copied) == 4) == (dtype != torch.bfloat16)
+    torch_nn.attach(rollout, engine)
+    assert carry(trainer, rollout, 1).applied
+    want = net.up_proj.weight.detach().float()
+    got = dequantized(engine.up_proj.weight, engine.up_proj.weight_scale_inv, torch.float32)
+    assert (got - want).abs().max() <= want.abs().max() / 16
+    with torch.no_grad():
+        net.norm.bias.fill_(3)
+    assert carry(trainer, rollout, 2).applied
+    assert (engine.norm.bias == 3).all()
+
+
+def test_non_contiguous_parameters_are_refused_or_copied_as_asked(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    weight = torch.randn(256, HIDDEN).t()
+    with pytest.raises(wsync.MemoryNotShareable, match="not contiguous"):
+        trainer.register({"x.weight": weight})
+    part = torch.randn(2 * HIDDEN, HIDDEN)[:HIDDEN]  # contiguous, of a larger storage
+    with pytest.raises(wsync.MemoryNotShareable, match="shares its storage"):
+        trainer.register({"x.weight": part})
+    assert trainer.register({"x.weight": weight, "y.weight": part}, copy="if_needed").copied == ("x.weight", "y.weight")
+    assert trainer.register(Net(), copy="always", replace=True).copied[0] == "embed_tokens.weight"
+
+
+def test_what_was_copied_may_change_once_publish_returned(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    trainer.register(net, copy="always")
+    torch_nn.attach(rollout, engine)
+    want = net.norm.weight.detach().clone()
+    sync = trainer.publish(1)
+    with torch.no_grad():
+        net.norm.weight.fill_(9)
+    next(rollout.updates(timeout=30)).apply()
+    assert sync.committed().applied and torch.equal(engine.norm.weight, want)
+
+
+def test_a_module_without_room_for_an_output_is_told_which(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    trainer.register(Net())
+    with pytest.raises(wsync.CatalogMismatch) as error:
+        torch_nn.attach(rollout, Net())  # BF16 linears: no place for scales, and FP8 does not fit
+    assert {"up_proj.weight_scale_inv", "down_proj.weight_scale_inv"} <= set(error.value.names)
+    engine = served_net()
+    engine.extra = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+    with pytest.raises(wsync.CatalogMismatch, match="'extra': no output goes there"):
+        torch_nn.attach(rollout, engine)
+
+
+def test_sharded_dtensors_are_refused_and_replicated_ones_taken(trainer: wsync.Trainer) -> None:
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    init_process_group("gloo", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = distribute_tensor(torch.randn(128, 128), mesh, [Shard(0)])
+        with pytest.raises(wsync.MemoryNotShareable, match="sharded DTensor") as error:
+            trainer.register({"x.weight": sharded})
+        assert "full_tensor" in error.value.next_step
+        replicated = distribute_tensor(torch.randn(128, 128), mesh, [Replicate()])
+        assert trainer.register({"x.weight": replicated}, copy="always").quantized_tensors == 1
+    finally:
+        destroy_process_group()
+
+
+def test_mla_tensors_follow_kv_b_proj() -> None:
+    heads, nope, v, rank = 3, 128, 64, 256
+    torch.manual_seed(1)
+
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kv_b_proj = Fp8Linear(heads * (nope + v), rank, False)
+            self.qk_nope_head_dim, self.v_head_dim = nope, v
+            self.W_UV = torch.zeros(heads, rank, v, dtype=torch.bfloat16)
+            self.W_UK_T = torch.zeros(heads, nope, rank, dtype=torch.bfloat16)
+
+    attention = Attention()
+    codes = torch.randn(heads * (nope + v), rank)
+    attention.kv_b_proj.weight.data = codes.to(torch.float8_e4m3fn)
+    attention.kv_b_proj.weight_scale_inv.data = torch.rand(5, 2)
+    pointers = attention.W_UV.data_ptr(), attention.W_UK_T.data_ptr()
+    assert refresh_mla(attention) == 1
+    assert (attention.W_UV.data_ptr(), attention.W_UK_T.data_ptr()) == pointers  # captured by CUDA graphs
+    full = dequantized(attention.kv_b_proj.weight, attention.kv_b_proj.weight_scale_inv, torch.bfloat16)
+    latent, query = torch.randn(rank).bfloat16().float(), torch.randn(heads, nope).bfloat16().float()
+    up = (full.float() @ latent).view(heads, nope + v)
+    absorbed = torch.einsum("hn,hnr,r->h", query, attention.W_UK_T.float(), latent)
+    torch.testing.assert_close(absorbed, (query * up[:, :nope]).sum(-1), rtol=1e-3, atol=1e-3)
+    values = torch.einsum("hrv,r->hv", attention.W_UV.float(), latent)
+    torch.testing.assert_close(values, up[:, nope:], rtol=1e-3, atol=1e-3)

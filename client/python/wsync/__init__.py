@@ -1,0 +1,76 @@
+"""wsync: model weights from training processes to inference engines, once per step, as FP8.
+
+`Trainer` is the training process's side, `Rollout` the engine's; both talk to the agent beside them over its Unix
+socket. `wsync.engines` builds destinations for transformers, vLLM and SGLang; `wsync.aio` is the asyncio form.
+"""
+
+from . import aio, engines, names
+from .catalog import Dtype, Output, Plan, ReplicaOutcome, Timings, VersionReport
+from .errors import (
+    AgentError,
+    AgentUnavailable,
+    AlreadyAttached,
+    AlreadyRegistered,
+    CatalogMismatch,
+    DeadlineExceeded,
+    DestinationsMoved,
+    InvalidWeights,
+    MemoryNotShareable,
+    NotAttached,
+    NotRegistered,
+    PublishFailed,
+    PublishInProgress,
+    StaleVersion,
+    TooFewReplicas,
+    TornUpdate,
+    UnsupportedLayout,
+    WeightsMoved,
+    WrongDevice,
+    WsyncError,
+)
+from .memory import SharedBuffer, share
+from .rollout import Attached, Destination, Event, Outcome, Rollout, Update
+from .trainer import Publication, Registration, Trainer
+
+__all__ = [
+    "AgentError",
+    "AgentUnavailable",
+    "AlreadyAttached",
+    "AlreadyRegistered",
+    "Attached",
+    "CatalogMismatch",
+    "DeadlineExceeded",
+    "Destination",
+    "DestinationsMoved",
+    "Dtype",
+    "Event",
+    "InvalidWeights",
+    "MemoryNotShareable",
+    "NotAttached",
+    "NotRegistered",
+    "Outcome",
+    "Output",
+    "Plan",
+    "Publication",
+    "PublishFailed",
+    "PublishInProgress",
+    "Registration",
+    "ReplicaOutcome",
+    "Rollout",
+    "SharedBuffer",
+    "StaleVersion",
+    "Timings",
+    "TooFewReplicas",
+    "TornUpdate",
+    "Trainer",
+    "UnsupportedLayout",
+    "Update",
+    "VersionReport",
+    "WeightsMoved",
+    "WrongDevice",
+    "WsyncError",
+    "aio",
+    "engines",
+    "names",
+    "share",
+]

@@ -1,0 +1,116 @@
+"""Connecting to an agent, and its answers as this package's errors."""
+
+from __future__ import annotations
+
+import re
+import grpc
+
+from . import errors
+
+# A message holds this many tensors: far below gRPC's 4 MiB, with names of up to 512 bytes.
+TENSORS_PER_MESSAGE = 4000
+
+_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),  # a restarting agent is back within a second
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class Connection:
+    """A channel to one agent's Unix socket. Thread-safe."""
+
+    def __init__(self, socket: str, daemon: str) -> None:
+        """`socket` as the agent's local_socket says: "unix:///path". Connects on first use."""
+        if not re.fullmatch(r"unix:///.+", socket):
+            raise ValueError(f"{socket!r} is not a local socket: expected unix:///path, as local_socket has it")
+        self.socket = socket
+        self.daemon = daemon
+        self.channel = grpc.insecure_channel(socket, options=_OPTIONS)
+
+    def wait(self, timeout: float) -> None:
+        """Returns once the agent answers a health check; AgentUnavailable after `timeout` seconds."""
+        check = self.channel.unary_unary("/grpc.health.v1.Health/Check")  # both messages are empty enough as bytes
+        try:
+            check(b"", timeout=timeout, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                raise self.absent() from None
+            # Any other answer is one, too.
+
+    def absent(self, why: str = "") -> errors.AgentUnavailable:
+        text = f"no {self.daemon} answers at {self.socket}" + (f": {why}" if why else "")
+        return errors.AgentUnavailable(text, next_step=f"start one with '{self.daemon} --config FILE', or give its socket")
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def code_and_text(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    return error.code(), error.details() or ""  # RpcErrors of calls are grpc.Call as well
+
+
+def quoted_names(text: str) -> list[str]:
+    """Tensor names as the agents' texts quote them, each once, in order."""
+    return list(dict.fromkeys(re.findall(r"'([^'\s]+)'", text)))
+
+
+_COMMON: dict[grpc.StatusCode, type[errors.WsyncError]] = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.NOT_FOUND: errors.MemoryNotShareable,
+    grpc.StatusCode.PERMISSION_DENIED: errors.MemoryNotShareable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.MemoryNotShareable,
+}
+
+
+def _common(connection: Connection, error: grpc.RpcError, doing: str) -> errors.WsyncError:
+    code, text = code_and_text(error)
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return connection.absent(text)
+    kind = _COMMON.get(code, errors.AgentError)
+    return kind(f"{doing}: {text} ({code.name})", names=quoted_names(text))
+
+
+def register_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
+    code, text = code_and_text(error)
+    if code == grpc.StatusCode.ALREADY_EXISTS:
+        return errors.AlreadyRegistered(f"register: {text}")
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        wrong_kind = "CUDA IPC" in text or "shared memory" in text
+        kind = errors.WrongDevice if wrong_kind else errors.CatalogMismatch
+        return kind(f"register: {text}", names=quoted_names(text))
+    return _common(connection, error, "register")
+
+
+def attach_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
+    code, text = code_and_text(error)
+    if code == grpc.StatusCode.ALREADY_EXISTS:
+        return errors.AlreadyAttached(f"attach: {text}")
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        wrong_kind = text.startswith("memory handle") and ("CUDA IPC" in text or "shared memory" in text)
+        kind = errors.WrongDevice if wrong_kind else errors.CatalogMismatch
+        return kind(text, names=quoted_names(text))
+    if code == grpc.StatusCode.FAILED_PRECONDITION:  # the catalog changed under an attached engine
+        return errors.CatalogMismatch(text, names=quoted_names(text), next_step="attach again, with what fits it")
+    return _common(connection, error, "attach")
+
+
+def publish_error(connection: Connection, error: grpc.RpcError, version: int) -> errors.WsyncError:
+    code, text = code_and_text(error)
+    doing = f"publish version {version}"
+    if code == grpc.StatusCode.FAILED_PRECONDITION:
+        higher = re.search(r"publish (?:this as version )?(\d+) or higher", text)
+        if higher:
+            return errors.StaleVersion(f"{doing}: {text}", next_version=int(higher[1]))
+        if "still being published" in text:
+            return errors.PublishInProgress(f"{doing}: {text}")
+        return errors.NotRegistered(f"{doing}: {text}")
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return errors.InvalidWeights(f"{doing}: {text}", names=quoted_names(text))
+    if code == grpc.StatusCode.UNAVAILABLE:
+        if "replicas" in text:
+            return errors.TooFewReplicas(f"{doing}: {text}")
+        return connection.absent(text)
+    return errors.PublishFailed(f"{doing}: {text} ({code.name})", names=quoted_names(text))

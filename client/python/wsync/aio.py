@@ -1,0 +1,135 @@
+"""The same as wsync.Trainer and wsync.Rollout for asyncio: waits suspend the task instead of blocking its thread.
+
+    trainer = wsync.aio.Trainer(socket)
+    await trainer.register(model)
+    sync = await trainer.publish(version=step)
+    await sync.released()
+
+    async for update in rollout.updates():
+        async with engine.paused():
+            await update.apply()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import Any
+
+from . import rollout as _rollout
+from . import trainer as _trainer
+from .catalog import Plan, VersionReport
+from .errors import DeadlineExceeded
+
+_SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
+
+
+class Publication:
+    """See wsync.Publication."""
+
+    def __init__(self, publication: _trainer.Publication) -> None:
+        self.sync = publication
+        self.version = publication.version
+
+    async def released(self, timeout: float = 120.0) -> float:
+        return float(await self._wait(self.sync.released_future, timeout, "released"))
+
+    async def committed(self, timeout: float = 600.0) -> VersionReport:
+        report: VersionReport = await self._wait(self.sync.committed_future, timeout, "committed")
+        return report
+
+    async def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
+        waiter = asyncio.wrap_future(future)
+        waiter.add_done_callback(lambda f: f.cancelled() or f.exception())  # a later error is no unhandled one
+        done, _ = await asyncio.wait([waiter], timeout=timeout)
+        if done:
+            return done.pop().result()
+        raise DeadlineExceeded(f"version {self.version} was not {what} within {timeout:g} s: {self.sync.progress}")
+
+
+class Trainer:
+    """See wsync.Trainer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.sync = _trainer.Trainer(*args, **kwargs)
+
+    async def register(self, *args: Any, **kwargs: Any) -> _trainer.Registration:
+        return await asyncio.to_thread(self.sync.register, *args, **kwargs)
+
+    async def publish(self, *args: Any, **kwargs: Any) -> Publication:
+        return Publication(await asyncio.to_thread(self.sync.publish, *args, **kwargs))
+
+    async def unregister(self, **kwargs: Any) -> bool:
+        return await asyncio.to_thread(self.sync.unregister, **kwargs)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.sync.close)
+
+    async def __aenter__(self) -> Trainer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Update:
+    """See wsync.Update."""
+
+    def __init__(self, update: _rollout.Update) -> None:
+        self.sync = update
+        self.version = update.version
+        self.in_place = update.in_place
+
+    async def apply(self, timeout: float = 120.0) -> _rollout.Outcome:
+        return await asyncio.to_thread(self.sync.apply, timeout)
+
+
+class Rollout:
+    """See wsync.Rollout."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.sync = _rollout.Rollout(*args, **kwargs)
+
+    @property
+    def serving_version(self) -> int:
+        return self.sync.serving_version
+
+    async def plan(self, timeout: float = 60.0) -> Plan:
+        return await asyncio.to_thread(self.sync.plan, timeout)
+
+    async def attach(self, *args: Any, **kwargs: Any) -> _rollout.Attached:
+        return await asyncio.to_thread(self.sync.attach, *args, **kwargs)
+
+    async def updates(self, *, timeout: float | None = None) -> AsyncIterator[Update]:
+        loop = asyncio.get_running_loop()
+        give_up = None if timeout is None else loop.time() + timeout
+        while True:
+            wait = _SLICE if give_up is None else min(_SLICE, max(give_up - loop.time(), 0.0))
+            update = await asyncio.to_thread(_next_update, self.sync, wait)
+            if update is not None:
+                yield Update(update)
+                give_up = None if timeout is None else loop.time() + timeout
+            elif not self.sync.attached:
+                return
+            elif give_up is not None and loop.time() >= give_up:
+                raise DeadlineExceeded("no update came from the rollout agent in time")
+
+    async def detach(self) -> None:
+        await asyncio.to_thread(self.sync.detach)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.sync.close)
+
+    async def __aenter__(self) -> Rollout:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _next_update(rollout: _rollout.Rollout, timeout: float) -> _rollout.Update | None:
+    try:
+        return next(rollout.updates(timeout=timeout), None)
+    except DeadlineExceeded:
+        return None

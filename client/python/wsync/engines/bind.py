@@ -1,0 +1,47 @@
+"""Placements and the engine's tensors -> destinations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .. import memory
+from ..errors import UnsupportedLayout
+from ..rollout import Destination
+from ..tensors import Tensor, View, is_torch, view_of
+from .mapping import Placement
+
+
+def bind(placements: Iterable[Placement], parameters: Mapping[str, Tensor]) -> list[Destination]:
+    """One destination per placement. Private CPU parameters are moved to shared memory first (their `.data`).
+
+    UnsupportedLayout names parameters whose rows are not evenly spaced: another layout than the checkpoint's.
+    """
+    placements = list(placements)
+    used = dict.fromkeys(placement.parameter for placement in placements)
+    memory.share([(name, parameters[name]) for name in used if is_torch(parameters[name])], "engine weights")
+    views = {name: view_of(parameters[name]) for name in used}
+    odd = [name for name, view in views.items() if view.row_pitch is None]
+    if odd:
+        raise UnsupportedLayout(
+            f"{len(odd)} parameters are not laid out row by row, such as '{odd[0]}': the engine keeps them in a layout "
+            "of its kernels",
+            names=odd,
+            next_step="choose a backend that keeps the checkpoint's layout",
+        )
+    return [_destination(placement, views[placement.parameter]) for placement in placements]
+
+
+def _destination(placement: Placement, parameter: View) -> Destination:
+    (top, bottom), (left, right) = placement.rows, placement.cols
+    pitch = parameter.row_pitch or 0
+    itemsize = parameter.dtype.itemsize
+    target = View(
+        dtype=parameter.dtype,
+        shape=(bottom - top, right - left),
+        address=parameter.address + placement.row * pitch + placement.col * itemsize,
+        device=parameter.device,
+        contiguous=False,
+        row_pitch=max(pitch, (right - left) * itemsize),
+        tensor=parameter.tensor,
+    )
+    return Destination(placement.output.name, target, placement.output.shape, placement.rows, placement.cols)

@@ -1,0 +1,217 @@
+"""vLLM: `--worker-extension-cls wsync.engines.vllm.WorkerExtension`, then `collective_rpc`.
+
+    llm = LLM(model, worker_extension_cls="wsync.engines.vllm.WorkerExtension", tensor_parallel_size=2)
+    wsync.engines.vllm.attach(llm, "unix:///run/wsync/rollout-{rank}.sock")
+    ...
+    version = wsync.engines.vllm.update(llm)      # between steps; 0: nothing new
+
+One rollout agent per worker. A worker runs either a forward pass or an RPC, never both: inside `wsync_apply` nothing
+reads the weights. The KV cache keeps what older weights computed: reset_prefix_cache() is the caller's decision.
+
+Written against vLLM's sources of 0.11 to mid-2026 (the names below are from both ends); not run here, where no GPU and
+no vLLM are installed. Checked without it: the mapping, the layout rules, the recomputed MLA tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..errors import UnsupportedLayout
+from .live import Live, dequantized
+from .mapping import VLLM, Sharding
+
+# Backends whose live weights are the checkpoint's bytes, and what to set instead of the others.
+_PLAIN_LINEAR = {
+    "CutlassFp8BlockScaledMMKernel",
+    "TritonFp8BlockScaledMMKernel",
+    "DeepGemmFp8BlockScaledMMKernel",
+    "BlockWiseTorchFP8ScaledMMLinearKernel",
+    "W8A8BlockFp8LinearOp",  # until 0.13: CUTLASS, DeepGEMM or Triton, chosen inside
+}
+_PLAIN_MOE = {"NONE", "TRITON", "BATCHED_TRITON", "VLLM_CUTLASS", "BATCHED_VLLM_CUTLASS", "DEEPGEMM",
+              "BATCHED_DEEPGEMM", "CUTLASS_BLOCK_SCALED_GROUPED_GEMM"}  # fmt: skip
+_PLAIN_METHODS = {"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "UnquantizedFusedMoEMethod",
+                  "Fp8KVCacheMethod", "NoneType"}  # fmt: skip
+_INSTEAD = {
+    "MARLIN": "unset VLLM_TEST_FORCE_FP8_MARLIN and use a GPU with FP8 units (SM 8.9 or newer)",
+    "FLASHINFER": "set VLLM_USE_FLASHINFER_MOE_FP8=0, or --moe-backend triton / --linear-backend cutlass",
+    "AITER": "set VLLM_ROCM_USE_AITER=0",
+    "HUMMING": "set --linear-backend cutlass",
+    "B12X": "set --linear-backend cutlass",
+}
+
+
+def _refuse(module: str, backend: str) -> UnsupportedLayout:
+    hint = next((text for key, text in _INSTEAD.items() if key in backend.upper()), "")
+    return UnsupportedLayout(
+        f"'{module}' runs on {backend}, which keeps its weights in a layout of its own",
+        names=[module],
+        next_step=hint or "choose --linear-backend cutlass or triton, --moe-backend triton",
+    )
+
+
+def check_layout(model: Any, e8m0: bool = False, pow2_scales: bool = False) -> None:
+    """UnsupportedLayout names the first module whose backend does not keep the checkpoint's layout, and what to set.
+
+    Asks each module's `quant_method`: a shuffled weight has the same shape and dtype as a plain one. `e8m0`: DeepGEMM
+    rounds scales to powers of two on loading, which is right only for `pow2_scales`.
+    """
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if method is None or type(method).__name__ in _PLAIN_METHODS:
+            continue
+        if type(method).__name__ not in ("Fp8LinearMethod", "Fp8MoEMethod"):
+            raise _refuse(name, type(method).__name__)
+        if getattr(method, "use_marlin", False):
+            raise _refuse(name, "Marlin")
+        if not getattr(method, "block_quant", True):
+            raise UnsupportedLayout(
+                f"'{name}' holds FP8 with one scale per tensor, which vLLM requantizes when it fuses",
+                names=[name],
+                next_step="load a checkpoint with weight_block_size [128, 128], as 'wsync quantize' writes",
+            )
+        backend = _backend(method)
+        plain = _PLAIN_MOE if type(method).__name__ == "Fp8MoEMethod" else _PLAIN_LINEAR
+        if backend not in plain:
+            raise _refuse(name, backend)
+        if e8m0 and not pow2_scales and re.search("deep_?gemm|W8A8Block", backend, re.IGNORECASE):
+            raise UnsupportedLayout(
+                f"'{name}' runs on DeepGEMM with E8M0 scales: fp32 scales would be read as something else",
+                names=[name],
+                next_step="set VLLM_USE_DEEP_GEMM_E8M0=0, or recipe.scale: pow2 on the trainer agent",
+            )
+
+
+def _backend(method: Any) -> str:
+    for attribute in ("fp8_backend", "w8a8_block_fp8_linear", "fp8_linear", "kernel"):
+        value = getattr(method, attribute, None)
+        if value is not None:
+            return str(getattr(value, "name", "") or type(value).__name__)
+    return type(method).__name__ + " (unknown backend)"
+
+
+def refresh_mla(model: Any) -> int:
+    """Recomputes what MLA layers derive from kv_b_proj on loading (W_UK_T, W_UV), in place; how many layers."""
+    refreshed = 0
+    for module in model.modules():
+        for holder in (module, getattr(module, "impl", None)):
+            if holder is None or not hasattr(holder, "W_UK_T") or not hasattr(holder, "W_UV"):
+                continue
+            projection = getattr(holder, "kv_b_proj", None) or module.kv_b_proj
+            nope, v = holder.qk_nope_head_dim, holder.v_head_dim
+            weight = projection.weight
+            if weight.element_size() == 1:
+                scale = getattr(projection, "weight_scale_inv", None)
+                scale = projection.weight_scale if scale is None else scale
+                weight = dequantized(weight, scale, holder.W_UV.dtype)
+            per_head = weight.view(-1, nope + v, weight.shape[-1])  # [heads, nope + v, kv_lora_rank]
+            holder.W_UK_T.copy_(per_head[:, :nope])
+            holder.W_UV.copy_(per_head[:, nope:].transpose(1, 2))
+            refreshed += 1
+    return refreshed
+
+
+class WorkerExtension:
+    """Mixed into every vLLM worker; the methods are for `collective_rpc`."""
+
+    model_runner: Any
+    model_config: Any
+    rank: int
+
+    def wsync_attach(self, socket: str, timeout: float = 60.0) -> int:
+        """`socket` with {rank}; bytes per version. Refuses layouts that are not the checkpoint's."""
+        live = Live(socket.format(rank=self.rank))
+        model = self.model_runner.model
+        check_layout(model, *_deep_gemm_scales(live, timeout))
+        skip = _not_in(model)
+        engine = f"vllm {_version()} rank {self.rank}"
+        size = live.attach(model, VLLM, _sharding(model, self.model_config), engine, skip=skip, timeout=timeout)
+        self._wsync = live
+        return size
+
+    def wsync_poll(self) -> int:
+        """The version that waits for this worker; 0: none."""
+        return self._wsync.poll()
+
+    def wsync_apply(self, timeout: float = 120.0) -> int:
+        """Takes the version that waits (or comes); the version served now."""
+        outcome = self._wsync.apply(timeout)
+        if outcome is not None and outcome.applied:
+            refresh_mla(self.model_runner.model)
+        return self._wsync.rollout.serving_version
+
+    def wsync_serving(self) -> int:
+        """The version in this worker's memory; 0: none yet."""
+        return self._wsync.rollout.serving_version
+
+    def wsync_detach(self) -> None:
+        self._wsync.rollout.close()
+
+
+def attach(llm: Any, socket: str = "unix:///run/wsync/rollout-{rank}.sock", timeout: float = 60.0) -> int:
+    """Attaches every worker of an `LLM` (or engine with `collective_rpc`); bytes per version of all of them."""
+    return sum(llm.collective_rpc("wsync_attach", args=(socket, timeout)))
+
+
+def update(llm: Any, timeout: float = 120.0) -> int:
+    """If a version waits for all workers, applies it on all of them; the version, or 0 for none."""
+    if not all(llm.collective_rpc("wsync_poll")):
+        return 0
+    versions = set(llm.collective_rpc("wsync_apply", args=(timeout,)))
+    if len(versions) != 1:
+        raise UnsupportedLayout(
+            f"workers of one engine serve versions {sorted(versions)}",
+            next_step="give the agents of one engine the same `replica` and a `replica_size` of all its ranks",
+        )
+    return int(versions.pop())
+
+
+# ---- asked of vLLM itself
+
+
+def _version() -> str:
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def _deep_gemm_scales(live: Live, timeout: float) -> tuple[bool, bool]:
+    """(DeepGEMM rounds scales, the plan's scales are powers of two)."""
+    from vllm.utils.deep_gemm import is_deep_gemm_e8m0_used
+
+    return bool(is_deep_gemm_e8m0_used()), live.rollout.plan(timeout).pow2_scales
+
+
+def _sharding(model: Any, config: Any) -> Sharding:
+    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
+    return Sharding(
+        tp_rank=get_tensor_model_parallel_rank(),
+        tp_size=get_tensor_model_parallel_world_size(),
+        kv_heads=config.get_total_num_kv_heads(),
+        experts=local_experts(model),
+    )
+
+
+def local_experts(model: Any) -> dict[int, int] | None:
+    """Global -> local expert under expert parallelism, from the first fused MoE layer; None: every expert is here."""
+    for module in model.modules():
+        expert_map = getattr(module, "expert_map", None)
+        if expert_map is None:
+            expert_map = getattr(module, "_expert_map", None)
+        if expert_map is not None and hasattr(module, "local_num_experts"):
+            return {expert: local for expert, local in enumerate(expert_map.tolist()) if local >= 0}
+    return None
+
+
+def _not_in(model: Any) -> Any:
+    """Outputs that this model has no layer for: multi-token prediction, and the tied output head."""
+    names = {name for name, _ in model.named_parameters()}
+    layers = {int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
+
+    def skip(name: str) -> bool:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        return bool(layer and layers and int(layer[1]) not in layers) or (name == "lm_head.weight" and name not in names)
+
+    return skip

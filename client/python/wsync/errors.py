@@ -1,0 +1,130 @@
+"""What can go wrong, one class per thing a caller may want to handle.
+
+Every error says in `str(error)` what was tried, on what, why it failed; `error.names` lists the tensors, parameters or
+members concerned, and `error.next_step` is what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class WsyncError(Exception):
+    """Base of all errors of this package."""
+
+    default_next_step = ""
+
+    def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "") -> None:
+        self.names: tuple[str, ...] = tuple(names)
+        self.next_step: str = next_step or self.default_next_step
+        super().__init__(f"{text}\n  next: {self.next_step}" if self.next_step else text)
+
+
+class AgentUnavailable(WsyncError):
+    """No agent answers at the socket, or it went away during the call."""
+
+    default_next_step = "start the agent, or give its local_socket"
+
+
+class DeadlineExceeded(WsyncError, TimeoutError):
+    """The call's own time limit ran out; the text says what was still missing."""
+
+    default_next_step = "see 'wsync status' for what is being waited for, or allow more time"
+
+
+class AlreadyRegistered(WsyncError):
+    """Another live process has registered its weights with this trainer agent."""
+
+    default_next_step = "stop that process, or take over with register(..., replace=True)"
+
+
+class NotRegistered(WsyncError):
+    """There is no registration that this call could be about."""
+
+    default_next_step = "call register first"
+
+
+class AlreadyAttached(WsyncError):
+    """Another engine is attached to this rollout agent."""
+
+    default_next_step = "stop or detach the other engine; an agent serves one"
+
+
+class NotAttached(WsyncError):
+    """The call needs an attached engine."""
+
+    default_next_step = "call attach first"
+
+
+class CatalogMismatch(WsyncError):
+    """Names, shapes or dtypes disagree between trainer, plan and engine; `names` lists the tensors."""
+
+    default_next_step = "compare with 'wsync plan --model DIR'; the agent's recipe decides which tensors are FP8"
+
+
+class WrongDevice(WsyncError):
+    """A tensor lies on another device than the agent's, or tensors lie on several."""
+
+    default_next_step = "run one agent per device, with transfer.backend set to the device's kind, and register there"
+
+
+class MemoryNotShareable(WsyncError):
+    """A tensor's memory cannot be lent to another process as it is."""
+
+
+class WeightsMoved(WsyncError):
+    """Registered weights lie elsewhere now; nothing was read from the old place."""
+
+    default_next_step = "call register again after whatever moved them (.to(), offload, resharding), then publish"
+
+
+class DestinationsMoved(WsyncError):
+    """The engine's memory lies elsewhere than when it was attached; nothing was written to it."""
+
+    default_next_step = "attach again after whatever moved the parameters (sleep mode, reload)"
+
+
+class StaleVersion(WsyncError):
+    """An older version than the committed one, or the same number with other content."""
+
+    def __init__(self, text: str, *, next_version: int) -> None:
+        self.next_version = next_version
+        super().__init__(text, next_step=f"publish version {next_version} or higher")
+
+
+class PublishInProgress(WsyncError):
+    """The agent still carries another version."""
+
+    default_next_step = "wait for committed() of the version before"
+
+
+class InvalidWeights(WsyncError):
+    """NaN or infinity in a weight; `names` has the tensor. The version before is served on."""
+
+    default_next_step = "look at the training step that produced the value; the version number may be used again"
+
+
+class TooFewReplicas(WsyncError):
+    """Fewer replicas are ready than coordinator.min_replicas asks for."""
+
+    default_next_step = "'wsync status' says why each absent replica is not ready"
+
+
+class PublishFailed(WsyncError):
+    """The version was not committed; every replica serves what it served before, or says TORN."""
+
+    default_next_step = "publish again (the number may be used again); 'wsync status' shows the members"
+
+
+class TornUpdate(WsyncError):
+    """The engine's weights hold parts of two versions; it must not serve until a complete version was applied."""
+
+    default_next_step = "stay paused and call apply() again, or restart the engine"
+
+
+class UnsupportedLayout(WsyncError):
+    """The engine keeps a weight in another layout than the checkpoint's, or cuts it where blocks do not end."""
+
+
+class AgentError(WsyncError):
+    """Anything else that an agent answered."""

@@ -1,0 +1,364 @@
+"""Memory that this process owns and lends to an agent: POSIX shared memory for CPU tensors, CUDA IPC for GPU tensors.
+
+A handle names a whole allocation, so tensors are (handle, offset). Everything lent stays alive while it is lent: the
+handles hold the tensors.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import math
+import mmap
+import os
+import secrets
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import Any, Protocol
+
+from . import _wire
+from .errors import MemoryNotShareable, WrongDevice
+from .tensors import Tensor, View, dtype_of, is_torch, view_of
+
+_FOLDER = "/dev/shm"
+_ALIGN = 128  # as the agents align what they allocate
+
+
+class SharedBuffer(mmap.mmap):
+    """Zeroed shared memory with a name. The tensors and arrays made of it keep it alive, and with it the name.
+
+    The name goes when the buffer goes, also when the process is killed: Python's resource tracker unlinks it then.
+    """
+
+    name: str
+    address: int
+    nbytes: int
+
+    def __new__(cls, nbytes: int, purpose: str = "shared memory") -> SharedBuffer:
+        """`nbytes` above 0. MemoryNotShareable when /dev/shm cannot hold it, before a byte is written."""
+        name = f"/wsync-{os.getpid()}-{secrets.token_hex(8)}"
+        fd = os.open(_FOLDER + name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+            self = super().__new__(cls, fd, nbytes)
+        except OSError as error:
+            os.unlink(_FOLDER + name)
+            raise MemoryNotShareable(
+                f"{purpose}: shared memory cannot hold {nbytes >> 20} MiB: {error.strerror}",
+                next_step="free some, or enlarge it: 'mount -o remount,size=... /dev/shm' (docker: --shm-size)",
+            ) from error
+        finally:
+            os.close(fd)
+        resource_tracker.register(name, "shared_memory")
+        self.name, self.nbytes = name, nbytes
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        _buffers[self.address] = self
+        weakref.finalize(self, _unlink, name, os.getpid())
+        return self
+
+    def array(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """A numpy array at `offset` bytes; `dtype` as numpy knows it (ml_dtypes' too)."""
+        import numpy as np
+
+        dtype = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.frombuffer(self, np.uint8, count * dtype.itemsize, offset).view(dtype).reshape(shape)
+
+    def tensor(self, offset: int, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """A torch tensor at `offset` bytes."""
+        import torch
+
+        count = 1
+        for dim in shape:
+            count *= dim
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        size = count * torch.empty((), dtype=dtype).element_size()
+        flat = torch.frombuffer(self, dtype=torch.uint8, count=size, offset=offset)
+        return flat.view(dtype).view(shape)
+
+
+_buffers: weakref.WeakValueDictionary[int, SharedBuffer] = weakref.WeakValueDictionary()  # by address
+
+
+def _unlink(name: str, owner: int) -> None:
+    if os.getpid() != owner:  # a forked child's copy
+        return
+    try:
+        os.unlink(_FOLDER + name)
+    except FileNotFoundError:
+        return
+    resource_tracker.unregister(name, "shared_memory")
+
+
+def _containing(address: int, nbytes: int) -> SharedBuffer | None:
+    for start, buffer in list(_buffers.items()):
+        if start <= address and address + nbytes <= start + buffer.nbytes:
+            return buffer
+    return None
+
+
+def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Offsets for tensors of these sizes in bytes, each aligned to 128, and the size of it all."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // _ALIGN) * _ALIGN
+    return offsets, max(end, _ALIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """A tensor to be made: `dtype` is torch's or numpy's own."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    torch: bool
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * dtype_of(self.dtype).itemsize
+
+
+def empty_shared(blanks: Sequence[Blank], purpose: str) -> list[Tensor]:
+    """Zeroed contiguous tensors, all in one new SharedBuffer."""
+    offsets, size = layout([blank.nbytes for blank in blanks])
+    buffer = SharedBuffer(size, purpose)
+    return [
+        (buffer.tensor if blank.torch else buffer.array)(offset, blank.dtype, blank.shape)
+        for offset, blank in zip(offsets, blanks, strict=True)
+    ]
+
+
+def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared tensors") -> None:
+    """Moves private CPU torch tensors into shared memory: same objects, same values, other storage (`tensor.data`).
+
+    Tensors that are in shared memory already, or on a GPU, stay. Tied tensors stay tied. MemoryNotShareable names tensors that cannot be moved: numpy arrays, and parts of a larger storage, which others
+    may look at.
+    """
+    private: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named_tensors:
+        view = view_of(tensor)
+        if view.device != "cpu" or view.nbytes == 0 or _containing(view.address, view.nbytes):
+            continue
+        why = _why_immovable(tensor, view)
+        if why:
+            raise MemoryNotShareable(
+                f"'{name}' cannot be moved to shared memory: it {why}",
+                names=[name],
+                next_step="make it in a wsync.SharedBuffer, give it a storage of its own, or register with "
+                "copy='if_needed'",
+            )
+        private.setdefault(view.address, []).append((name, tensor))
+    if not private:
+        return
+    firsts = [group[0][1] for group in private.values()]
+    places = empty_shared([Blank(tuple(first.shape), first.dtype, True) for first in firsts], purpose)
+    for place, group in zip(places, private.values(), strict=True):
+        place.copy_(group[0][1].detach())
+        for _, tensor in group:
+            tensor.data = place
+
+
+def can_be_shared(tensor: Tensor, view: View) -> bool:
+    """Whether `share` leaves a CPU tensor where it is, or may move it."""
+    return view.nbytes == 0 or _containing(view.address, view.nbytes) is not None or not _why_immovable(tensor, view)
+
+
+def _why_immovable(tensor: Tensor, view: View) -> str:
+    if not is_torch(tensor):
+        return "is a numpy array in private memory"
+    if not view.contiguous:
+        return "is not contiguous"
+    if hasattr(tensor, "placements"):
+        return "is a DTensor"
+    if tensor.untyped_storage().nbytes() != view.nbytes or tensor.is_shared():
+        return "shares its storage with other tensors or processes"
+    return ""
+
+
+# ---- CUDA
+
+
+class Driver(Protocol):
+    """What is asked of the CUDA driver. Addresses are device addresses."""
+
+    def allocation(self, address: int) -> tuple[int, int]: ...
+    def exportable(self, address: int) -> bool: ...
+    def export(self, base: int) -> bytes: ...
+    def uuid(self, address: int) -> str: ...
+
+
+class CudaDriver:
+    """libcuda through ctypes. Every call runs in the primary context of the address's own device."""
+
+    _DEVICE_ORDINAL = 9  # CUpointer_attribute
+    _LEGACY_IPC_CAPABLE = 10
+
+    def __init__(self) -> None:
+        try:
+            self._cuda = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise MemoryNotShareable(
+                f"a CUDA tensor cannot be exported: {error}", next_step="install the NVIDIA driver"
+            ) from error
+        self._call("cuInit", 0)
+        self._contexts: dict[int, ctypes.c_void_p] = {}
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        result = getattr(self._cuda, function)(*arguments)
+        if result != 0:
+            text = ctypes.c_char_p()
+            self._cuda.cuGetErrorString(result, ctypes.byref(text))
+            raise MemoryNotShareable(
+                f"{function} failed: {(text.value or b'unknown error').decode()} ({result})",
+                next_step="exporting needs plain cudaMalloc memory, as torch's allocator uses by default",
+            )
+
+    def _attribute(self, address: int, which: int, kind: Any) -> Any:
+        value = kind()
+        self._call("cuPointerGetAttribute", ctypes.byref(value), which, ctypes.c_uint64(address))
+        return value.value
+
+    def _ordinal(self, address: int) -> int:
+        return int(self._attribute(address, self._DEVICE_ORDINAL, ctypes.c_int))
+
+    def _device(self, ordinal: int) -> ctypes.c_int:
+        device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), ordinal)
+        return device
+
+    def _context(self, address: int) -> ctypes.c_void_p:
+        ordinal = self._ordinal(address)
+        if ordinal not in self._contexts:
+            context = ctypes.c_void_p()
+            self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device(ordinal))
+            self._contexts[ordinal] = context
+        return self._contexts[ordinal]
+
+    def allocation(self, address: int) -> tuple[int, int]:
+        """(base, bytes) of the allocation that holds `address`."""
+        base, size = ctypes.c_uint64(), ctypes.c_size_t()
+        self._call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address))
+        return base.value, size.value
+
+    def exportable(self, address: int) -> bool:
+        """Whether cudaIpcGetMemHandle works on it; not so for expandable segments and pools."""
+        return bool(self._attribute(address, self._LEGACY_IPC_CAPABLE, ctypes.c_int))
+
+    def export(self, base: int) -> bytes:
+        """The 64 bytes of cudaIpcGetMemHandle."""
+        handle = (ctypes.c_ubyte * 64)()
+        self._call("cuCtxPushCurrent_v2", self._context(base))
+        try:
+            self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
+        finally:
+            self._cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        return bytes(handle)
+
+    def uuid(self, address: int) -> str:
+        """The device's UUID as nvidia-smi prints it: "GPU-....". """
+        raw = (ctypes.c_ubyte * 16)()
+        self._call("cuDeviceGetUuid_v2", ctypes.byref(raw), self._device(self._ordinal(address)))
+        text = bytes(raw).hex()
+        return f"GPU-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_driver: Driver | None = None
+
+
+def _cuda_driver() -> Driver:
+    global _driver
+    if _driver is None:
+        _driver = CudaDriver()
+    return _driver
+
+
+# ---- handles
+
+
+class Handles:
+    """The allocations behind a set of tensors, each once, as messages for an agent."""
+
+    def __init__(self, driver: Driver | None = None) -> None:
+        self._driver = driver
+        self._bases: list[int] = []  # sorted; _ends and _index beside it
+        self._ends: list[int] = []
+        self._index: list[int] = []
+        self._messages: list[Any] = []
+        self._held: list[Any] = []
+        self._uuid: dict[str, str] = {}  # device UUID -> first tensor seen there
+
+    def messages(self) -> list[Any]:
+        """MemoryHandle messages; `locate` indexes them."""
+        return self._messages
+
+    def locate(self, name: str, view: View) -> tuple[int, int]:
+        """(index of the handle, offset in bytes). MemoryNotShareable and WrongDevice name the tensor."""
+        if view.nbytes == 0:
+            return 0, 0
+        address = view.address
+        i = bisect.bisect_right(self._bases, address) - 1
+        if i < 0 or address + view.nbytes > self._ends[i]:
+            i = self._add(name, view)
+        return self._index[i], address - self._bases[i]
+
+    def _add(self, name: str, view: View) -> int:
+        if view.device == "cpu":
+            base, size, message = self._shared(name, view)
+            where = "cpu"
+        else:
+            base, size, where, message = self._ipc(name, view)
+        others = [device for device in self._uuid if device != where]
+        if others:
+            raise WrongDevice(
+                f"'{name}' lies on {where}, '{self._uuid[others[0]]}' on {others[0]}",
+                names=[name, self._uuid[others[0]]],
+            )
+        self._uuid.setdefault(where, name)
+        i = bisect.bisect_right(self._bases, base)
+        self._bases.insert(i, base)
+        self._ends.insert(i, base + size)
+        self._index.insert(i, len(self._messages))
+        self._messages.append(message)
+        return i
+
+    def _shared(self, name: str, view: View) -> tuple[int, int, Any]:
+        buffer = _containing(view.address, view.nbytes)
+        if buffer is None:
+            raise MemoryNotShareable(
+                f"'{name}' lies in private memory",
+                names=[name],
+                next_step="move it with wsync.share([...]), or register with copy='if_needed'",
+            )
+        self._held.append(buffer)
+        shared = _wire.message("SharedMemory")(name=buffer.name, size_bytes=buffer.nbytes)
+        return buffer.address, buffer.nbytes, _wire.message("MemoryHandle")(shared_memory=shared)
+
+    def _ipc(self, name: str, view: View) -> tuple[int, int, str, Any]:
+        if not view.device.startswith("cuda"):
+            raise WrongDevice(f"'{name}' lies on {view.device}; agents are for cpu and cuda", names=[name])
+        driver = self._driver or _cuda_driver()
+        if not driver.exportable(view.address):
+            raise MemoryNotShareable(
+                f"'{name}' lies in memory without a CUDA IPC handle (expandable_segments, or a memory pool)",
+                names=[name],
+                next_step="run without expandable_segments:True in PYTORCH_CUDA_ALLOC_CONF",
+            )
+        base, size = driver.allocation(view.address)
+        uuid = driver.uuid(view.address)
+        ipc = _wire.message("CudaIpc")(handle=driver.export(base), device_uuid=uuid, size_bytes=size)
+        self._held.append(view.tensor)
+        return base, size, uuid, _wire.message("MemoryHandle")(cuda_ipc=ipc)
+
+
+def synchronize(devices: set[str]) -> None:
+    """Waits until the GPU has done what was asked of it so far on these devices; nothing for "cpu"."""
+    cuda = [device for device in devices if device != "cpu"]
+    if cuda:
+        torch = sys.modules["torch"]
+        for device in cuda:
+            torch.cuda.synchronize(device)
