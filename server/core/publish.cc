@@ -171,9 +171,12 @@ void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
   for (const Participant& participant : round.participants()) members.push_back(participant.member);
   const int32_t world = static_cast<int32_t>(members.size()) + 1;
   if (world > 1) source_epoch_ = epoch_;
-  std::string token = session_.Serves(members)     ? session_.token
-                      : options_.new_session_token ? options_.new_session_token()
-                                                   : absl::StrCat(epoch_);
+  std::string token;  // a token may hold a listener until every rank came: none where nobody will
+  if (session_.Serves(members)) {
+    token = session_.token;
+  } else if (world > 1) {
+    token = options_.new_session_token ? options_.new_session_token() : absl::StrCat(epoch_);
+  }
   session_ = {.token = std::move(token), .members = std::move(members), .epoch = epoch_};
   out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode});
   int32_t rank = 0;

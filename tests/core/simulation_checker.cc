@@ -112,7 +112,7 @@ void Checker::OnAction(absl::Time, const action::Disconnect& action) {
 void Checker::OnAction(absl::Time now, const action::StartSource& action) {
   if (action.epoch <= last_epoch_) Violate(absl::StrCat("epoch ", action.epoch, " follows ", last_epoch_));
   last_epoch_ = action.epoch;
-  if (action.session == session_.token) {
+  if (!action.session.empty() && action.session == session_.token) {
     // Whoever called something off in it has closed it, and broadcasts match by their number.
     if (session_.broken || !session_.sent || session_.applied.size() != session_.members.size()) {
       Violate(absl::StrCat("epoch ", action.epoch, " goes on in a session that epoch ", session_.epoch, " broke"));
