@@ -90,7 +90,7 @@ void AddPublish(CLI::App& app) {
                  "  wsync publish --model Qwen2.5-7B --version 7\n"
                  "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
                  "\nReplicas that attach later get the version too: the agent keeps its FP8 copy (source_mode: full)."
-                 "\nExit codes: 0 every replica serves it, 3 some were left out, 4 no agent.\n",
+                 "\nExit codes: 0 every replica serves it, 3 some were left out, 4 no agent or too few replicas.\n",
                  [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file")->required();
   command

@@ -75,3 +75,8 @@ function(wsync_test name)
   set_tests_properties(${name} PROPERTIES LABELS "${A_LABEL}" TIMEOUT ${A_TIMEOUT}
     ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1;UBSAN_OPTIONS=print_stacktrace=1")
 endfunction()
+
+# For SKIP_REGULAR_EXPRESSION: a gtest program of which nothing ran. CTest takes what matches for skipped whatever the
+# exit code, so a pattern of the reason's words would hide what failed beside a skipped test, or with such words.
+set(WSYNC_NOTHING_RAN
+  "\\[  PASSED  \\] 0 tests\\.\n\\[  SKIPPED \\] [0-9]+ tests?, listed below:\n(\\[  SKIPPED \\] [^\n]*\n)*$")

@@ -1,5 +1,6 @@
-// How much memory an agent takes beside what trainer and engine hold anyway. Pure; printed by `wsync plan`, and the
-// running agents are tested against it (within 10%).
+// How much memory an agent takes beside what trainer and engine hold anyway. Pure; printed by `wsync plan`. Running
+// agents on the host backend are tested against it (within 10%); what it says of a GPU is from measurements
+// (memory_estimate.cc).
 //
 // Counted is what the agent itself allocates. Memory that it maps from its client process (the source weights, the
 // engine's destinations) is the client's, although tools that sum up resident pages show it twice.
@@ -16,7 +17,7 @@ namespace wsync {
 struct MemoryEstimate {
   int64_t image_bytes = 0;    // the encoded copy of everything (full, staged)
   int64_t ring_bytes = 0;     // RingLayout of K slots (ring, in_place)
-  int64_t tables_bytes = 0;   // catalog, plan, digests, copies: host memory, per tensor and piece
+  int64_t tables_bytes = 0;   // catalog, plan, digests, copies: per tensor and piece
   int64_t process_bytes = 0;  // the daemon before any model: code, gRPC, threads
   int64_t total = 0;
 };

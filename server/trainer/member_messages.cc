@@ -9,8 +9,9 @@
 namespace wsync {
 namespace {
 
-constexpr size_t kMaxMemberNameBytes = 512;  // of any name a member gives: they end up in logs and tables
-constexpr size_t kMaxReasonBytes = 4096;     // of explanations: enough for the first names of a long list
+constexpr size_t kMaxMemberNameBytes = 512;   // of any name a member gives: they end up in logs and tables
+constexpr size_t kMaxTransportBytes = 16384;  // NCCL_* variables may be dozens, with lists of devices in them
+constexpr size_t kMaxReasonBytes = 4096;      // of explanations: enough for the first names of a long list
 constexpr int32_t kMaxReplicaSize = 4096;
 
 std::string Cut(const std::string& text, size_t bytes) { return text.substr(0, bytes); }
@@ -25,11 +26,16 @@ event::Failed FailedFrom(MemberId member, const v1::Failed& m) {
 
 absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
   for (const std::string* text : {&join.job(), &join.name(), &join.replica(), &join.host(), &join.backend(),
-                                  &join.software(), &join.device_id(), &join.transport()}) {
+                                  &join.software(), &join.device_id()}) {
     if (text->size() > kMaxMemberNameBytes) {
       return absl::InvalidArgumentError(
           absl::StrCat("a name in `join` has ", text->size(), " bytes; at most ", kMaxMemberNameBytes, " are allowed"));
     }
+  }
+  if (join.transport().size() > kMaxTransportBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("what `join` says of NCCL's environment has ",
+                                                   join.transport().size(), " bytes; at most ", kMaxTransportBytes,
+                                                   " are allowed: unset NCCL_* variables that are not needed"));
   }
   if (join.protocol() != kProtocolVersion) {
     return absl::FailedPreconditionError(absl::StrCat("the trainer agent speaks protocol ", kProtocolVersion, ", '",

@@ -23,6 +23,18 @@ std::string NewRegistrationId() {
   return absl::StrFormat("registration-%016x", random);
 }
 
+// `why`, with the handle it is about and a tensor by which its owner knows it.
+absl::Status AtHandle(size_t handle, const absl::Status& why, const std::vector<Tensor>& tensors,
+                      const std::vector<TensorPlace>& places) {
+  std::string at = absl::StrCat("memory handle ", handle);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (places[i].handle != handle) continue;
+    absl::StrAppend(&at, ", where tensor '", tensors[i].name, "' lies");
+    break;
+  }
+  return absl::Status(why.code(), absl::StrCat(at, ": ", std::string(why.message())));
+}
+
 absl::StatusOr<const std::byte*> Locate(const Tensor& tensor, const TensorPlace& place,
                                         const std::vector<std::unique_ptr<Buffer>>& buffers) {
   if (place.handle >= buffers.size()) {
@@ -92,12 +104,12 @@ absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(Registr
   if (!plan.ok()) return plan.status();
   registration->plan_ = *std::move(plan);
 
-  for (const MemoryHandle& handle : request.handles) {
-    auto buffer = memory.Open(handle, Access::kRead);
-    if (!buffer.ok()) return buffer.status();
+  const std::vector<Tensor>& tensors = registration->plan_->catalog().tensors();
+  for (size_t i = 0; i < request.handles.size(); ++i) {
+    auto buffer = memory.Open(request.handles[i], Access::kRead);
+    if (!buffer.ok()) return AtHandle(i, buffer.status(), tensors, request.places);
     registration->buffers_.push_back(*std::move(buffer));
   }
-  const std::vector<Tensor>& tensors = registration->plan_->catalog().tensors();
   registration->addresses_.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     auto address = Locate(tensors[i], request.places[i], registration->buffers_);

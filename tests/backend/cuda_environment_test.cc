@@ -19,7 +19,8 @@ using contract::FailsWith;
 TEST(NcclFingerprint, HasWhatEveryRankMustShareInOneOrderAndNothingOfTheHostsOwn) {
   const char* const one[] = {"HOME=/root",     "NCCL_PROTO=Simple", "NCCL_SOCKET_IFNAME=eth0",
                              "NCCL_ALGO=Ring", "NCCL_DEBUG=INFO",   nullptr};
-  const char* const other[] = {"NCCL_ALGO=Ring", "NCCL_SOCKET_IFNAME=ib0", "NCCL_PROTO=Simple", "HOME=/home", nullptr};
+  const char* const other[] = {"NCCL_ALGO=Ring", "NCCL_SOCKET_IFNAME=ib0", "NCCL_PROTO=Simple", "NCCL_HOME=/opt/nccl",
+                               nullptr};
   EXPECT_EQ(NcclFingerprint(22809, 0, one), "nccl 2.28.9; NCCL_ALGO=Ring; NCCL_PROTO=Simple");
   EXPECT_EQ(NcclFingerprint(22809, 0, one), NcclFingerprint(22809, 0, other));
   EXPECT_EQ(NcclFingerprint(22803, 16, one), "nccl 2.28.3; max_ctas 16; NCCL_ALGO=Ring; NCCL_PROTO=Simple");

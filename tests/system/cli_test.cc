@@ -15,6 +15,7 @@ namespace wsync::cli {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -50,7 +51,7 @@ class Cli : public System {
 
 TEST_F(Cli, EveryCommandHasHelpWithExamples) {
   for (const char* command :
-       {"status", "verify", "publish", "export", "quantize", "plan", "config show", "bench", "demo"}) {
+       {"status", "verify", "publish", "export", "quantize", "plan", "config show", "bench", "doctor", "demo"}) {
     const Run run = Wsync(absl::StrCat(command, " --help"));
     EXPECT_EQ(run.exit_code, 0) << command;
     EXPECT_THAT(run.output, HasSubstr("Examples:")) << command;
@@ -96,6 +97,25 @@ TEST_F(Cli, PlanSaysWhatAndWhy) {
   ASSERT_FALSE(parsed.is_discarded()) << json.output;
   EXPECT_EQ(parsed["quantized_tensors"], 9);
   EXPECT_EQ(parsed["catalog"].size(), 17u);
+}
+
+TEST_F(Cli, PlanForGpusCountsCudaAndNcclInsteadOfTheProcess) {
+  const Run table = Wsync("plan --device --shapes qwen2.5-0.5b");
+  EXPECT_EQ(table.exit_code, 0) << table.output;
+  EXPECT_THAT(table.output, AllOf(HasSubstr("TAKES ON ITS GPU"), HasSubstr("CUDA and NCCL")));
+  const auto total = [this](const std::string& flags) {
+    const Run run = Wsync("plan --shapes qwen2.5-0.5b -o json " + flags);
+    const auto parsed = nlohmann::json::parse(run.output, nullptr, false);
+    return parsed.is_discarded() ? int64_t{0} : parsed["memory"]["trainer_full"]["total_bytes"].get<int64_t>();
+  };
+  EXPECT_GT(total("--device"), total("") + 1'000'000'000);
+}
+
+TEST_F(Cli, DoctorSaysWhatIsThere) {
+  const Run run = Wsync("doctor");
+  EXPECT_THAT(run.output,
+              AllOf(HasSubstr("SIMD level"), HasSubstr("/dev/shm"), AnyOf(HasSubstr("GPU"), HasSubstr("CUDA"))));
+  EXPECT_EQ(run.exit_code, run.output.find("BAD") == std::string::npos ? 0 : 1) << run.output;
 }
 
 TEST_F(Cli, ConfigShowsOrigins) {

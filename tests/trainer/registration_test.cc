@@ -57,10 +57,13 @@ TEST_F(RegistrationTest, MisalignedTensorIsNamed) {
   EXPECT_THAT(std::string(Try(std::move(request)).message()), HasSubstr("'layers.0.weight' at offset 2"));
 }
 
-TEST_F(RegistrationTest, MissingMemoryIsNotFound) {
-  RegistrationRequest request = TestRequest(backend_, 1);
-  request.handles[0] = SharedMemoryHandle{"/gone", kTestTensorBytes};
-  EXPECT_TRUE(absl::IsNotFound(Try(std::move(request))));
+TEST_F(RegistrationTest, MissingMemoryIsNotFoundAndNamedByWhatLiesInIt) {
+  RegistrationRequest request = TestRequest(backend_, 2);
+  request.handles.push_back(SharedMemoryHandle{"/gone", kTestTensorBytes});
+  request.places[1] = {.handle = static_cast<uint32_t>(request.handles.size() - 1), .offset_bytes = 0};
+  const absl::Status status = Try(std::move(request));
+  EXPECT_TRUE(absl::IsNotFound(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("where tensor 'layers.1.weight' lies"));
 }
 
 TEST_F(RegistrationTest, CatalogErrorsComeThrough) {

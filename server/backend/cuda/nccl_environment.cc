@@ -15,24 +15,29 @@
 namespace wsync::cuda {
 namespace {
 
-// Names of interfaces and cards, addresses, files and logs are a host's own affair.
+// Names of interfaces and cards, addresses, files and logs are a host's own affair; so is where NCCL is installed,
+// which images and build scripts leave in the environment, and NCCL itself does not read.
 constexpr std::string_view kPerHost[] = {
     "NCCL_COMM_ID",
     "NCCL_CONF_FILE",
     "NCCL_DEBUG",
     "NCCL_DEBUG_FILE",
     "NCCL_DEBUG_SUBSYS",
+    "NCCL_DEBUG_TIMESTAMP_FORMAT",
+    "NCCL_DEBUG_TIMESTAMP_LEVELS",
     "NCCL_GRAPH_DUMP_FILE",
+    "NCCL_HOME",
     "NCCL_HOSTID",
     "NCCL_IB_GID_INDEX",
     "NCCL_IB_HCA",
+    "NCCL_INCLUDE_DIR",
+    "NCCL_LIB_DIR",
+    "NCCL_OOB_NET_IFNAME",
     "NCCL_RAS_ADDR",
+    "NCCL_ROOT",
     "NCCL_SOCKET_IFNAME",
     "NCCL_TOPO_DUMP_FILE",
     "NCCL_TOPO_FILE",
-    "NCCL_DEBUG_TIMESTAMP_FORMAT",
-    "NCCL_DEBUG_TIMESTAMP_LEVELS",
-    "NCCL_OOB_NET_IFNAME",
     "NCCL_VERSION",
 };
 
