@@ -51,7 +51,7 @@ absl::Status CheckTarget(const fs::path& out, const CheckpointOptions& options) 
   }
   if (fs::is_empty(out, error)) return absl::OkStatus();
   if (error) return FileError("list", out.string(), error.value());
-  if (!options.overwrite) return refuse("it is not empty; choose another path or ask to overwrite it");
+  if (!options.overwrite) return refuse("it is not empty; choose another path, or overwrite it (--overwrite)");
   if (!LooksLikeCheckpoint(out)) return refuse("it holds something that is not a checkpoint; choose another path");
   return absl::OkStatus();
 }

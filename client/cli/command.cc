@@ -18,7 +18,7 @@ ExitCode Fail(const absl::Status& status) {
 CLI::App* AddCommand(CLI::App& parent, const std::string& name, const std::string& summary, const std::string& examples,
                      std::function<ExitCode()> body) {
   CLI::App* command = parent.add_subcommand(name, summary);
-  command->footer(examples.empty() ? "" : "\nExamples:\n" + examples);
+  command->footer(examples.empty() ? "" : "Examples:\n" + examples);
   if (body) command->callback([body = std::move(body)] { last_exit = body(); });
   return command;
 }

@@ -16,7 +16,7 @@
 namespace {
 
 constexpr char kExamples[] =
-    "\nExit codes: 0 done or in sync, 1 error, 2 usage, 3 degraded, 4 unreachable."
+    "Exit codes: 0 done or in sync, 1 error, 2 usage, 3 degraded, 4 unreachable."
     "\nData goes to stdout, messages to stderr; NO_COLOR turns colour off."
     "\n\nExamples:"
     "\n  wsync status -w                         watch the job on this machine"

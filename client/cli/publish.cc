@@ -72,8 +72,10 @@ ExitCode Run(const PublishArguments& arguments) {
   const auto report = (*client)->Publish(version, observer);
   bar.Clear();
   if (!report.ok()) {
-    (*client)->Unregister().IgnoreError();  // the reason is what matters
-    return Fail(report.status());
+    // The reason is what matters. An agent that still answers is there, whatever the version lacked.
+    const bool agent_answers = (*client)->Unregister().ok();
+    const ExitCode code = Fail(report.status());
+    return agent_answers ? kError : code;
   }
   // Not unregistered: the agent's copy goes on serving replicas that come or come back, and whoever publishes next
   // takes over from a process that has ended.
@@ -90,13 +92,17 @@ void AddPublish(CLI::App& app) {
                  "  wsync publish --model Qwen2.5-7B --version 7\n"
                  "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
                  "\nReplicas that attach later get the version too: the agent keeps its FP8 copy (source_mode: full)."
-                 "\nExit codes: 0 every replica serves it, 3 some were left out, 4 no agent or too few replicas.\n",
+                 "\nExit codes: 0 every replica serves it, 1 not committed, 3 some were left out, 4 no agent.\n",
                  [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file")->required();
   command
       ->add_option("--version", arguments->version,
                    "number of this state of the weights, only ever grows; default: the committed one plus 1")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            return text.find_first_not_of('0') == std::string::npos ? "versions count from 1" : std::string();
+          },
+          ""));
   command->add_option("-s,--socket", arguments->socket, "the trainer agent's local_socket")
       ->envname("WSYNC_LOCAL_SOCKET")
       ->capture_default_str();

@@ -26,19 +26,42 @@ std::string Render(const v1::JobStatus& status, const std::string& output) {
   return RenderStatus(status, view);
 }
 
+// A small window shows fewer events: the verdict and the members, which come first, must not scroll away.
+std::string RenderScreen(const v1::JobStatus& status, const std::string& output) {
+  StatusViewOptions view;
+  view.wide = output == "wide";
+  view.color = UseColor(stdout);
+  std::string text = RenderStatus(status, view);
+  while (view.max_events > 0 && WrappedRows(text, TerminalWidth()) >= TerminalHeight()) {
+    --view.max_events;
+    text = RenderStatus(status, view);
+  }
+  return text;
+}
+
 ExitCode Watch(const StatusOptions& options) {
   ExitCode last = kOk;
+  bool seen = false;
   const bool redraw = IsTerminal(stdout) && options.output != "json";
-  const absl::Status result = WatchJobStatus(options.coordinator.address, options.coordinator.Tls(),
-                                             absl::Milliseconds(500), [&](const v1::JobStatus& status) {
-                                               last = StatusExit(status);
-                                               if (redraw) std::fputs("\033[H\033[2J", stdout);
-                                               const std::string text = Render(status, options.output);
-                                               const bool written =
-                                                   std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-                                               if (!redraw && options.output != "json") std::fputs("\n", stdout);
-                                               return std::fflush(stdout) == 0 && written;
-                                             });
+  const auto show = [&](const v1::JobStatus& status) {
+    seen = true;
+    last = StatusExit(status);
+    if (redraw) std::fputs("\033[H\033[2J", stdout);
+    const std::string text = redraw ? RenderScreen(status, options.output) : Render(status, options.output);
+    const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+    if (!redraw && options.output != "json") std::fputs("\n", stdout);
+    return std::fflush(stdout) == 0 && written;
+  };
+  const auto watch = [&] {
+    return WatchJobStatus(options.coordinator.address, options.coordinator.Tls(), absl::Milliseconds(500), show);
+  };
+  absl::Status result = watch();
+  // Who watches a screen wants to see the agent come back; a program wants to know that it went.
+  while (redraw && seen && absl::IsUnavailable(result)) {
+    Fail(result);
+    std::fprintf(stderr, "wsync: watching until it answers again\n");
+    for (seen = false; !seen && absl::IsUnavailable(result); result = watch()) absl::SleepFor(absl::Seconds(1));
+  }
   return result.ok() ? last : Fail(result);
 }
 
@@ -72,7 +95,7 @@ void AddStatus(CLI::App& app) {
   CLI::App* command = AddCommand(app, "status", "Show a job: version, members, last sync, recent events",
                                  "  wsync status\n"
                                  "  wsync status -w                 redraw on every change\n"
-                                 "  wsync status -o json | jq .members[].serving.version\n"
+                                 "  wsync status -o json | jq '.members[].serving.version'\n"
                                  "  wsync status -c trainer-0:7470 -o wide\n"
                                  "\nExit codes: 0 in sync, 3 degraded, 4 unreachable.\n",
                                  [options] { return RunStatus(*options); });

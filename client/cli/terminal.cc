@@ -49,6 +49,11 @@ int TerminalWidth() {
   return 100;
 }
 
+int TerminalHeight() {
+  winsize size{};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_row : 0;
+}
+
 std::string Paint(std::string_view text, Color color, bool use_color) {
   if (!use_color || color == Color::kNone) return std::string(text);
   return absl::StrCat(Escape(color), std::string(text), "\033[0m");
@@ -101,6 +106,17 @@ size_t VisibleWidth(std::string_view text) {
     if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80) ++width;
   }
   return width;
+}
+
+int WrappedRows(std::string_view text, int columns) {
+  int rows = 0;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const int width = static_cast<int>(VisibleWidth(text.substr(0, end)));
+    rows += std::max(1, (width + columns - 1) / columns);
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return rows;
 }
 
 Table::Table(std::vector<std::string> header) : header_(std::move(header)), right_(header_.size(), false) {}

@@ -15,7 +15,8 @@ enum class Color { kNone, kGreen, kYellow, kRed, kDim, kBold };
 // True when `stream` is a terminal, NO_COLOR is unset or empty, and TERM is not "dumb".
 bool UseColor(std::FILE* stream);
 bool IsTerminal(std::FILE* stream);
-int TerminalWidth();  // columns of stdout; 100 where it is not a terminal
+int TerminalWidth();   // columns of stdout; 100 where it is not a terminal
+int TerminalHeight();  // rows of stdout; 0 where it is not a terminal
 std::string Paint(std::string_view text, Color color, bool use_color);
 
 std::string FormatBytes(double bytes);            // "630.2 MB" (powers of 1000, as rates are)
@@ -41,6 +42,9 @@ class Table {
 };
 
 size_t VisibleWidth(std::string_view text);  // UTF-8 code points without escape sequences
+
+// Rows that `text` takes on a terminal which wraps lines at `columns`.
+int WrappedRows(std::string_view text, int columns);
 
 }  // namespace wsync::cli
 

@@ -32,6 +32,9 @@ class Checker {
   }
 
   void CheckUnixAddress(const std::string& path, const std::string& text) {
+    if (text.rfind('/', 0) == 0) {
+      return Check(false, {path}, absl::StrCat(path, ": ", Quoted(text), " has no scheme; write unix://", text));
+    }
     const auto address = ParseAddress(text);
     if (!address.ok()) return Check(false, {path}, absl::StrCat(path, ": ", address.status().message()));
     Check(

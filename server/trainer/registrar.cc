@@ -209,7 +209,7 @@ void Registrar::OwnerDied() {
   std::string owner;
   {
     MutexLock lock(&mu_);
-    owner = absl::StrCat("process ", current_->owner().pid(), ", which registered the weights, has died");
+    owner = absl::StrCat("process ", current_->owner().pid(), ", which registered the weights, has ended");
   }
   const bool reading = tracker_->Unreleased();
   if (reading) {

@@ -144,5 +144,13 @@ TEST(Table, LinesUpPaintedAndUnicodeCells) {
   EXPECT_EQ(table.Render(false), "NAME       N\n\033[31mab\033[0m         1\nünïcode  100\n");
 }
 
+TEST(WrappedRows, CountsWhatATerminalShows) {
+  EXPECT_EQ(WrappedRows("", 10), 0);
+  EXPECT_EQ(WrappedRows("a\n\nb", 10), 3);
+  EXPECT_EQ(WrappedRows("0123456789\n", 10), 1);
+  EXPECT_EQ(WrappedRows("0123456789a\n", 10), 2);
+  EXPECT_EQ(WrappedRows(Paint("0123456789", Color::kRed, true), 10), 1);
+}
+
 }  // namespace
 }  // namespace wsync::cli

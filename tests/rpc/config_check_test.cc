@@ -44,6 +44,8 @@ TEST(ConfigCheck, AddressesHaveTheRightKind) {
   EXPECT_EQ(TrainerProblems("local_socket: 127.0.0.1:80\n"),
             "c.yaml:1: local_socket: \"127.0.0.1:80\" is not a Unix socket; expected such as "
             "unix:///run/wsync/agent.sock");
+  EXPECT_EQ(TrainerProblems("local_socket: /run/w.sock\n"),
+            "c.yaml:1: local_socket: \"/run/w.sock\" has no scheme; write unix:///run/w.sock");
   EXPECT_EQ(TrainerProblems("coordinator:\n  listen: unix:///x\n"),
             "c.yaml:2: coordinator.listen: \"unix:///x\" is a Unix socket; expected host:port such as 127.0.0.1:7470");
   EXPECT_EQ(TrainerProblems("coordinator:\n  listen: 127.0.0.1:0\n"), "");

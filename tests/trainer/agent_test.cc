@@ -441,7 +441,7 @@ TEST_F(DeadOwner, AbortsTheVersionThatReadsItsMemory) {
   Kill();
   const PublishOutcome outcome = publish->Join();
   EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::ABORTED);
-  EXPECT_THAT(outcome.status.error_message(), HasSubstr("has died"));
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("has ended"));
   EXPECT_FALSE(member->AwaitCatalog(1).has_plan_hash());
 }
 
@@ -457,7 +457,7 @@ TEST_F(DeadOwner, LetsAReleasedVersionAndLateJoinersGoOn) {
   Kill();
   ASSERT_TRUE(Eventually([&] {
     return Status().members(0).engine() != absl::StrCat("process ", getpid()) &&
-           Status().members(0).engine().find("has died") != std::string::npos;
+           Status().members(0).engine().find("has ended") != std::string::npos;
   }));
   const v1::Begin begin = member->Await(Message::kBegin).begin();
   member->Staged(begin, ContentOf(2));
@@ -477,7 +477,7 @@ TEST_F(DeadOwner, CannotPublishAndIsReplacedWithoutAsking) {
   Kill();
   const PublishOutcome outcome = PublishAndWait(reply.registration_id(), 1);
   EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_THAT(outcome.status.error_message(), HasSubstr("has died; register again"));
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("has ended; register again"));
   EXPECT_NE(RegisterOk(2), "");
 }
 
