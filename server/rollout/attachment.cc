@@ -35,6 +35,7 @@ absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan)
   absl::StatusOr<ScatterTable> table = BuildScatterTable(*plan, spec_.destinations, bytes, spec_.allow_partial);
   if (!table.ok()) return table.status();
   bytes_per_version_ = table->bytes;
+  layers_ = spec_.layer_events ? std::make_unique<const LayerMap>(*plan) : nullptr;
   absl::StatusOr<std::unique_ptr<Loader>> loader =
       backend.NewLoader(std::move(plan), *std::move(table), std::move(bases));
   if (!loader.ok()) return loader.status();

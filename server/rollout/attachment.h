@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/backend/backend.h"
+#include "server/core/layers.h"
 
 namespace wsync {
 
@@ -20,6 +21,7 @@ struct AttachSpec {
   std::vector<MemoryHandle> handles;
   std::vector<Destination> destinations;
   bool allow_partial = false;  // outputs that nobody takes are dropped instead of refused
+  bool layer_events = false;   // wants to hear when each layer is complete
 };
 
 class Attachment {
@@ -34,7 +36,8 @@ class Attachment {
   // Lets go of the plan it was fitted to.
   void Unfit() { loader_.reset(); }
 
-  Loader* loader() const { return loader_.get(); }  // null: not fitted
+  Loader* loader() const { return loader_.get(); }          // null: not fitted
+  const LayerMap* layers() const { return layers_.get(); }  // of that plan; null: not asked for
   int64_t bytes_per_version() const { return bytes_per_version_; }
 
  private:
@@ -43,6 +46,7 @@ class Attachment {
   AttachSpec spec_;
   std::vector<std::unique_ptr<Buffer>> memory_;
   int64_t bytes_per_version_ = 0;
+  std::unique_ptr<const LayerMap> layers_;
   std::unique_ptr<Loader> loader_;  // after memory_: it must not outlive what it writes to
 };
 

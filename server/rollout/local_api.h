@@ -34,6 +34,7 @@ class EngineStream {
  public:
   virtual ~EngineStream() = default;
   virtual void Prepare(const sink::TellPrepare& event) = 0;
+  virtual void LayerComplete(uint64_t version, const LayerReady& layer) = 0;
   virtual void Apply(const sink::TellApply& event) = 0;
   virtual void Applied(const sink::TellApplied& event) = 0;
   virtual void Torn(const sink::TellTorn& event) = 0;

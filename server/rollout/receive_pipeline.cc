@@ -55,6 +55,7 @@ sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& 
     context.bucket->store(static_cast<int64_t>(k), std::memory_order_relaxed);
     result.status = AwaitFlight(context, flights[k], &received_at);
     if (!result.status.ok()) result.bucket = static_cast<int64_t>(k);
+    if (result.status.ok() && context.applied) context.applied(static_cast<int64_t>(k));
   }
   context.bucket->store(-1, std::memory_order_relaxed);
   if (!result.status.ok()) context.transport.Cancel(result.status);

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "absl/time/time.h"
 #include "server/backend/loader.h"
@@ -23,7 +24,8 @@ struct ReceiveContext {
   // The coordinator bounds a transfer by size; this ends one that does not move at all, should the coordinator be stuck
   // as well.
   absl::Duration stall_timeout = absl::Seconds(30);
-  std::atomic<int64_t>* bucket;  // being waited for; for progress reports
+  std::atomic<int64_t>* bucket;                    // being waited for; for progress reports
+  std::function<void(int64_t)> applied = nullptr;  // in place: called for each bucket once it is in live memory
 };
 
 // Receives every bucket into its place in `image` (plan.image_bytes() long) and checks it there.

@@ -1,6 +1,7 @@
 #include "server/rollout/receiver.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -52,9 +53,9 @@ void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)>
   });
 }
 
-void Receiver::Receive(std::function<void(sink::Received)> done) {
+void Receiver::Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done)] { done(ReceiveNow(job)); });
+  thread_.Post([this, job, done = std::move(done), layer = std::move(layer)] { done(ReceiveNow(job, layer)); });
 }
 
 void Receiver::Apply(std::function<void(sink::ApplyDone)> done) {
@@ -120,13 +121,20 @@ absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
   return status;
 }
 
-sink::Received Receiver::ReceiveNow(uint64_t job) {
+sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer) {
   absl::Status status = CancelledStatus(job);
   if (status.ok()) status = CheckUsable("receive");
   const std::shared_ptr<Transport> session = transport();
   if (status.ok() && session == nullptr) status = absl::InternalError("receive without a session");
   if (!status.ok()) return sink::Received{.status = status};
-  const ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
+  ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
+  std::optional<LayerCount> count;
+  if (work_.attachment->layers() != nullptr && layer && options_.mode == SinkMode::kInPlace) {
+    count.emplace(work_.attachment->layers());
+    context.applied = [&count, &layer](int64_t bucket) {
+      for (LayerReady& ready : count->Applied(bucket)) layer(std::move(ready));
+    };
+  }
   sink::Received received = options_.mode == SinkMode::kStaged
                                 ? ReceiveImage(context, work_.memory->data())
                                 : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots);

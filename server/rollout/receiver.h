@@ -56,7 +56,9 @@ class Receiver {
 
   // Goes on in the open session when that is the one asked for and nothing failed in it; else closes it and opens this.
   void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
-  void Receive(std::function<void(sink::Received)> done);
+  // `layer` is called on the receiver's thread before `done`, in place and where the engine asked for it, for each
+  // layer whose bytes are all in its memory.
+  void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr);
   void Apply(std::function<void(sink::ApplyDone)> done);
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
@@ -77,7 +79,7 @@ class Receiver {
   PlanResult MakeRoom(AnnouncedCatalog catalog);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
-  sink::Received ReceiveNow(uint64_t job);
+  sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer);
   absl::Status CheckUsable(const char* what) const;
 
   uint64_t NextJob();

@@ -118,6 +118,7 @@ class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
     spec_.engine = header.engine();
     spec_.pid = header.pid();
     spec_.allow_partial = header.allow_partial();
+    spec_.layer_events = header.layer_events();
     for (const v1::MemoryHandle& handle : header.handles()) {
       absl::StatusOr<MemoryHandle> converted = FromProto(handle);
       if (!converted.ok()) return converted.status();

@@ -173,8 +173,16 @@ void SinkController::Do(const sink::Connect& action) {
   receiver_.Connect(std::move(session), [this](const sink::Connected& result) { Post([=, this] { Step(result); }); });
 }
 
-void SinkController::Do(const sink::Receive&) {
-  receiver_.Receive([this](const sink::Received& result) { Post([=, this] { Step(result); }); });
+void SinkController::Do(const sink::Receive& action) {
+  receiver_.Receive(
+      [this](const sink::Received& result) { Post([=, this] { Step(result); }); },
+      [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); });
+}
+
+// Posted before the end of the same Receive, so the state is still at it, unless it was called off.
+void SinkController::OnLayer(uint64_t version, const LayerReady& layer) {
+  if (state_.phase() != MemberPhase::kReceive || state_.version() != version) return;
+  if (EngineStream* stream = engine_stream()) stream->LayerComplete(version, layer);
 }
 
 void SinkController::Do(const sink::Apply&) {

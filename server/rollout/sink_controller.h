@@ -78,6 +78,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Do(const sink::TellTorn& action);
   void Do(const sink::TellCancelled& action);
   void Do(const sink::Detach& action);
+  void OnLayer(uint64_t version, const LayerReady& layer);
 
   void WaitForPlan(Caller caller, PlanDone done);
   void ResolveWaiters();

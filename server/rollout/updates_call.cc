@@ -46,6 +46,15 @@ void UpdatesCall::Prepare(const sink::TellPrepare& event) {
   Send(std::move(message));
 }
 
+void UpdatesCall::LayerComplete(uint64_t version, const LayerReady& layer) {
+  v1::UpdateEvent message;
+  message.mutable_layer_ready()->set_version(version);
+  message.mutable_layer_ready()->set_layer(layer.name);
+  message.mutable_layer_ready()->set_ready(layer.ready);
+  message.mutable_layer_ready()->set_layers(layer.layers);
+  Send(std::move(message));
+}
+
 void UpdatesCall::Apply(const sink::TellApply& event) {
   v1::UpdateEvent message;
   message.mutable_apply()->set_version(event.version);

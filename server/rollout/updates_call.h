@@ -21,6 +21,7 @@ class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::
   static grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* Start(LocalApi* api);
 
   void Prepare(const sink::TellPrepare& event) override;
+  void LayerComplete(uint64_t version, const LayerReady& layer) override;
   void Apply(const sink::TellApply& event) override;
   void Applied(const sink::TellApplied& event) override;
   void Torn(const sink::TellTorn& event) override;

@@ -6,6 +6,7 @@
 
 #include <future>
 
+#include "absl/strings/str_cat.h"
 #include "server/core/ring.h"
 #include "tests/rollout/fake_backend.h"
 
@@ -220,6 +221,54 @@ TEST_F(ReceiverTest, InPlaceSlotIsFilledAgainOnlyWhenItWasApplied) {
   script_.HoldApply(false);
   EXPECT_TRUE(answer.Get().status.ok());
   EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceTellsEachLayerOnceItsBytesAreInLiveMemory) {
+  Use({.mode = SinkMode::kInPlace, .ring_slots = 2});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  AttachSpec spec = Spec(*plan_);
+  spec.layer_events = true;
+  ASSERT_TRUE(Attach(std::move(spec)).ok());
+  script_.HoldApply(true);
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  Mutex mu;
+  std::vector<LayerReady> told;
+  receiver_->Receive(answer.Callback(), [&](LayerReady layer) {
+    MutexLock lock(&mu);
+    told.push_back(std::move(layer));
+  });
+  AwaitReceived(2);
+  {
+    MutexLock lock(&mu);
+    EXPECT_TRUE(told.empty());  // received and checked is not yet applied
+  }
+  script_.HoldApply(false);
+  EXPECT_TRUE(answer.Get().status.ok());
+  MutexLock lock(&mu);
+  ASSERT_EQ(told.size(), 7u);
+  EXPECT_EQ(told[0].name, "");  // the norm
+  for (int64_t i = 1; i < 7; ++i) EXPECT_EQ(told[i].name, absl::StrCat("model.layers.", i - 1));
+  EXPECT_EQ(told[6].ready, 7);
+  EXPECT_EQ(told[6].layers, 7);
+}
+
+TEST_F(ReceiverTest, LayersAreToldOnlyInPlaceAndOnlyWhereAskedFor) {
+  int told = 0;
+  for (const bool ask : {false, true}) {
+    Use({.mode = ask ? SinkMode::kStaged : SinkMode::kInPlace, .ring_slots = 2});
+    ASSERT_TRUE(SetCatalog(plan_).status.ok());
+    AttachSpec spec = Spec(*plan_);
+    spec.layer_events = ask;
+    ASSERT_TRUE(Attach(std::move(spec)).ok());
+    script_.SetVersion(7);
+    ASSERT_TRUE(Connect().status.ok());
+    Answer<sink::Received> answer;
+    receiver_->Receive(answer.Callback(), [&](const LayerReady&) { ++told; });
+    EXPECT_TRUE(answer.Get().status.ok());
+  }
+  EXPECT_EQ(told, 0);
 }
 
 TEST_F(ReceiverTest, InPlaceFailureSaysWhetherLiveMemoryWasTouched) {

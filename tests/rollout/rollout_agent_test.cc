@@ -7,8 +7,10 @@
 
 #include <cstdlib>
 #include <future>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/layers.h"
 #include "server/rpc/convert.h"
 #include "tests/rollout/fake_backend.h"
 #include "tests/rollout/scripted_peers.h"
@@ -301,6 +303,39 @@ TEST_F(RolloutAgentTest, InPlaceFailureTearsAndACompleteVersionMends) {
   EXPECT_EQ(engine_->Next().applied().version(), 8u);
   coordinator_->AwaitApplied();
   EXPECT_TRUE(EngineHolds(8));
+}
+
+TEST_F(RolloutAgentTest, LayersAreToldBetweenPrepareAndAppliedAndAnewForEveryVersion) {
+  StartAgent("in_place");
+  Join();
+  engine_.emplace(agent_->local_address());
+  v1::AttachRequest request = Request();
+  request.mutable_header()->set_layer_events(true);
+  ASSERT_TRUE(engine_->Attach(request).ok());
+  engine_->OpenUpdates();
+  coordinator_->AwaitReady(true);
+  for (const uint64_t version : {7, 8}) {
+    script_.SetVersion(version);
+    coordinator_->Begin(version, version, *plan_);
+    EXPECT_TRUE(engine_->Next().prepare().in_place());
+    engine_->Paused(version);
+    coordinator_->AwaitStaged();
+    std::set<std::string> layers;
+    int64_t ready = 0;
+    for (const int64_t all = LayerMap(*plan_).names().size(); ready < all;) {
+      const v1::UpdateEvent event = engine_->Next();
+      ASSERT_TRUE(event.has_layer_ready()) << event.ShortDebugString();
+      EXPECT_EQ(event.layer_ready().version(), version);
+      EXPECT_EQ(event.layer_ready().ready(), ++ready);
+      layers.insert(event.layer_ready().layer());
+    }
+    EXPECT_EQ(layers.count("model.layers.0"), 1u);
+    EXPECT_EQ(static_cast<int64_t>(layers.size()), ready);
+    EXPECT_TRUE(EngineHolds(version));
+    coordinator_->Commit(version, version, ContentOf(version));
+    EXPECT_EQ(engine_->Next().applied().version(), version);
+    coordinator_->AwaitApplied();
+  }
 }
 
 TEST_F(RolloutAgentTest, RestartedEngineTakesTheStagedCopyWithoutTheCoordinator) {

@@ -1,6 +1,7 @@
 """A loop that trains: one process trains a small Qwen2 model with policy gradients, another generates with FP8 weights.
 
     python tiny_rl.py                                        # starts agents of its own; CPU, about a minute
+    python tiny_rl.py --device cuda:0 --rollout-device cuda:1
     python tiny_rl.py --trainer-socket unix:///... --rollout-socket unix:///... --device cuda:0 --rollout-device cuda:1
 
 Per step: the trainer publishes its weights; the rollout process takes them as FP8 codes and scales, straight into its
@@ -179,12 +180,16 @@ def agents(arguments: argparse.Namespace):
                 probe.bind(("127.0.0.1", 0))
                 coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
             arguments.trainer_socket, arguments.rollout_socket = (f"unix://{folder}/{n}.sock" for n in ("t", "r"))
-            for command in (
-                ["wsync-trainer", f"--local_socket={arguments.trainer_socket}", f"--coordinator.listen={coordinator}"],
-                ["wsync-rollout", f"--local_socket={arguments.rollout_socket}", f"--coordinator={coordinator}"],
-            ):
+            for device, command in (
+                (arguments.device, ["wsync-trainer", f"--local_socket={arguments.trainer_socket}",
+                                    f"--coordinator.listen={coordinator}"]),
+                (arguments.rollout_device, ["wsync-rollout", f"--local_socket={arguments.rollout_socket}",
+                                            f"--coordinator={coordinator}"]),
+            ):  # fmt: skip
                 command[0] = str(arguments.bin / command[0])
-                agent = subprocess.Popen([*command, "--log.level=error", f"--transfer.backend={arguments.backend}"])
+                if device != "cpu":
+                    command += ["--transfer.backend=cuda", f"--transfer.device={torch.device(device).index or 0}"]
+                agent = subprocess.Popen([*command, "--log.level=error"])
                 stack.callback(agent.wait)
                 stack.callback(agent.terminate)
         yield
@@ -199,7 +204,6 @@ def main() -> None:
     parser.add_argument("--trainer-socket", help="of running agents; default: starts its own")
     parser.add_argument("--rollout-socket")
     parser.add_argument("--bin", type=Path, default=Path(os.environ.get("WSYNC_BIN", build)), help="the agents' folder")
-    parser.add_argument("--backend", default="host", help="transfer.backend of its own agents")
     parser.add_argument("--samples", help=argparse.SUPPRESS)  # given to the rollout process
     arguments = parser.parse_args()
     arguments.rollout_device = arguments.rollout_device or arguments.device

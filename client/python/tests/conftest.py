@@ -77,6 +77,16 @@ class Cluster:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
+    def freeze(self, name: str) -> None:
+        """SIGSTOP, and returns when every thread of the agent has stopped. `kill` still works."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{process.pid}/task")
+        eventually(
+            lambda: all(task.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()),
+            f"{name} is stopped",
+        )
+
     def restart(self, name: str) -> None:
         """Kills an agent and starts it again, on the same addresses."""
         self.kill(name)

@@ -62,7 +62,7 @@ def test_no_replica_fails_the_publish_with_the_reason(cluster: Cluster) -> None:
 
 def test_a_stopped_agent_ends_in_a_deadline(trainer: wsync.Trainer, cluster: Cluster) -> None:
     trainer.register(shared_arrays(SHAPES))
-    os.kill(cluster.processes["trainer"].pid, signal.SIGSTOP)
+    cluster.freeze("trainer")
     try:
         sync = trainer.publish(1)
         with pytest.raises(wsync.DeadlineExceeded, match="was not released within 0.3 s"):
@@ -130,8 +130,8 @@ def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Traine
             return [_wire.message("MemoryHandle")(cuda_ipc=ipc)]
 
     weights = shared_arrays({"x.weight": (4, 4)})
-    entry = [_Weight("x.weight", weights["x.weight"], weights["x.weight"])]
-    request = _messages(entry, [view_of(weights["x.weight"])], [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
+    entry = [_Weight("x.weight", weights["x.weight"], weights["x.weight"], view_of(weights["x.weight"]))]
+    request = _messages(entry, [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
     with pytest.raises(wsync.WrongDevice, match="host backend") as error:
         trainer._call_register(request, 10)
     assert_helpful(error)
@@ -284,7 +284,7 @@ def test_an_agent_that_dies_while_it_may_write_leaves_the_update_waiting_for_a_w
             rollout.attach(engine)
             sync = trainer.publish(1)
             update = next(rollout.updates(timeout=30))
-            os.kill(cluster.processes["rollout-0"].pid, signal.SIGSTOP)  # `paused` is never read
+            cluster.freeze("rollout-0")  # `paused` is never read
 
             def go_on() -> None:
                 cluster.restart("rollout-0")
@@ -309,7 +309,7 @@ def test_an_agent_that_dies_for_good_while_it_may_write_is_torn(cluster: Cluster
             rollout.attach(memory_for(rollout.plan()))
             trainer.publish(1)
             update = next(rollout.updates(timeout=30))
-            os.kill(cluster.processes["rollout-0"].pid, signal.SIGSTOP)
+            cluster.freeze("rollout-0")
             killer = threading.Timer(0.3, cluster.kill, ["rollout-0"])
             killer.start()
             with pytest.raises(wsync.TornUpdate) as error:

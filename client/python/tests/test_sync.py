@@ -54,6 +54,36 @@ def test_in_place_pauses_at_prepare(cluster: Cluster) -> None:
             assert_same_weights(engine, weights)
 
 
+def test_layers_are_told_as_they_land_and_only_when_all_of_a_layer_is_there(cluster: Cluster) -> None:
+    shapes = {"model.embed_tokens.weight": (500, 96)}
+    for layer in range(4):
+        shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = (512, 256)
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (256, 512)
+        shapes[f"model.layers.{layer}.input_layernorm.weight"] = (256,)
+    shapes["lm_head.weight"] = (500, 96)
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        with wsync.Rollout(cluster.start_rollout(transfer__sink_mode="in_place")) as rollout:
+            weights = shared_arrays(shapes)
+            trainer.register(weights)
+            engine = memory_for(rollout.plan())
+            rollout.attach(engine, layer_events=True)
+            for version in (1, 2):
+                randomize(weights, version)
+                sync = trainer.publish(version)
+                told: list[wsync.Layer] = []
+
+                def landed(layer: wsync.Layer, told: list[wsync.Layer] = told) -> None:
+                    told.append(layer)
+                    its = {name: array for name, array in weights.items() if name.startswith(layer.name + ".")}
+                    assert len(its) == 3 if layer.name else True
+                    assert_same_weights(engine, its)  # before the version is committed or applied
+
+                assert next(rollout.updates(timeout=30)).apply(on_layer=landed).version == version
+                assert sync.committed().applied
+                assert [layer.name for layer in told] == [f"model.layers.{i}" for i in range(4)] + [""]
+                assert [layer.ready for layer in told] == [1, 2, 3, 4, 5] and told[0].layers == 5
+
+
 def test_weights_may_change_after_released(cluster: Cluster) -> None:
     with wsync.Trainer(cluster.start_trainer()) as trainer:
         weights = shared_arrays(SHAPES)

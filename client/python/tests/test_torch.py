@@ -168,6 +168,32 @@ def test_a_module_without_room_for_an_output_is_told_which(pair: tuple[wsync.Tra
         torch_nn.attach(rollout, engine)
 
 
+def test_a_module_without_memory_is_materialized_when_the_plan_is_known(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net = Net()
+    trainer.register(net)
+    with torch.device("meta"):
+        engine = served_net()
+    with pytest.raises(wsync.MemoryNotShareable, match="meta device") as error:
+        torch_nn.attach(rollout, engine)
+    assert "allocate" in error.value.next_step
+    asked: list[str] = []
+
+    def allocate(name: str, meta: torch.Tensor) -> torch.Tensor:
+        asked.append(name)
+        return torch.empty_like(meta, device="cpu")
+
+    torch_nn.attach(rollout, engine, allocate=allocate)
+    assert sorted(asked) == sorted(name for name, _ in engine.named_parameters())
+    assert engine.lm_head.weight is engine.embed_tokens.weight
+    assert carry(trainer, rollout, 1).applied
+    assert isinstance(engine.up_proj.weight, torch.nn.Parameter) and not engine.up_proj.weight.requires_grad
+    with torch.no_grad():
+        tokens = torch.arange(64)
+        trained, served = net(tokens).float(), engine(tokens).float()
+    assert (trained - served).abs().max() < 0.1 * trained.abs().max()
+
+
 def test_sharded_dtensors_are_refused_and_replicated_ones_taken(trainer: wsync.Trainer) -> None:
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh

@@ -29,7 +29,7 @@ from .errors import (
     WsyncError,
 )
 from .memory import SharedBuffer, share
-from .rollout import Attached, Destination, Event, Outcome, Rollout, Update
+from .rollout import Attached, Destination, Event, Layer, Outcome, Rollout, Update
 from .trainer import Publication, Registration, Trainer
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Dtype",
     "Event",
     "InvalidWeights",
+    "Layer",
     "MemoryNotShareable",
     "NotAttached",
     "NotRegistered",

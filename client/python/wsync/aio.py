@@ -81,8 +81,8 @@ class Update:
         self.version = update.version
         self.in_place = update.in_place
 
-    async def apply(self, timeout: float = 120.0) -> _rollout.Outcome:
-        return await asyncio.to_thread(self.sync.apply, timeout)
+    async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _rollout.Outcome:
+        return await asyncio.to_thread(self.sync.apply, timeout, **kwargs)
 
 
 class Rollout:

@@ -7,6 +7,7 @@ handles hold the tensors.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import math
 import mmap
@@ -14,7 +15,7 @@ import os
 import secrets
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any, Protocol
@@ -95,6 +96,8 @@ def _unlink(name: str, owner: int) -> None:
 
 
 def _containing(address: int, nbytes: int) -> SharedBuffer | None:
+    if not _buffers:
+        return None
     for start, buffer in list(_buffers.items()):
         if start <= address and address + nbytes <= start + buffer.nbytes:
             return buffer
@@ -139,9 +142,13 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
     Tensors that are in shared memory already, or on a GPU, stay. Tied tensors stay tied. MemoryNotShareable names tensors that cannot be moved: numpy arrays, and parts of a larger storage, which others
     may look at.
     """
+    share_viewed([(name, tensor, view_of(tensor)) for name, tensor in named_tensors], purpose)
+
+
+def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> set[int]:
+    """`share` for tensors that were looked at already: ids of those that it moved, whose views are out of date."""
     private: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, tensor in named_tensors:
-        view = view_of(tensor)
+    for name, tensor, view in viewed:
         if view.device != "cpu" or view.nbytes == 0 or _containing(view.address, view.nbytes):
             continue
         why = _why_immovable(tensor, view)
@@ -154,13 +161,14 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
             )
         private.setdefault(view.address, []).append((name, tensor))
     if not private:
-        return
+        return set()
     firsts = [group[0][1] for group in private.values()]
     places = empty_shared([Blank(tuple(first.shape), first.dtype, True) for first in firsts], purpose)
     for place, group in zip(places, private.values(), strict=True):
         place.copy_(group[0][1].detach())
         for _, tensor in group:
             tensor.data = place
+    return {id(tensor) for group in private.values() for _, tensor in group}
 
 
 def can_be_shared(tensor: Tensor, view: View) -> bool:
@@ -239,10 +247,20 @@ class CudaDriver:
             self._contexts[ordinal] = context
         return self._contexts[ordinal]
 
+    @contextlib.contextmanager
+    def _current(self, address: int) -> Iterator[None]:
+        """The primary context of the address's device is the thread's meanwhile."""
+        self._call("cuCtxPushCurrent_v2", self._context(address))
+        try:
+            yield
+        finally:
+            self._cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
     def allocation(self, address: int) -> tuple[int, int]:
         """(base, bytes) of the allocation that holds `address`."""
         base, size = ctypes.c_uint64(), ctypes.c_size_t()
-        self._call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address))
+        with self._current(address):  # else an address of another device than the thread's is "not found"
+            self._call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address))
         return base.value, size.value
 
     def exportable(self, address: int) -> bool:
@@ -252,11 +270,8 @@ class CudaDriver:
     def export(self, base: int) -> bytes:
         """The 64 bytes of cudaIpcGetMemHandle."""
         handle = (ctypes.c_ubyte * 64)()
-        self._call("cuCtxPushCurrent_v2", self._context(base))
-        try:
+        with self._current(base):
             self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
-        finally:
-            self._cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
         return bytes(handle)
 
     def uuid(self, address: int) -> str:

@@ -58,8 +58,9 @@ class Attached:
 class Event:
     """One message of the agent, as it came.
 
-    `kind`: "prepare" (a version is on its way; `in_place`: pause now), "apply" (staged: pause now), "applied" (the
-    memory holds exactly this version), "torn" (it holds parts of two: stay paused), "cancelled" (it will not come).
+    `kind`: "prepare" (a version is on its way; `in_place`: pause now), "apply" (staged: pause now), "layer_ready" (every
+    byte of `layer` is in its place, not yet committed), "applied" (the memory holds exactly this version), "torn" (it
+    holds parts of two: stay paused), "cancelled" (it will not come).
     """
 
     kind: str
@@ -68,6 +69,16 @@ class Event:
     reason: str = ""
     content_digest: str = ""
     timings: Timings | None = None
+    layer: Layer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer whose bytes have all landed. `name`: "model.layers.17"; "": the tensors of no layer."""
+
+    name: str
+    ready: int  # layers complete, with this one
+    layers: int  # of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +150,14 @@ class Rollout:
         *,
         engine: str = "python",
         allow_partial: bool = False,
+        layer_events: bool = False,
         timeout: float = 60.0,
     ) -> Attached:
         """Tells the agent where the engine wants its bytes. Waits for a trainer's catalog; checks everything against it.
 
         A mapping {output name: tensor} takes whole outputs. Private CPU tensors are moved to shared memory (their
         `.data`). `engine` is the name shown by 'wsync status'. `allow_partial`: outputs that nobody takes are dropped.
+        `layer_events`: with an agent in mode in_place, hear of each layer when it is complete: `update.apply(on_layer=)`.
 
         CatalogMismatch lists names, shapes and dtypes that disagree; AlreadyAttached; MemoryNotShareable; WrongDevice;
         DeadlineExceeded after `timeout` seconds says what is missing.
@@ -152,7 +165,7 @@ class Rollout:
         self._let_go()
         if isinstance(destinations, Mapping):
             destinations = [Destination(name, tensor) for name, tensor in destinations.items()]
-        self._engine = _Engine(list(destinations), engine, allow_partial)
+        self._engine = _Engine(list(destinations), engine, allow_partial, layer_events)
         try:
             return self._attach_now(timeout)
         except WsyncError:
@@ -292,13 +305,17 @@ class Update:
         self.in_place = event.in_place
         self._rollout = rollout
 
-    def apply(self, timeout: float = 120.0) -> Outcome:
+    def apply(self, timeout: float = 120.0, *, on_layer: Callable[[Layer], None] | None = None) -> Outcome:
         """Tells the agent that the engine is paused, and waits until its memory holds a complete version.
 
         Returns the version that was applied (a newer one, if this one was overtaken), or that it was cancelled and
         nothing was touched. When the update fails half-way the engine's weights are torn: this goes on waiting, paused,
         for the next complete version, also across a restart of the agent. TornUpdate when none came within `timeout`
         seconds: the engine must stay paused. DeadlineExceeded: nothing was touched.
+
+        `on_layer` is called on this thread for each layer as it becomes complete (attached with `layer_events`, agent in
+        mode in_place), so that work on it overlaps the transfer. What landed is not committed yet; a version that is
+        sent again calls it again for every layer.
         """
         rollout = self._rollout
         deadline = time.monotonic() + timeout
@@ -323,6 +340,8 @@ class Update:
                 asked = event.version
             elif event.kind == "applied":
                 return Outcome(event.version, True, event.content_digest, event.timings, "")
+            elif event.layer is not None and on_layer is not None:
+                on_layer(event.layer)
             elif event.kind == "cancelled" and not rollout.torn:
                 return Outcome(event.version, False, "", None, event.reason)
 
@@ -344,20 +363,29 @@ class Update:
 class _Engine:
     """Destinations as the agent wants to hear of them, ready to be sent again."""
 
-    def __init__(self, destinations: list[Destination], engine: str, allow_partial: bool) -> None:
-        private = [(d.output, d.target) for d in destinations if not isinstance(d.target, View)]
-        memory.share([pair for pair in private if is_torch(pair[1])], "engine weights")
+    def __init__(self, destinations: list[Destination], engine: str, allow_partial: bool, layer_events: bool) -> None:
+        views = [d.target if isinstance(d.target, View) else view_of(d.target) for d in destinations]
+        torch_ones = {id(view.tensor): (d.output, view) for d, view in zip(destinations, views, strict=True)
+                      if is_torch(view.tensor)}  # fmt: skip
+        whole = [(name, view.tensor, view) for name, view in torch_ones.values() if view.contiguous]
+        moved = memory.share_viewed(whole, "engine weights")
         handles = memory.Handles()
-        entries = [_destination(destination, handles) for destination in destinations]
+        entries = [
+            _destination(destination, view_of(destination.target) if id(destination.target) in moved else view, handles)
+            for destination, view in zip(destinations, views, strict=True)
+        ]
         header = _wire.message("AttachHeader")(
-            pid=os.getpid(), engine=engine, handles=handles.messages(), allow_partial=allow_partial
+            pid=os.getpid(),
+            engine=engine,
+            handles=handles.messages(),
+            allow_partial=allow_partial,
+            layer_events=layer_events,
         )
         self.request = _chunks(entries, header)
-        tensors = {id(t): (d.output, t) for d in destinations if is_torch(t := _tensor(d.target))}
-        self._names = [name for name, _ in tensors.values()]
-        self._readers: list[Callable[[], int]] = [pointer_reader(tensor) for _, tensor in tensors.values()]
+        self._names = [name for name, _ in torch_ones.values()]
+        self._readers: list[Callable[[], int]] = [pointer_reader(view.tensor) for _, view in torch_ones.values()]
         self._addresses = [read() for read in self._readers]
-        self.devices = {str(tensor.device) for _, tensor in tensors.values()}
+        self.devices = {view.device for _, view in torch_ones.values()}
         self._held = handles
 
     def check(self, version: int) -> None:
@@ -374,13 +402,8 @@ class _Engine:
 _DESTINATION = _wire.message("Destination")
 
 
-def _tensor(target: Tensor | View) -> Tensor:
-    return target.tensor if isinstance(target, View) else target
-
-
-def _destination(destination: Destination, handles: memory.Handles) -> Any:
+def _destination(destination: Destination, view: View, handles: memory.Handles) -> Any:
     name = destination.output
-    view = destination.target if isinstance(destination.target, View) else view_of(destination.target)
     if view.row_pitch is None:
         raise MemoryNotShareable(
             f"'{name}': the rows of the target (shape {view.shape}) are not evenly spaced",
@@ -484,6 +507,8 @@ def _event(message: Any) -> Event:
         return Event(kind, body.version, False, "", hash_text(body.content_digest), timings_from(body.timings))
     if kind == "prepare":
         return Event(kind, body.version, body.in_place)
+    if kind == "layer_ready":
+        return Event(kind, body.version, layer=Layer(body.layer, body.ready, body.layers))
     return Event(kind, body.version, reason=getattr(body, "reason", ""))
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -50,6 +51,7 @@ class _Weight:
     name: str
     source: Tensor  # the caller's
     lent: Tensor  # what the agent reads: `source`, or a copy of it
+    view: View  # of `lent`
 
 
 class Trainer:
@@ -104,9 +106,8 @@ class Trainer:
         weights, tied_names = _collect(tensors, rename, tied)
         _lend(weights, copy, cast)
         handles = memory.Handles()
-        views = [view_of(weight.lent) for weight in weights]
-        places = [handles.locate(weight.name, view) for weight, view in zip(weights, views, strict=True)]
-        request = _messages(weights, views, places, handles, list(modules_to_not_convert), replace)
+        places = [handles.locate(weight.name, weight.view) for weight in weights]
+        request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
         self._connection.wait(self._timeout)
         reply = self._call_register(request, timeout)
         request[0].header.replace = False  # to take over was asked for once, not whenever the agent restarts
@@ -118,7 +119,7 @@ class Trainer:
         lent = [weight.lent for weight in weights if weight.lent is weight.source and is_torch(weight.lent)]
         self._readers = [pointer_reader(tensor) for tensor in lent]
         self._addresses = [read() for read in self._readers]
-        self._devices = {view.device for view in views}
+        self._devices = {weight.view.device for weight in weights}
         self._registration = _registration(reply, tied_names, self._copies)
         return self._registration
 
@@ -237,8 +238,7 @@ class Publication:
         self.committed_future: Future[VersionReport] = Future()
         self._registration_id = trainer._id
         self._call = self._start()  # here: two publishes in a row reach the agent in that order
-        thread = threading.Thread(target=self._follow, name=f"wsync-publish-{version}", daemon=True)
-        thread.start()
+        _thread.start_new_thread(self._follow, ())  # threading.Thread's start waits until the thread has begun
 
     def _start(self) -> Any:
         request = _wire.message("PublishRequest")(registration_id=self._registration_id, version=self.version)
@@ -349,7 +349,7 @@ def _collect(
         if tied == "first" and view.nbytes and seen.setdefault(memory_of, name) != name:
             tied_names[name] = seen[memory_of]
             continue
-        weights.append(_Weight(name, tensor, tensor))
+        weights.append(_Weight(name, tensor, tensor, view))
     if not weights:
         raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
     return weights, tied_names
@@ -357,11 +357,11 @@ def _collect(
 
 def _lend(weights: list[_Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None) -> None:
     """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
-    private: list[tuple[str, Tensor]] = []
+    private: list[_Weight] = []
     copied: list[_Weight] = []
     dtypes: dict[str, Any] = {}
     for weight in weights:
-        view = view_of(weight.source)
+        view = weight.view
         dtype = cast(weight.name, weight.source) if cast else None
         dtypes[weight.name] = weight.source.dtype if dtype is None else dtype
         if copy == "always" or dtypes[weight.name] != weight.source.dtype:
@@ -378,15 +378,19 @@ def _lend(weights: list[_Weight], copy: CopyPolicy, cast: Callable[[str, Tensor]
             if copy == "if_needed" and not memory.can_be_shared(weight.source, view):
                 copied.append(weight)
             else:
-                private.append((weight.name, weight.source))
-    memory.share(private, "registered weights")
+                private.append(weight)
+    viewed = [(weight.name, weight.source, weight.view) for weight in private]
+    moved = memory.share_viewed(viewed, "registered weights")
     _make_copies(copied, dtypes)
+    for weight in weights:
+        if id(weight.source) in moved or weight.lent is not weight.source:
+            weight.view = view_of(weight.lent)
 
 
 def _make_copies(weights: list[_Weight], dtypes: dict[str, Any]) -> None:
     on_cpu: list[tuple[_Weight, memory.Blank]] = []
     for weight in weights:
-        view = view_of(weight.source)
+        view = weight.view
         if view.device == "cpu":
             on_cpu.append((weight, memory.Blank(view.shape, dtypes[weight.name], is_torch(weight.source))))
         else:
@@ -413,7 +417,6 @@ def _copy_into(lent: Tensor, tensor: Tensor) -> None:
 
 def _messages(
     weights: list[_Weight],
-    views: list[View],
     places: list[tuple[int, int]],
     handles: memory.Handles,
     modules_to_not_convert: list[str],
@@ -427,8 +430,10 @@ def _messages(
     )
     registered = _wire.message("RegisteredTensor")
     entries = [
-        registered(tensor=tensor_message(weight.name, view.dtype, view.shape), handle=handle, offset_bytes=offset)
-        for weight, view, (handle, offset) in zip(weights, views, places, strict=True)
+        registered(
+            tensor=tensor_message(weight.name, weight.view.dtype, weight.view.shape), handle=handle, offset_bytes=offset
+        )
+        for weight, (handle, offset) in zip(weights, places, strict=True)
     ]
     return list(_chunks(entries, header))
 

@@ -5,6 +5,6 @@
 engine before one of its functions is called.
 """
 
-from . import mapping, sglang, torch_nn, transformers, vllm
+from . import bind, mapping, sglang, torch_nn, transformers, vllm
 
-__all__ = ["mapping", "sglang", "torch_nn", "transformers", "vllm"]
+__all__ = ["bind", "mapping", "sglang", "torch_nn", "transformers", "vllm"]

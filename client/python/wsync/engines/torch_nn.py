@@ -5,10 +5,12 @@ A quantized weight `X.weight` needs a float8_e4m3fn parameter of that name and a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from ..errors import CatalogMismatch, MemoryNotShareable
 from ..rollout import Attached, Rollout
-from ..tensors import named
+from ..tensors import Tensor, named
 from .bind import bind
 from .mapping import UNFUSED, Naming, check, place
 
@@ -20,9 +22,15 @@ def attach(
     naming: Naming = UNFUSED,
     engine: str = "torch",
     allow_partial: bool = False,
+    allocate: Callable[[str, Tensor], Tensor] | None = None,
+    layer_events: bool = False,
     timeout: float = 60.0,
 ) -> Attached:
     """Attaches every parameter and persistent buffer of `module`; its CPU parameters move to shared memory.
+
+    A module built on the "meta" device has shapes and no memory: `allocate(name, meta)` gives the tensor for each of
+    its parameters and buffers just in time, when the plan is known and fits, and nothing is ever initialised twice. By
+    default there are none.
 
     CatalogMismatch lists outputs without a parameter, and parameters (unless `allow_partial`) that no output fills.
     """
@@ -34,4 +42,41 @@ def attach(
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     used = {placement.parameter for placement in placements}
     check(placements, shapes, derived=lambda name: allow_partial and name not in used)
-    return rollout.attach(bind(placements, parameters), engine=engine, allow_partial=allow_partial, timeout=timeout)
+    _materialize(module, parameters, allocate)
+    return rollout.attach(
+        bind(placements, parameters),
+        engine=engine,
+        allow_partial=allow_partial,
+        layer_events=layer_events,
+        timeout=timeout,
+    )
+
+
+def _materialize(
+    module: Any, parameters: dict[str, Tensor], allocate: Callable[[str, Tensor], Tensor] | None
+) -> None:
+    """Puts what `allocate` gives in the place of tensors on the meta device, in the module and in `parameters`."""
+    absent = [name for name, tensor in parameters.items() if getattr(tensor, "is_meta", False)]
+    if absent and allocate is None:
+        raise MemoryNotShareable(
+            f"{len(absent)} parameters have no memory, such as '{absent[0]}' on the meta device",
+            names=absent,
+            next_step="give allocate=lambda name, meta: torch.empty_like(meta, device=...)",
+        )
+    made: dict[int, Tensor] = {}  # by id of what it stands for: tied parameters stay tied
+    for name in absent:
+        assert allocate is not None
+        meta = parameters[name]
+        tensor = allocate(name, meta)
+        if (tensor.shape, tensor.dtype) != (meta.shape, meta.dtype):
+            raise CatalogMismatch(
+                f"allocate gave {tensor.dtype} {tuple(tensor.shape)} for '{name}', which is {meta.dtype} "
+                f"{tuple(meta.shape)}",
+                names=[name],
+            )
+        if type(meta).__name__ == "Parameter":
+            tensor = type(meta)(tensor, requires_grad=meta.requires_grad)
+        made[id(meta)] = parameters[name] = tensor
+    for holder in module.modules():
+        for tensors in (holder._parameters, holder._buffers):
+            tensors.update({leaf: made[id(tensor)] for leaf, tensor in tensors.items() if id(tensor) in made})

@@ -13,7 +13,8 @@ from . import torch_nn
 from .mapping import TRANSFORMERS
 
 
-def attach(rollout: Rollout, model: Any, *, timeout: float = 60.0) -> Attached:
-    """Attaches a whole model. Errors as `torch_nn.attach`; a model in BF16 is refused, naming its FP8 outputs."""
-    engine = f"transformers {type(model).__name__}"
-    return torch_nn.attach(rollout, model, naming=TRANSFORMERS, engine=engine, timeout=timeout)
+def attach(rollout: Rollout, model: Any, **options: Any) -> Attached:
+    """Attaches a whole model. Options and errors as `torch_nn.attach`; a BF16 model is refused, naming FP8 outputs."""
+    return torch_nn.attach(
+        rollout, model, naming=TRANSFORMERS, engine=f"transformers {type(model).__name__}", **options
+    )
