@@ -106,6 +106,7 @@ void Coordinator::Impl::Take(Actions actions) {
       Member* member = group_.Find(commit->member);
       if (member == nullptr) continue;
       member->applies = ServedVersion{commit->version, commit->digest};
+      NotePhase(*member, MemberPhase::kPause);
       out_.push_back(std::move(action));
     } else if (const auto* abort = std::get_if<action::SendAbort>(&action)) {
       Member* member = group_.Find(abort->member);
@@ -114,6 +115,12 @@ void Coordinator::Impl::Take(Actions actions) {
       LeaveRound(*member);
     }
   }
+}
+
+// What a message implies is known at once; between messages, heartbeats say more.
+void Coordinator::Impl::NotePhase(Member& member, MemberPhase phase) {
+  member.progress.phase = phase;
+  member.progress.bucket = -1;
 }
 
 void Coordinator::Impl::LeaveRound(Member& member) {
@@ -267,7 +274,9 @@ void Coordinator::Impl::On(const event::HeartbeatSeen& event) {
 }
 
 void Coordinator::Impl::On(const event::Staged& event) {
-  if (Heard(event.member) == nullptr) return;
+  Member* member = Heard(event.member);
+  if (member == nullptr) return;
+  if (event.epoch == member->round) NotePhase(*member, MemberPhase::kStaged);
   InRoundOf(event.member, [&](Round& round) { return round.Staged(now_, event); });
 }
 
@@ -319,13 +328,14 @@ void Coordinator::Impl::LoseMember(MemberId id, const std::string& reason) {
 void Coordinator::Impl::ListAsLost(MemberId id, const std::string& reason) {
   const Member* member = group_.Find(id);
   if (member == nullptr) return;
-  std::string text = absl::StrCat("lost ", Describe(*member), ": ", reason);
+  std::string detail = reason;
   if (member->round != 0) {
-    absl::StrAppend(&text, " (epoch ", member->round, ", phase ", std::string(MemberPhaseName(member->progress.phase)),
-                    ")");
+    absl::StrAppend(&detail, " (epoch ", member->round, ", phase ", std::string(MemberPhaseName(member->progress.phase)));
+    if (member->progress.bucket >= 0) absl::StrAppend(&detail, ", bucket ", member->progress.bucket);
+    absl::StrAppendFormat(&detail, ", last heard of %s before)", Seconds(now_ - member->last_seen));
   }
-  Log(action::Log::kWarn, std::move(text));
-  group_.Lose(now_, id, reason);
+  Log(action::Log::kWarn, absl::StrCat("lost ", Describe(*member), ": ", detail));
+  group_.Lose(now_, id, detail);
 }
 
 // ---- status

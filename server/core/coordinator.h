@@ -39,7 +39,7 @@ struct CoordinatorOptions {
   absl::Duration heartbeat_timeout = absl::Seconds(3);
   absl::Duration stage_timeout = absl::Seconds(10);  // plus wire_bytes / min_rate
   double min_rate_bytes_per_second = 50e6;
-  absl::Duration apply_timeout = absl::Seconds(30);
+  absl::Duration apply_timeout = absl::Seconds(10);
   int32_t event_history = 100;
   bool source_retains = true;  // source mode `full`: a committed version can be sent again
   std::string backend = "host";

@@ -85,6 +85,7 @@ class Coordinator::Impl {
   void LoseMember(MemberId id, const std::string& reason);
   void ListAsLost(MemberId id, const std::string& reason);
   void AdoptServing(const Member& member);
+  static void NotePhase(Member& member, MemberPhase phase);
   void LeaveRound(Member& member);
   template <typename Call>
   void InRoundOf(MemberId member, Call call);

@@ -181,7 +181,9 @@ void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
   out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode});
   int32_t rank = 0;
   for (const MemberId member : session_.members) {
-    group_.Find(member)->round = epoch_;
+    Member& participant = *group_.Find(member);
+    participant.round = epoch_;
+    participant.progress = {member, epoch_, round.version(), MemberPhase::kConnect};
     out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world});
   }
 }
@@ -270,7 +272,13 @@ void Coordinator::Impl::Decide() {
 void Coordinator::Impl::RestartPublish() {
   const absl::Status why = round_->why();
   for (const ReplicaOutcome& outcome : round_->dropped()) publish_->dropped.emplace(outcome.replica, outcome);
-  if (round_->dropped().empty()) ++publish_->retries;
+  const bool nobody_to_blame = round_->dropped().empty();
+  if (nobody_to_blame) ++publish_->retries;
+  // What broke after a long wait (a sink that lives and cannot connect, say) would take as long again.
+  if (nobody_to_blame && publish_->decide_by - now_ < 1.5 * StageBudget()) {  // the first half of the budget is over
+    if (options_.quorum == 0) return AbortPublish(why);
+    publish_->retries = kRetries;  // next time whoever breaks it is left out
+  }
   if (publish_->content.has_value() && retained_ != *publish_->content) {
     return AbortPublish(absl::Status(
         why.code(),

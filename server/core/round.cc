@@ -304,6 +304,7 @@ void Round::Commit(absl::Time now, Actions& out) {
   for (size_t i = 0; i < sinks_.size(); ++i) {
     if (sinks_[i].state != SinkState::kStaged) continue;
     sinks_[i].state = SinkState::kCommitted;
+    sinks_[i].phase = MemberPhase::kPause;
     out.push_back(action::SendCommit{participants_[i].member, epoch_, version_, *source_digest_});
   }
   FinishIfResolved();

@@ -29,7 +29,7 @@ namespace wsync {
 
 struct SinkOptions {
   SinkMode mode = SinkMode::kStaged;
-  // The coordinator's own apply_timeout is 30 s by default; this bounds a sink whose coordinator is gone.
+  // The coordinator gives up earlier (apply_timeout_ms); this bounds a sink whose coordinator is gone.
   absl::Duration pause_timeout = absl::Seconds(30);
   // An engine that attached opens its update stream at once; one that crashed in between never does.
   absl::Duration open_timeout = absl::Seconds(10);
@@ -158,6 +158,7 @@ class SinkState {
   uint64_t version() const { return round_.version; }  // of the running round
   ServedVersion serving() const { return serving_; }
   bool torn() const { return torn_; }
+  ServedVersion held() const { return held_; }  // whole and committed in the staging copy
   bool busy() const { return state_ != State::kIdle; }
   std::string not_ready() const;  // why the sink cannot take part; empty: it can
 

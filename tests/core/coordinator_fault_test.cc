@@ -122,6 +122,36 @@ TEST_F(CoordinatorFaultTest, TheCoordinatorsOwnPauseIsNotTheMembersSilence) {
   EXPECT_THAT(To<action::Disconnect>(), ElementsAre(2));  // forgiven once, not for ever
 }
 
+// A sink without descriptors took three connect timeouts of 5 s to fail a version.
+TEST_F(CoordinatorFaultTest, AnAttemptThatBreaksAfterALongWaitIsNotRepeated) {
+  Sinks(2);
+  Publish(1);
+  Release(1);
+  Pass(absl::Seconds(6));
+  Step(event::Failed{2, epoch_, 1, MemberPhase::kConnect, absl::DeadlineExceededError("cannot connect"), false, -1});
+  Pass(absl::Milliseconds(600));
+  EXPECT_THAT(All<action::StartSource>(), IsEmpty());
+  EXPECT_EQ(Answer().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(Text(Answer()), AllOf(HasSubstr("sink-2"), HasSubstr("phase connect"), HasSubstr("cannot connect")));
+}
+
+TEST_F(CoordinatorFaultTest, UnderAQuorumWhoBreaksAfterALongWaitIsLeftOutTheSecondTime) {
+  options_.quorum = 1;
+  Sinks(2);
+  Publish(1);
+  Release(1);
+  const event::Failed failed{2,     epoch_, 1, MemberPhase::kConnect, absl::DeadlineExceededError("cannot connect"),
+                             false, -1};
+  Pass(absl::Seconds(6));
+  Step(failed);
+  Pass(absl::Milliseconds(600));
+  ASSERT_THAT(All<action::StartSource>(), SizeIs(1));
+  Step(event::Failed{2, epoch_, 1, failed.phase, failed.status, false, -1});
+  Staged(1, 1);
+  Pass(absl::Milliseconds(600));
+  EXPECT_THAT(To<action::SendCommit>(), ElementsAre(1));
+}
+
 TEST_F(CoordinatorFaultTest, ABrokenSessionIsTriedThreeTimesAndNotMore) {
   Sinks(1);
   Publish(1);

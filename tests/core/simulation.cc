@@ -29,6 +29,7 @@ Counts& Counts::operator+=(const Counts& other) {
   coordinator_lives += other.coordinator_lives;
   kept_sessions += other.kept_sessions;
   stale_messages += other.stale_messages;
+  repeated_messages += other.repeated_messages;
   return *this;
 }
 

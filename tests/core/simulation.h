@@ -31,6 +31,7 @@ struct Counts {
   int64_t coordinator_lives = 0;
   int64_t kept_sessions = 0;   // rounds that went on in the session of the one before
   int64_t stale_messages = 0;  // of a former epoch, delivered to the coordinator
+  int64_t repeated_messages = 0;
   Counts& operator+=(const Counts& other);
 };
 

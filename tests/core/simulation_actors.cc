@@ -73,7 +73,20 @@ void Sink::Heartbeat(uint64_t of_stream) {
 void Sink::Send(Event event) {
   if (stream == 0 || cut) return;
   up = std::max(up, world->now + world->Delay());
+  world->MaybeRepeat(up - world->now, event);
   world->At(up - world->now, [this, event = std::move(event)]() mutable { world->Feed(std::move(event)); });
+}
+
+// gRPC delivers once and in order. The fences do not count on it: an answer may come again, at once or when its round
+// is long over; what is no answer (ready, heartbeat) at most twice in a row.
+void World::MaybeRepeat(absl::Duration arrival, const Event& event) {
+  if (!faults_ || !random.Chance(0.02) || std::holds_alternative<event::Joined>(event)) return;
+  const bool answer = std::holds_alternative<event::Staged>(event) || std::holds_alternative<event::Applied>(event) ||
+                      std::holds_alternative<event::Failed>(event);
+  const absl::Duration later =
+      answer && random.Chance(0.5) ? random.Between(absl::ZeroDuration(), absl::Seconds(3)) : absl::ZeroDuration();
+  ++counts_.repeated_messages;
+  At(arrival + later, [this, event] { Feed(event); });
 }
 
 // Both ends notice, or only the sink does, later, and the coordinator has only the silence.

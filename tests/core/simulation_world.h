@@ -135,7 +135,8 @@ class World {
   void Note(Text text) {
     if (options_.keep_history) AddNote(text());
   }
-  absl::Duration Delay();  // of one message
+  absl::Duration Delay();                                        // of one message
+  void MaybeRepeat(absl::Duration arrival, const Event& event);  // a second time
   MemberId OpenStream(Sink* sink);
   void JoinSession(Sink* sink);
   void LeaveSession(Sink* sink);
