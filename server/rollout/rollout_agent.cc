@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/failpoint.h"
 #include "server/rollout/rollout_service.h"
 #include "server/rollout/sink_controller.h"
 #include "server/rpc/server.h"
@@ -99,6 +100,12 @@ void RolloutAgent::Stop(absl::Duration grace) {
 
 std::string RolloutAgent::Banner() const {
   return absl::StrCat("listening on ", local_address(), ", coordinator at ", impl_->coordinator);
+}
+
+absl::Status RolloutAgent::Health() const {
+  absl::Status health = WSYNC_FAILPOINT("rollout.health");
+  if (impl_ != nullptr) health.Update(impl_->backend->health());
+  return health;
 }
 
 std::string RolloutAgent::local_address() const { return impl_->server->address(); }

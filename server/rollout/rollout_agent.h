@@ -26,7 +26,8 @@ class RolloutAgent final : public Daemon {
 
   void Stop(absl::Duration grace) override;
   std::string Banner() const override;
-  std::string local_address() const;  // with the real port where there is one
+  absl::Status Health() const override;  // the backend's
+  std::string local_address() const;     // with the real port where there is one
 
  private:
   struct Impl;

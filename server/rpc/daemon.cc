@@ -8,12 +8,16 @@
 #include <csignal>
 #include <iostream>
 #include <list>
+#include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/core/clock.h"
+#include "server/core/sync.h"
 #include "server/rpc/config.h"
 #include "server/rpc/config_schema.h"
 #include "server/rpc/log.h"
@@ -30,6 +34,9 @@ constexpr int kUsage = 2;
 // What runs may take this long to end: as long as a round's deadline, and well below the 90 s of systemd and the 30 s
 // of Kubernetes before they kill.
 constexpr absl::Duration kGrace = absl::Seconds(10);
+constexpr absl::Duration kHealthPeriod = absl::Milliseconds(250);
+// A daemon that is broken leaves its group within this, or its peers see it go: a wedged thread makes Stop hang.
+constexpr absl::Duration kLastWords = absl::Seconds(2);
 
 struct Arguments {
   std::string config_file;
@@ -133,6 +140,38 @@ LogOptions LogOptionsFrom(const google::protobuf::Message& config, const std::st
   return options;
 }
 
+// The signal that ends the daemon, or why it cannot go on.
+absl::StatusOr<int> WaitForEnd(SignalWatcher& signals, const Daemon& daemon) {
+  while (true) {
+    if (const auto signal = signals.WaitUntil(MonotonicNow() + kHealthPeriod)) return *signal;
+    if (absl::Status health = daemon.Health(); !health.ok()) return health;
+  }
+}
+
+[[noreturn]] void ExitForRestart(Daemon* daemon, const absl::Status& why) {
+  LogError("broken: only a restart helps, and a supervisor has to make it",
+           {{"error", std::string(why.message())}, {"exit_code", absl::StrCat(kExitForRestart)}});
+  struct Latch {
+    Mutex mu;
+    CondVar changed;
+    bool done ABSL_GUARDED_BY(mu) = false;
+  };
+  const auto latch = std::make_shared<Latch>();
+  std::thread([daemon, latch] {
+    daemon->Stop(absl::ZeroDuration());
+    MutexLock lock(&latch->mu);
+    latch->done = true;
+    latch->changed.SignalAll();
+  }).detach();
+  const absl::Time deadline = MonotonicNow() + kLastWords;
+  {
+    MutexLock lock(&latch->mu);
+    while (!latch->done && latch->changed.WaitUntil(&latch->mu, deadline)) {
+    }
+  }
+  _exit(kExitForRestart);  // no destructors: they would wait for what is wedged
+}
+
 int Serve(const DaemonSpec& spec, const std::string& log_file) {
   auto signals = SignalWatcher::Create();
   if (!signals.ok()) return Fail(spec, signals.status(), kError);
@@ -143,8 +182,9 @@ int Serve(const DaemonSpec& spec, const std::string& log_file) {
     return log_file.empty() ? kError : Fail(spec, daemon.status(), kError);
   }
   LogInfo((*daemon)->Banner(), {{"version", std::string(kVersion)}, {"pid", absl::StrCat(getpid())}});
-  const int signal = (*signals)->Wait();
-  LogInfo("stopping; the same signal again ends it at once", {{"signal", signal == SIGINT ? "SIGINT" : "SIGTERM"}});
+  const auto signal = WaitForEnd(**signals, **daemon);
+  if (!signal.ok()) ExitForRestart(daemon->get(), signal.status());
+  LogInfo("stopping; the same signal again ends it at once", {{"signal", *signal == SIGINT ? "SIGINT" : "SIGTERM"}});
   (*daemon)->Stop(kGrace);
   daemon->reset();
   LogInfo("stopped");

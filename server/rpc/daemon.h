@@ -23,7 +23,12 @@ class Daemon {
   virtual void Stop(absl::Duration grace) = 0;
   // One line for people once it is up: "listening on unix:///run/wsync/trainer.sock, coordinator on 127.0.0.1:7470".
   virtual std::string Banner() const = 0;
+  // Not OK: only a new process can go on. Any thread, never blocks.
+  virtual absl::Status Health() const { return absl::OkStatus(); }
 };
+
+// The exit code of a daemon whose Health was not OK (EX_TEMPFAIL): its supervisor is to start it again.
+inline constexpr int kExitForRestart = 75;
 
 struct DaemonSpec {
   std::string name;                   // "wsync-trainer"
@@ -36,7 +41,8 @@ struct DaemonSpec {
 
 // Parses argv (--config FILE, --check-config, --version, --help, one flag per config key), loads the config, starts,
 // waits for SIGTERM or SIGINT, stops. First signal: graceful; second: exits at once with 128+signal.
-// Returns main's exit code: 0, 1 error, 2 usage or bad config.
+// Returns main's exit code: 0, 1 error, 2 usage or bad config. When the daemon's Health is not OK the process ends with
+// kExitForRestart within 3 s, after what it can still say goodbye to; whatever hangs in it does not hold that up.
 int RunDaemon(int argc, char** argv, const DaemonSpec& spec);
 
 }  // namespace wsync

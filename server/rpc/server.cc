@@ -21,11 +21,11 @@ namespace {
 
 constexpr int kMaxMessageBytes = 4 << 20;    // gRPC's own default, kept: larger things are streamed in chunks
 constexpr int kMaxMetadataBytes = 16 << 10;  // twice the default: errors with lists of names travel in metadata
-// A peer that is stopped or cut off is noticed within 6 s, and memory that its socket holds comes back: in time for the
-// trainer, which is never delayed by more than 10 s. Between agents heartbeats are faster (heartbeat_timeout_ms). 5 s
-// for an answer, because on a machine short of processors a live peer may need seconds, and must not lose its stream.
+// A peer that is stopped or cut off is noticed within 4 s, and memory that its socket holds comes back: until then the
+// source cannot send a version again, and 5 s is what a stopped peer may cost the trainer. 3 s for an answer, because on
+// a machine short of processors a live peer may need seconds, and must not lose its stream; heartbeats wait no longer.
 constexpr int kKeepaliveTimeMs = 1000;  // also what gRPC keeps between two pings at least
-constexpr int kKeepaliveTimeoutMs = 5000;
+constexpr int kKeepaliveTimeoutMs = 3000;
 constexpr int kMinPingIntervalMs = 500;       // of a client: below what ours do, or the server would hang up on them
 constexpr int kMinReconnectBackoffMs = 100;   // an agent that restarts is back within a second or two:
 constexpr int kMaxReconnectBackoffMs = 2000;  // gRPC's default of two minutes would outlast every deadline here

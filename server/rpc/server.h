@@ -37,7 +37,7 @@ class RpcServer {
   std::unique_ptr<Impl> impl_;
 };
 
-// A channel with keepalive set so that a peer that is stopped or cut off is noticed within 6 s.
+// A channel with keepalive set so that a peer that is stopped or cut off is noticed within 4 s.
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
                                           std::shared_ptr<grpc::ChannelCredentials> credentials);
 

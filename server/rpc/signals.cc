@@ -41,10 +41,12 @@ SignalWatcher::~SignalWatcher() {
   close(stop_fd_);
 }
 
-int SignalWatcher::Wait() {
+std::optional<int> SignalWatcher::WaitUntil(absl::Time deadline) {
   MutexLock lock(&mu_);
-  while (first_ == 0) changed_.Wait(&mu_);
-  return first_;
+  while (first_ == 0) {
+    if (!changed_.WaitUntil(&mu_, deadline)) break;
+  }
+  return first_ == 0 ? std::nullopt : std::optional(first_);
 }
 
 void SignalWatcher::Run() {

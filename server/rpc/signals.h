@@ -3,9 +3,11 @@
 #define WSYNC_SERVER_RPC_SIGNALS_H_
 
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/core/sync.h"
 
 namespace wsync {
@@ -18,9 +20,9 @@ class SignalWatcher {
   static absl::StatusOr<std::unique_ptr<SignalWatcher>> Create();
   ~SignalWatcher();
 
-  // Blocks until the first signal and returns its number. The second one ends the process with 128 + its number,
-  // whatever it is doing.
-  int Wait();
+  // Blocks until the first signal and returns its number; nullopt at the deadline. The second one ends the process with
+  // 128 + its number, whatever it is doing.
+  std::optional<int> WaitUntil(absl::Time deadline);
 
  private:
   SignalWatcher(int signal_fd, int stop_fd);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/core/sync.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/log.h"
@@ -149,15 +150,21 @@ Overloaded(Ts...) -> Overloaded<Ts...>;
 }  // namespace
 
 void TrainerAgent::Parts::CarryOut(const Action& action) {
-  std::visit(
-      Overloaded{[this](const action::StartSource& a) { publisher.Start(a); },
-                 [this](const action::CancelSource& a) { publisher.Cancel(a); },
-                 [this](const action::CheckContent& a) { publisher.CheckContent(a); },
-                 [this](const action::PublishAccepted& a) { tracker.Carry(a); },
-                 [this](const action::PublishReleased& a) { tracker.Carry(a); },
-                 [this](const action::PublishDone& a) { tracker.Carry(a); }, [](const action::Log& a) { WriteLog(a); },
-                 [this](const auto& to_member) { coordinator_service.Carry(to_member); }},
-      action);
+  std::visit(Overloaded{[this](const action::StartSource& a) { publisher.Start(a); },
+                        [this](const action::CancelSource& a) { publisher.Cancel(a); },
+                        [this](const action::CheckContent& a) { publisher.CheckContent(a); },
+                        [this](const action::PublishAccepted& a) { tracker.Carry(a); },
+                        [this](const action::PublishReleased& a) {
+                          (void)WSYNC_FAILPOINT("trainer.released");
+                          tracker.Carry(a);
+                        },
+                        [this](const action::PublishDone& a) {
+                          (void)WSYNC_FAILPOINT("trainer.done");
+                          tracker.Carry(a);
+                        },
+                        [](const action::Log& a) { WriteLog(a); },
+                        [this](const auto& to_member) { coordinator_service.Carry(to_member); }},
+             action);
 }
 
 v1::JobStatus TrainerAgent::Parts::Status() const {
@@ -275,6 +282,12 @@ void TrainerAgent::Stop(absl::Duration grace) {
 
 std::string TrainerAgent::Banner() const {
   return absl::StrCat("listening on ", local_address(), ", coordinator on ", coordinator_address());
+}
+
+absl::Status TrainerAgent::Health() const {
+  absl::Status health = WSYNC_FAILPOINT("trainer.health");
+  health.Update(parts_->backend->health());
+  return health;
 }
 
 std::string TrainerAgent::local_address() const { return parts_->local_server->address(); }

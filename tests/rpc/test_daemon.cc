@@ -25,7 +25,10 @@ class TestDaemon final : public Daemon {
     return daemon;
   }
 
-  explicit TestDaemon(const v1::TrainerConfig& config) : service_(config.job()), hang_(config.job() == "hang") {}
+  explicit TestDaemon(const v1::TrainerConfig& config)
+      : service_(config.job()),
+        broken_(config.job() == "broken" || config.job() == "wedged"),
+        hang_(config.job() == "hang" || config.job() == "wedged") {}
 
   void Stop(absl::Duration grace) override {
     std::cerr << "stopping within " << grace << std::endl;
@@ -33,9 +36,13 @@ class TestDaemon final : public Daemon {
     server_->Shutdown(absl::Milliseconds(10));
   }
   std::string Banner() const override { return "listening on " + server_->address(); }
+  absl::Status Health() const override {
+    return broken_ ? absl::InternalError("a communicator could not be ended") : absl::OkStatus();
+  }
 
  private:
   StatusService service_;
+  const bool broken_;
   const bool hang_;
   std::unique_ptr<RpcServer> server_;
 };
