@@ -18,11 +18,10 @@ class EngineMemory {
  public:
   static absl::StatusOr<std::unique_ptr<EngineMemory>> Create(const EngineOutputs& outputs);
 
-  MemoryHandle handle() const { return SharedMemoryHandle{segment_->name(), segment_->bytes()}; }
+  MemoryHandle handle() const { return segment_->handle(); }
   std::vector<Destination> Destinations() const;  // every output whole
   const std::byte* Data(size_t output) const { return segment_->data() + offsets_[output]; }
   int64_t bytes() const { return segment_->bytes(); }
-  void Unlink() { segment_->Unlink(); }
 
  private:
   EngineMemory() = default;

@@ -80,7 +80,6 @@ absl::Status EngineThread::FollowOnce() {
   const auto attached =
       (*engine)->Attach(name_, {memory_->handle()}, memory_->Destinations(), false, absl::Seconds(10));
   if (!attached.ok()) return attached.status();
-  memory_->Unlink();
   {
     MutexLock lock(&mu_);
     if (stopping_) return absl::CancelledError("stopping");

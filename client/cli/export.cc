@@ -76,7 +76,6 @@ absl::StatusOr<ExportReport> ExportCheckpoint(const ExportRequest& request) {
   const auto attached =
       (*engine)->Attach("wsync export", {(*memory)->handle()}, (*memory)->Destinations(), false, request.timeout);
   if (!attached.ok()) return attached.status();
-  (*memory)->Unlink();
   const auto applied = WaitForApplied(**engine, 1, request.timeout);
   if (!applied.ok()) return applied.status();
   const absl::Status detached = (*engine)->Detach();  // before the writing: the agent is free for the next engine

@@ -40,10 +40,7 @@ absl::StatusOr<SharedModel> SharedModel::FromCheckpoint(const Checkpoint& checkp
 absl::StatusOr<v1::RegisterReply> SharedModel::Register(TrainerClient& client,
                                                         const std::vector<std::string>& modules_to_not_convert,
                                                         bool replace) {
-  const MemoryHandle handle = SharedMemoryHandle{segment_->name(), segment_->bytes()};
-  auto reply = client.Register({handle}, tensors_, modules_to_not_convert, replace);
-  if (reply.ok()) segment_->Unlink();
-  return reply;
+  return client.Register({segment_->handle()}, tensors_, modules_to_not_convert, replace);
 }
 
 }  // namespace wsync::cli

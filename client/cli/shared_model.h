@@ -24,7 +24,6 @@ class SharedModel {
 
   const std::vector<SourceTensor>& tensors() const { return tensors_; }
   std::byte* Data(size_t tensor) { return segment_->data() + tensors_[tensor].offset_bytes; }
-  // Registers with an agent, then unlinks the memory's name: nothing stays behind if this process is killed.
   absl::StatusOr<v1::RegisterReply> Register(TrainerClient& client,
                                              const std::vector<std::string>& modules_to_not_convert, bool replace);
 

@@ -1,13 +1,18 @@
 #include "client/local/engine_client.h"
 
 #include <grpcpp/grpcpp.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <deque>
+#include <optional>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/local/connect.h"
+#include "server/core/sync.h"
 #include "server/rpc/convert.h"
 #include "wsync/v1/rollout.grpc.pb.h"
 
@@ -23,23 +28,49 @@ void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
 }  // namespace
 
 struct EngineClient::Impl {
+  void ReadUpdates();
+  void StopReading();
+
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Rollout::Stub> stub;
   std::string attachment_id;
   std::unique_ptr<grpc::ClientContext> updates_context;
   std::unique_ptr<grpc::ClientReaderWriter<v1::EngineMessage, v1::UpdateEvent>> updates;
+
+  Mutex mu;
+  CondVar changed;
+  std::deque<v1::UpdateEvent> events ABSL_GUARDED_BY(mu);
+  std::optional<absl::Status> ended ABSL_GUARDED_BY(mu);  // no more events than these
+  std::thread reader;
 };
+
+void EngineClient::Impl::StopReading() {
+  if (!reader.joinable()) return;
+  updates_context->TryCancel();
+  reader.join();
+  MutexLock lock(&mu);
+  events.clear();
+  ended.reset();
+}
+
+void EngineClient::Impl::ReadUpdates() {
+  pthread_setname_np(pthread_self(), "wsync-updates");
+  v1::UpdateEvent event;
+  while (updates->Read(&event)) {
+    MutexLock lock(&mu);
+    events.push_back(std::move(event));
+    changed.SignalAll();
+  }
+  const grpc::Status status = updates->Finish();
+  MutexLock lock(&mu);
+  ended =
+      status.ok() ? absl::UnavailableError("wsync-rollout ended the updates: it is shutting down") : FromGrpc(status);
+  changed.SignalAll();
+}
 
 EngineClient::EngineClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-EngineClient::~EngineClient() {
-  if (!impl_->updates) return;
-  impl_->updates_context->TryCancel();
-  v1::UpdateEvent drained;
-  while (impl_->updates->Read(&drained)) {
-  }
-  (void)impl_->updates->Finish();
-}
+EngineClient::~EngineClient() { impl_->StopReading(); }
 
 absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Connect(const std::string& socket, absl::Duration timeout) {
   auto channel = ConnectLocal(socket, timeout, "wsync-rollout", "local_socket in rollout.yaml");
@@ -101,6 +132,7 @@ absl::StatusOr<v1::AttachReply> EngineClient::Attach(const std::string& engine,
   const grpc::Status status = writer->Finish();
   if (!status.ok()) return FromGrpc(status);
 
+  impl_->StopReading();  // of an attachment that ended before
   impl_->attachment_id = reply.attachment_id();
   impl_->updates_context = std::make_unique<grpc::ClientContext>();
   impl_->updates = impl_->stub->Updates(impl_->updates_context.get());
@@ -111,17 +143,18 @@ absl::StatusOr<v1::AttachReply> EngineClient::Attach(const std::string& engine,
     impl_->updates.reset();
     return FromGrpc(why);
   }
+  impl_->reader = std::thread([impl = impl_.get()] { impl->ReadUpdates(); });
   return reply;
 }
 
 absl::StatusOr<v1::UpdateEvent> EngineClient::Next() {
   if (!impl_->updates) return absl::FailedPreconditionError("not attached to a wsync-rollout: call Attach first");
-  v1::UpdateEvent event;
-  if (impl_->updates->Read(&event)) return event;
-  const grpc::Status status = impl_->updates->Finish();
-  impl_->updates.reset();
-  if (status.ok()) return absl::UnavailableError("wsync-rollout ended the updates: it is shutting down");
-  return FromGrpc(status);
+  MutexLock lock(&impl_->mu);
+  while (impl_->events.empty() && !impl_->ended.has_value()) impl_->changed.Wait(&impl_->mu);
+  if (impl_->events.empty()) return *impl_->ended;
+  v1::UpdateEvent event = std::move(impl_->events.front());
+  impl_->events.pop_front();
+  return event;
 }
 
 absl::Status EngineClient::Paused(uint64_t version) {

@@ -1,6 +1,8 @@
 // The inference engine's side of the rollout agent's local API: attach destinations, then follow updates.
 //
-// Blocking calls. Updates are read on the caller's thread; Cancel() may come from any thread and makes Next() return.
+// Blocking calls. Updates are read on a thread of its own ("wsync-updates"), which also answers the agent's keepalive
+// pings while the caller is busy with other things: an engine may take its time between two events. Cancel() may come
+// from any thread and makes Next() return.
 #ifndef WSYNC_CLIENT_LOCAL_ENGINE_CLIENT_H_
 #define WSYNC_CLIENT_LOCAL_ENGINE_CLIENT_H_
 

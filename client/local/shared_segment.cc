@@ -32,15 +32,15 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Create(int64_t byt
   if (fd < 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat(purpose, ": cannot create shared memory; is /dev/shm mounted?"));
   }
+  shm_unlink(name.c_str());
   int error = posix_fallocate(fd, 0, bytes);
   void* data = MAP_FAILED;
   if (error == 0) {
     data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) error = errno;
   }
-  close(fd);
   if (error != 0) {
-    shm_unlink(name.c_str());
+    close(fd);
     if (error == ENOSPC || error == ENOMEM) {
       return absl::ResourceExhaustedError(absl::StrCat(purpose, ": shared memory cannot hold ", bytes >> 20,
                                                        " MiB; free some, or enlarge it with 'mount -o "
@@ -48,17 +48,16 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Create(int64_t byt
     }
     return absl::ErrnoToStatus(error, absl::StrCat(purpose, ": cannot map ", bytes, " bytes of shared memory"));
   }
-  return std::unique_ptr<SharedSegment>(new SharedSegment(name, static_cast<std::byte*>(data), bytes));
+  return std::unique_ptr<SharedSegment>(new SharedSegment(fd, static_cast<std::byte*>(data), bytes));
 }
 
 SharedSegment::~SharedSegment() {
-  Unlink();
   munmap(data_, bytes_);
+  close(fd_);
 }
 
-void SharedSegment::Unlink() {
-  if (linked_) shm_unlink(name_.c_str());
-  linked_ = false;
+MemoryHandle SharedSegment::handle() const {
+  return SharedMemoryHandle{absl::StrCat("/proc/", getpid(), "/fd/", fd_), bytes_};
 }
 
 }  // namespace wsync

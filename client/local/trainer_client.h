@@ -1,5 +1,9 @@
 // The training process's side of the trainer agent's local API: register once, publish versions.
 //
+// Survives its agent: when the agent died and is back, the client registers the same memory again by itself, on a
+// thread of its own ("wsync-client"), and a Publish that the agent's death cut off before `released` is made again.
+// The memory must stay as it was lent.
+//
 // Blocking calls; one thread at a time, except that Publish may run on one thread while another waits. Errors are the
 // agent's own texts; UNAVAILABLE when it cannot be reached says at which socket and how to start one.
 #ifndef WSYNC_CLIENT_LOCAL_TRAINER_CLIENT_H_
@@ -25,23 +29,32 @@ struct SourceTensor {
   uint64_t offset_bytes = 0;
 };
 
-// Called on the publishing thread while a version is on its way; any may be empty.
+// Called on the publishing thread while a version is on its way; any may be empty. When the agent restarts in between
+// they begin anew.
 struct PublishObserver {
   std::function<void(const v1::Accepted&)> accepted;
   std::function<void(const v1::PublishProgress&)> progress;
   std::function<void(const v1::Released&)> released;
 };
 
+struct TrainerClientOptions {
+  // How long a Publish waits for an agent that went away. With the 3 s in which a silent agent is noticed it stays below
+  // the 10 s that nothing may cost the trainer.
+  absl::Duration reconnect_timeout = absl::Seconds(5);
+};
+
 class TrainerClient {
  public:
   // `socket` as in trainer.yaml's local_socket: "unix:///run/wsync/trainer.sock".
-  static absl::StatusOr<std::unique_ptr<TrainerClient>> Connect(const std::string& socket, absl::Duration timeout);
+  static absl::StatusOr<std::unique_ptr<TrainerClient>> Connect(const std::string& socket, absl::Duration timeout,
+                                                                TrainerClientOptions options = {});
   ~TrainerClient();
 
   absl::StatusOr<v1::RegisterReply> Register(const std::vector<MemoryHandle>& handles,
                                              const std::vector<SourceTensor>& tensors,
                                              const std::vector<std::string>& modules_to_not_convert, bool replace);
-  // Returns when every replica applied the version or was given up.
+  // Returns when every replica applied the version or was given up. UNAVAILABLE also when the agent died after
+  // `released`: the weights may have changed since, so what to send is the caller's to say.
   absl::StatusOr<v1::VersionReport> Publish(uint64_t version, const PublishObserver& observer);
   absl::Status Unregister();
 

@@ -5,6 +5,7 @@
 #ifndef WSYNC_SERVER_BACKEND_MEMORY_H_
 #define WSYNC_SERVER_BACKEND_MEMORY_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,7 +18,7 @@
 namespace wsync {
 
 struct SharedMemoryHandle {
-  std::string name;  // for shm_open; begins with '/'
+  std::string name;  // for shm_open; begins with '/'. Or of an open file of a live process: see IsProcessFile
   int64_t bytes = 0;
 };
 struct CudaIpcHandle {
@@ -26,6 +27,19 @@ struct CudaIpcHandle {
   int64_t bytes = 0;        // from the allocation's first byte
 };
 using MemoryHandle = std::variant<SharedMemoryHandle, CudaIpcHandle>;
+
+// "/proc/<pid>/fd/<number>": shared memory without a name, by a descriptor that its owner keeps open. It can be opened
+// for as long as that process lives, and nothing is left behind when it dies.
+inline bool IsProcessFile(std::string_view name) {
+  const auto take = [&name](std::string_view prefix) {
+    if (name.substr(0, prefix.size()) != prefix) return false;
+    name.remove_prefix(prefix.size());
+    const size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
+    name.remove_prefix(digits);
+    return digits > 0 && digits <= 10;
+  };
+  return take("/proc/") && take("/fd/") && name.empty();
+}
 
 // Bytes of the device at a fixed address, released on destruction.
 class Buffer {

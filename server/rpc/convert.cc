@@ -89,9 +89,9 @@ absl::StatusOr<MemoryHandle> SharedMemoryFromProto(const v1::SharedMemory& memor
   const std::string what = absl::StrCat("shared memory ", Quoted(name));
   const bool one_component =
       name.size() >= 2 && name[0] == '/' && name.find_first_of(std::string("/\0", 2), 1) == std::string::npos;
-  if (!one_component || name.size() > kMaxShmNameBytes) {
+  if (!IsProcessFile(name) && (!one_component || name.size() > kMaxShmNameBytes)) {
     return absl::InvalidArgumentError(absl::StrCat(what, ": not a name for shm_open: expected one '/' and then 1 to ",
-                                                   kMaxShmNameBytes - 1, " bytes without '/'"));
+                                                   kMaxShmNameBytes - 1, " bytes without '/', or /proc/<pid>/fd/<n>"));
   }
   auto bytes = HandleBytes(memory.size_bytes(), what);
   if (!bytes.ok()) return bytes.status();

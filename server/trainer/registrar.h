@@ -49,13 +49,15 @@ class Registrar {
   // `done` is called once, from the registrar's thread. ALREADY_EXISTS while a live process holds and `replace` is not
   // set; otherwise as Registration::Create.
   void Register(RegistrationRequest request, std::function<void(absl::StatusOr<Registered>)> done);
-  // Tells whether a version in flight went with it. FAILED_PRECONDITION: not the current registration.
+  // Tells whether a version in flight went with it. Errors as Check.
   void Unregister(std::string id, std::function<void(absl::StatusOr<bool>)> done);
   // Aborts what runs, refuses what comes, and ends the thread. The control loop must still run.
   void Stop();
 
   // Control thread only.
-  absl::Status Check(const std::string& id);  // OK: current, and its owner lives
+  // OK: current, and its owner lives. Else FAILED_PRECONDITION, with `id` in the text: nothing is registered, or
+  // somebody else is.
+  absl::Status Check(const std::string& id);
   absl::Time Watch(absl::Time now);           // a chore
   bool registered() const;
   std::string Owner() const;  // for status: "process 123", or why there is none

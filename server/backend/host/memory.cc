@@ -1,8 +1,10 @@
 #include "server/backend/host/memory.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -108,6 +110,7 @@ void* MapHugeAligned(int64_t bytes) {
 }
 
 absl::Status CheckName(std::string_view name) {
+  if (IsProcessFile(name)) return absl::OkStatus();
   const std::string_view rest = name.substr(std::min<size_t>(1, name.size()));
   const bool well_formed =
       name.size() >= 2 && name.size() <= kMaxNameBytes && name[0] == '/' && rest != "." && rest != ".." &&
@@ -125,6 +128,21 @@ absl::Status OpenError(const std::string& name, int error) {
     return absl::PermissionDeniedError(absl::StrCat(text, "; run both processes as the same user"));
   }
   return absl::InvalidArgumentError(text);
+}
+
+// Shared memory only: another file could be cut short under the mapping by anybody who may write to it.
+absl::Status CheckKind(int fd, const std::string& name) {
+  struct stat info = {};
+  struct statfs system = {};
+  if (fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0) return OpenError(name, errno);
+  if (S_ISREG(info.st_mode) && system.f_type == TMPFS_MAGIC) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("cannot open shared memory '", name, "': it is not shared memory"));
+}
+
+int OpenShared(const std::string& name, bool write) {
+  const int flags = write ? O_RDWR : O_RDONLY;
+  if (!IsProcessFile(name)) return shm_open(name.c_str(), flags, 0);
+  return open(name.c_str(), flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);  // it may turn out to be anything
 }
 
 absl::Status CheckSize(int fd, const SharedMemoryHandle& handle) {
@@ -179,8 +197,9 @@ absl::StatusOr<std::unique_ptr<Buffer>> HostMemory::Open(const MemoryHandle& han
   }
   if (absl::Status status = CheckName(shared->name); !status.ok()) return status;
   const bool write = access == Access::kReadWrite;
-  const FileDescriptor fd(shm_open(shared->name.c_str(), write ? O_RDWR : O_RDONLY, 0));
+  const FileDescriptor fd(OpenShared(shared->name, write));
   if (fd.get() < 0) return OpenError(shared->name, errno);
+  if (absl::Status status = CheckKind(fd.get(), shared->name); !status.ok()) return status;
   if (absl::Status status = CheckSize(fd.get(), *shared); !status.ok()) return status;
   void* data = mmap(nullptr, static_cast<size_t>(shared->bytes), write ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED,
                     fd.get(), 0);
