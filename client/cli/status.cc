@@ -16,7 +16,10 @@ struct StatusOptions {
   CoordinatorOptions coordinator;
   std::string output = "table";
   bool watch = false;
+  bool deep = false;
 };
+
+constexpr absl::Duration kDeepTimeout = absl::Minutes(2);  // one pass over a model's memory, wherever it lies
 
 std::string Render(const v1::JobStatus& status, const std::string& output) {
   if (output == "json") return StatusJson(status);
@@ -80,7 +83,14 @@ ExitCode RunVerify(const StatusOptions& options) {
       GetJobStatus(options.coordinator.address, options.coordinator.Tls(), options.coordinator.Timeout());
   if (!status.ok()) return Fail(status.status());
   bool agree = false;
-  const std::string text = RenderVerify(*status, UseColor(stdout), &agree);
+  std::string text;
+  if (options.deep) {
+    const auto reply = VerifyJob(options.coordinator.address, options.coordinator.Tls(), kDeepTimeout);
+    if (!reply.ok()) return Fail(reply.status());
+    text = RenderDeepVerify(*status, *reply, UseColor(stdout), &agree);
+  } else {
+    text = RenderVerify(*status, UseColor(stdout), &agree);
+  }
   std::fwrite(text.data(), 1, text.size(), stdout);
   if (!status->has_last_version()) {
     std::fprintf(stderr, "wsync: nothing was published yet: there is nothing to compare\n");
@@ -108,12 +118,17 @@ void AddStatus(CLI::App& app) {
 
 void AddVerify(CLI::App& app) {
   auto options = std::make_shared<StatusOptions>();
-  CLI::App* command = AddCommand(app, "verify", "Compare the content digest of what every member serves",
-                                 "  wsync verify\n"
-                                 "  wsync verify -c trainer-0:7470 && start_evaluation\n"
-                                 "\nExit codes: 0 all equal the committed version, 3 not all, 4 unreachable.\n",
-                                 [options] { return RunVerify(*options); });
+  CLI::App* command =
+      AddCommand(app, "verify", "Compare the content digest of what every member serves",
+                 "  wsync verify\n"
+                 "  wsync verify -c trainer-0:7470 && start_evaluation\n"
+                 "  wsync verify --deep             digest the engines' memory again\n"
+                 "\n--deep reads what the engines hold now and changes nothing; an engine that turned its weights\n"
+                 "into another layout after it took them is not to be asked.\n"
+                 "\nExit codes: 0 all equal the committed version, 3 not all, 4 unreachable.\n",
+                 [options] { return RunVerify(*options); });
   options->coordinator.AddTo(*command);
+  command->add_flag("--deep", options->deep, "compare what the engines' memory holds now, not what was applied");
 }
 
 }  // namespace wsync::cli

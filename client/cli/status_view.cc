@@ -207,4 +207,30 @@ std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
   return table.empty() ? "no members\n" : table.Render(color);
 }
 
+std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply& reply, bool color, bool* agree) {
+  const v1::ServedVersion want = [&status] {
+    v1::ServedVersion version;
+    version.set_version(status.last_version().version());
+    *version.mutable_content_digest() = status.last_version().content_digest();
+    return version;
+  }();
+  const auto equal = [](const v1::Hash& a, const v1::Hash& b) { return a.high() == b.high() && a.low() == b.low(); };
+  Table table({"MEMBER", "SERVING", "LIVE DIGEST", "VERDICT"});
+  table.AlignRight(1);
+  *agree = status.has_last_version();
+  for (const v1::MemberVerification& m : reply.members()) {
+    const bool same =
+        m.code() == 0 && m.serving().version() == want.version() && equal(m.content_digest(), want.content_digest());
+    if (!same) *agree = false;
+    const bool corrupt = m.code() == static_cast<int>(absl::StatusCode::kDataLoss);
+    const std::string verdict = same            ? Paint("equal", Color::kGreen, color)
+                                : corrupt       ? Paint("CORRUPT: " + m.error(), Color::kRed, color)
+                                : m.code() != 0 ? Paint(m.error(), Color::kYellow, color)
+                                : m.serving().version() < want.version() ? Paint("behind", Color::kYellow, color)
+                                                                         : Paint("DIFFERENT", Color::kRed, color);
+    table.Add({m.name(), VersionText(m.serving()), m.code() == 0 ? HashHex(m.content_digest()) : "-", verdict});
+  }
+  return table.empty() ? "no members\n" : table.Render(color);
+}
+
 }  // namespace wsync::cli

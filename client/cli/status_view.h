@@ -21,6 +21,8 @@ ExitCode StatusExit(const v1::JobStatus& status);
 
 // Members side by side with the digest of what they serve; `agree` says whether all equal the committed version's.
 std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree);
+// The same for VerifyJob's reply: what the engines' memories hold now. A member that could not be asked does not agree.
+std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply& reply, bool color, bool* agree);
 
 std::string HashHex(const v1::Hash& hash);
 std::string ShortHash(const v1::Hash& hash);  // first 12 digits, "-" for none

@@ -43,6 +43,18 @@ absl::StatusOr<v1::JobStatus> GetJobStatus(const std::string& coordinator, const
   return status;
 }
 
+absl::StatusOr<v1::VerifyReply> VerifyJob(const std::string& coordinator, const v1::TlsConfig& tls,
+                                          absl::Duration timeout) {
+  auto stub = NewStub(coordinator, tls);
+  if (!stub.ok()) return stub.status();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+  v1::VerifyReply reply;
+  const grpc::Status result = (*stub)->Verify(&context, v1::VerifyRequest(), &reply);
+  if (!result.ok()) return Explain(result, coordinator);
+  return reply;
+}
+
 absl::Status WatchJobStatus(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration min_interval,
                             const std::function<bool(const v1::JobStatus&)>& on_status) {
   auto stub = NewStub(coordinator, tls);

@@ -17,6 +17,11 @@ namespace wsync {
 absl::StatusOr<v1::JobStatus> GetJobStatus(const std::string& coordinator, const v1::TlsConfig& tls,
                                            absl::Duration timeout);
 
+// Has every member digest again what its engine's memory holds. UNAVAILABLE as above; members that did not answer
+// within `timeout` are in the reply.
+absl::StatusOr<v1::VerifyReply> VerifyJob(const std::string& coordinator, const v1::TlsConfig& tls,
+                                          absl::Duration timeout);
+
 // Calls `on_status` now and on every change until it returns false (then OK) or the stream breaks (its error).
 absl::Status WatchJobStatus(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration min_interval,
                             const std::function<bool(const v1::JobStatus&)>& on_status);

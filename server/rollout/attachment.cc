@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/rollout/deep_check.h"
 
 namespace wsync {
 
@@ -26,21 +27,33 @@ absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Create(Backend& backend,
 
 absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan) {
   loader_.reset();
-  std::vector<int64_t> bytes;
-  std::vector<std::byte*> bases;
-  for (const auto& buffer : memory_) {
-    bytes.push_back(buffer->bytes());
-    bases.push_back(buffer->data());
-  }
-  absl::StatusOr<ScatterTable> table = BuildScatterTable(*plan, spec_.destinations, bytes, spec_.allow_partial);
+  absl::StatusOr<ScatterTable> table = MakeTable(*plan);
   if (!table.ok()) return table.status();
   bytes_per_version_ = table->bytes;
   layers_ = spec_.layer_events ? std::make_unique<const LayerMap>(*plan) : nullptr;
-  absl::StatusOr<std::unique_ptr<Loader>> loader =
-      backend.NewLoader(std::move(plan), *std::move(table), std::move(bases));
+  absl::StatusOr<std::unique_ptr<Loader>> loader = backend.NewLoader(std::move(plan), *std::move(table), Bases());
   if (!loader.ok()) return loader.status();
   loader_ = *std::move(loader);
   return absl::OkStatus();
+}
+
+absl::StatusOr<ScatterTable> Attachment::MakeTable(const Plan& plan) const {
+  std::vector<int64_t> bytes;
+  for (const auto& buffer : memory_) bytes.push_back(buffer->bytes());
+  return BuildScatterTable(plan, spec_.destinations, bytes, spec_.allow_partial);
+}
+
+std::vector<std::byte*> Attachment::Bases() const {
+  std::vector<std::byte*> bases;
+  for (const auto& buffer : memory_) bases.push_back(buffer->data());
+  return bases;
+}
+
+absl::StatusOr<Hash128> Attachment::Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,
+                                           std::function<bool()> interrupted) const {
+  absl::StatusOr<ScatterTable> table = MakeTable(*plan);
+  if (!table.ok()) return table.status();
+  return DeepCheck(backend, {std::move(plan), *std::move(table), Bases(), image, std::move(interrupted)});
 }
 
 }  // namespace wsync

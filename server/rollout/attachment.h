@@ -4,6 +4,7 @@
 #ifndef WSYNC_SERVER_ROLLOUT_ATTACHMENT_H_
 #define WSYNC_SERVER_ROLLOUT_ATTACHMENT_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,12 +37,18 @@ class Attachment {
   // Lets go of the plan it was fitted to.
   void Unfit() { loader_.reset(); }
 
+  // OK with the content digest if the engine's memory holds what is in `image`, the staging copy; see DeepCheck.
+  absl::StatusOr<Hash128> Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,
+                                 std::function<bool()> interrupted) const;
+
   Loader* loader() const { return loader_.get(); }          // null: not fitted
   const LayerMap* layers() const { return layers_.get(); }  // of that plan; null: not asked for
   int64_t bytes_per_version() const { return bytes_per_version_; }
 
  private:
   Attachment() = default;
+  absl::StatusOr<ScatterTable> MakeTable(const Plan& plan) const;
+  std::vector<std::byte*> Bases() const;
 
   AttachSpec spec_;
   std::vector<std::unique_ptr<Buffer>> memory_;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/rollout/member_stream.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/log.h"
@@ -16,6 +17,10 @@ namespace {
 constexpr absl::Duration kFirstPause = absl::Milliseconds(50);
 // Somebody must change a config file before a refused join can succeed; that takes minutes, not milliseconds.
 constexpr absl::Duration kRefusedPause = absl::Seconds(30);
+
+// While a version is on its way heartbeats are this many times as often: when this process dies, what the coordinator
+// knows of its bucket is a fraction of a second old.
+constexpr int kBusyBeats = 4;
 
 // A coordinator that asks for nonsense must neither be flooded nor waited for for ever.
 absl::Duration Bounded(int64_t ms, int64_t low, int64_t high) { return absl::Milliseconds(std::clamp(ms, low, high)); }
@@ -35,12 +40,7 @@ absl::Time MemberClient::NextDeadline() const {
 }
 
 void MemberClient::Tick(absl::Time now) {
-  if (state_ == State::kLinked && now >= next_beat_) {
-    next_beat_ = now + heartbeat_;
-    v1::MemberMessage message;
-    *message.mutable_heartbeat() = delegate_->MakeHeartbeat();
-    Send(std::move(message));
-  }
+  if (now >= next_beat_) Beat(now);
   if (now < deadline_) return;
   switch (state_) {
     case State::kWaiting:
@@ -54,6 +54,15 @@ void MemberClient::Tick(absl::Time now) {
     case State::kStopped:
       return;
   }
+}
+
+void MemberClient::Beat(absl::Time now) {
+  if (state_ != State::kLinked) return;
+  v1::MemberMessage message;
+  *message.mutable_heartbeat() = delegate_->MakeHeartbeat();
+  const bool busy = message.heartbeat().epoch() != 0;
+  next_beat_ = now + (busy ? heartbeat_ / kBusyBeats : heartbeat_);
+  Send(std::move(message));
 }
 
 void MemberClient::Send(v1::MemberMessage message) {
@@ -80,6 +89,7 @@ void MemberClient::Open(absl::Time now) {
     thread->Post([this, attempt, status] { Finished(attempt, status); });
   };
   // A new channel each time: an old one would sit out its own back-off, which knows nothing of reconnect_max.
+  (void)WSYNC_FAILPOINT("rollout.join");
   stream_ = std::make_unique<MemberStream>(NewChannel(options_.address, options_.credentials), std::move(handlers));
   v1::MemberMessage message;
   *message.mutable_join() = options_.join;

@@ -57,6 +57,7 @@ class MemberClient {
   void Tick(absl::Time now);
   absl::Time NextDeadline() const;
   void Send(v1::MemberMessage message);  // dropped unless linked
+  void Beat(absl::Time now);             // a heartbeat now instead of when it is due
   bool linked() const { return state_ == State::kLinked; }
   // Why there is no link, for people.
   const std::string& last_error() const { return last_error_; }

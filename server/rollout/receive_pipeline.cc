@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/core/ring.h"
 
 namespace wsync {
@@ -54,6 +55,8 @@ sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& 
   for (size_t k = 0; k < flights.size() && result.status.ok(); ++k) {
     context.bucket->store(static_cast<int64_t>(k), std::memory_order_relaxed);
     result.status = AwaitFlight(context, flights[k], &received_at);
+    result.status.Update(WSYNC_BUCKET_FAILPOINT("rollout.bucket", static_cast<int64_t>(k),
+                                                static_cast<int64_t>(flights.size())));
     if (!result.status.ok()) result.bucket = static_cast<int64_t>(k);
     if (result.status.ok() && context.applied) context.applied(static_cast<int64_t>(k));
   }
@@ -104,6 +107,7 @@ sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image) {
   sink::ApplyDone result;
   const CompletionPtr copied = loader.ApplyAll(image, nullptr);
   if (copied != nullptr) result.status = copied->Wait(MonotonicNow() + kSettleTimeout);
+  result.status.Update(WSYNC_FAILPOINT("rollout.copied"));
   result.status.Update(loader.Finish(MonotonicNow() + kSettleTimeout).status());
   result.apply = MonotonicNow() - begin;
   return result;

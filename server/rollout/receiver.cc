@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/core/ring.h"
 #include "server/rollout/receive_pipeline.h"
 
@@ -60,9 +61,15 @@ void Receiver::Receive(std::function<void(sink::Received)> done, std::function<v
 
 void Receiver::Apply(std::function<void(sink::ApplyDone)> done) {
   thread_.Post([this, done = std::move(done)] {
-    const absl::Status usable = CheckUsable("apply");
+    absl::Status usable = WSYNC_FAILPOINT("rollout.apply");
+    usable.Update(CheckUsable("apply"));
     done(usable.ok() ? ApplyImage(*work_.attachment->loader(), work_.memory->data()) : sink::ApplyDone{usable});
   });
+}
+
+void Receiver::Verify(std::function<void(absl::StatusOr<Hash128>)> done) {
+  const uint64_t job = NextJob();
+  thread_.Post([this, job, done = std::move(done)] { done(VerifyNow(job)); });
 }
 
 // ---- on the receiver's thread
@@ -109,6 +116,7 @@ absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
 
 absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
   if (absl::Status status = CancelledStatus(job); !status.ok()) return status;
+  if (absl::Status status = WSYNC_FAILPOINT("rollout.connect"); !status.ok()) return status;
   if (GoOnIn(session)) return absl::OkStatus();
   if (absl::Status status = AdoptTransport(job, nullptr); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Transport>> created = backend_->NewTransport(session);
@@ -145,6 +153,15 @@ sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(Layer
   return received;
 }
 
+absl::StatusOr<Hash128> Receiver::VerifyNow(uint64_t job) {
+  if (absl::Status status = CheckUsable("verify"); !status.ok()) return status;
+  if (options_.mode != SinkMode::kStaged) {
+    return absl::FailedPreconditionError(
+        "sink_mode in_place keeps no copy to compare live weights with: they were checked as they landed");
+  }
+  return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(), [this, job] { return !IsNewest(job); });
+}
+
 absl::Status Receiver::CheckUsable(const char* what) const {
   if (work_.plan == nullptr || work_.memory == nullptr || work_.attachment == nullptr ||
       work_.attachment->loader() == nullptr) {
@@ -175,6 +192,11 @@ int64_t Receiver::received_bytes() const {
 uint64_t Receiver::NextJob() {
   MutexLock lock(&mu_);
   return ++jobs_;
+}
+
+bool Receiver::IsNewest(uint64_t job) const {
+  MutexLock lock(&mu_);
+  return job == jobs_;
 }
 
 absl::Status Receiver::CancelledStatus(uint64_t job) const {

@@ -60,6 +60,10 @@ class Receiver {
   // layer whose bytes are all in its memory.
   void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr);
   void Apply(std::function<void(sink::ApplyDone)> done);
+  // The content digest of what the engine's memory holds; see Attachment::Verify. A Connect ends it: ABORTED.
+  // FAILED_PRECONDITION in mode in_place, which keeps nothing to compare with.
+  // REQUIRES: the staging copy holds what was applied last.
+  void Verify(std::function<void(absl::StatusOr<Hash128>)> done);
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
 
@@ -80,9 +84,11 @@ class Receiver {
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
   sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer);
+  absl::StatusOr<Hash128> VerifyNow(uint64_t job);
   absl::Status CheckUsable(const char* what) const;
 
   uint64_t NextJob();
+  bool IsNewest(uint64_t job) const;
   absl::Status CancelledStatus(uint64_t job) const;
   // Makes `transport` the session's, unless job was cancelled. The old one goes first.
   absl::Status AdoptTransport(uint64_t job, std::shared_ptr<Transport> transport);

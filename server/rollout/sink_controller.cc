@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/rollout/sink_messages.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/log.h"
@@ -16,6 +17,10 @@ namespace {
 constexpr char kShuttingDown[] = "wsync-rollout is shutting down";
 // For the coordinator to close the stream after a goodbye; one round trip, really.
 constexpr absl::Duration kGoodbyeTimeout = absl::Milliseconds(500);
+
+// Phases that no message to the coordinator implies: it hears of them by a heartbeat at once, so that it can name them
+// when this process dies in the middle of one.
+bool IsUnannounced(MemberPhase phase) { return phase == MemberPhase::kReceive || phase == MemberPhase::kApply; }
 
 std::string Ms(absl::Duration duration) { return absl::StrFormat("%.1f", absl::ToDoubleMilliseconds(duration)); }
 
@@ -106,6 +111,7 @@ void SinkController::OnLinked() { Step(sink::Linked{}); }
 void SinkController::OnUnlinked(const std::string& reason) { Step(sink::Unlinked{reason}); }
 
 void SinkController::OnCatalog(absl::StatusOr<AnnouncedCatalog> catalog) {
+  (void)WSYNC_FAILPOINT("rollout.catalog");
   const uint64_t number = ++catalogs_;
   plan_.reset();
   plan_status_ = catalog.status();
@@ -142,20 +148,68 @@ void SinkController::OnPlan(uint64_t catalog, const PlanResult& result) {
   ResolveWaiters();
 }
 
+// Why what the engine serves cannot be compared with the staging copy now.
+absl::Status SinkController::CannotVerify() const {
+  if (state_.torn()) return absl::FailedPreconditionError("its weights are torn");
+  if (state_.serving().version == 0) return absl::FailedPreconditionError("it serves nothing");
+  if (state_.busy()) {
+    return absl::UnavailableError(absl::StrCat("it is working on version ", state_.version(), ": ask again"));
+  }
+  if (options_.sink.mode == SinkMode::kStaged && state_.held() != state_.serving()) {
+    return absl::UnavailableError(
+        "its staging copy was overwritten by a version that was not committed: ask again "
+        "after the next one");
+  }
+  return absl::OkStatus();
+}
+
+void SinkController::OnVerify(uint64_t id) {
+  const ServedVersion serving = state_.serving();
+  const auto answer = [this, id, serving](const absl::StatusOr<Hash128>& digest) {
+    v1::MemberMessage message;
+    v1::Verified* verified = message.mutable_verified();
+    verified->set_id(id);
+    *verified->mutable_serving() = ToProto(serving);
+    if (digest.ok()) *verified->mutable_content_digest() = ToProto(*digest);
+    verified->set_code(static_cast<int32_t>(digest.status().code()));
+    verified->set_error(std::string(digest.status().message()));
+    if (absl::IsDataLoss(digest.status())) {
+      LogError("the engine's weights are not what was sent",
+               {{"version", absl::StrCat(serving.version)}, {"error", std::string(digest.status().message())}});
+    }
+    member_.Send(std::move(message));
+  };
+  if (absl::Status status = CannotVerify(); !status.ok()) return answer(status);
+  receiver_.Verify([this, serving, answer](const absl::StatusOr<Hash128>& digest) {
+    Post([this, serving, answer, digest] {
+      const bool changed = state_.serving() != serving;
+      answer(changed ? absl::AbortedError("it serves another version by now: ask again") : digest);
+    });
+  });
+}
+
 void SinkController::OnRoundMessage(const v1::CoordinatorMessage& message) {
+  if (message.has_verify()) return OnVerify(message.verify().id());
+  if (message.has_begin()) (void)WSYNC_FAILPOINT("rollout.begin");
+  if (message.has_commit()) (void)WSYNC_FAILPOINT("rollout.commit");
   if (const std::optional<sink::Event> event = FromProto(message)) Step(*event);
 }
 
 // ---- the state's actions
 
 void SinkController::Step(const sink::Event& event) {
-  for (const sink::Action& action : state_.Step(MonotonicNow(), event)) {
+  const absl::Time now = MonotonicNow();
+  const MemberPhase before = state_.phase();
+  for (const sink::Action& action : state_.Step(now, event)) {
     std::visit([this](const auto& a) { Do(a); }, action);
   }
+  if (state_.phase() != before && IsUnannounced(state_.phase())) member_.Beat(now);
   if (on_idle_ && !state_.busy()) std::exchange(on_idle_, nullptr)();
 }
 
 void SinkController::Do(const sink::Report& action) {
+  if (std::holds_alternative<event::Staged>(action.message)) (void)WSYNC_FAILPOINT("rollout.staged");
+  if (std::holds_alternative<event::Applied>(action.message)) (void)WSYNC_FAILPOINT("rollout.applied");
   if (const auto* failed = std::get_if<event::Failed>(&action.message)) {
     LogWarn(absl::StrCat("version ", failed->version, failed->torn ? " failed and left the replica torn" : " failed"),
             {{"version", absl::StrCat(failed->version)},
@@ -192,10 +246,12 @@ void SinkController::Do(const sink::Apply&) {
 void SinkController::Do(const sink::Cancel& action) { receiver_.Cancel(action.why); }
 
 void SinkController::Do(const sink::TellPrepare& action) {
+  if (action.in_place) (void)WSYNC_FAILPOINT("rollout.pause");
   if (EngineStream* stream = engine_stream()) stream->Prepare(action);
 }
 
 void SinkController::Do(const sink::TellApply& action) {
+  (void)WSYNC_FAILPOINT("rollout.pause");
   if (EngineStream* stream = engine_stream()) stream->Apply(action);
 }
 

@@ -65,6 +65,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void OnCatalog(absl::StatusOr<AnnouncedCatalog> catalog) override;
   void OnRoundMessage(const v1::CoordinatorMessage& message) override;
 
+  void OnVerify(uint64_t id);
+  absl::Status CannotVerify() const;
   void OnPlan(uint64_t catalog, const PlanResult& result);
   void Step(const sink::Event& event);
   void Do(const sink::Report& action);

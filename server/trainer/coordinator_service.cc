@@ -1,16 +1,22 @@
 #include "server/trainer/coordinator_service.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/log.h"
 #include "server/trainer/member_messages.h"
 
 namespace wsync {
 namespace {
+
+// The answer must be there before the caller's own deadline cuts it off.
+constexpr absl::Duration kAnswerInTime = absl::Milliseconds(200);
+constexpr absl::Duration kLongestVerification = absl::Minutes(10);
 
 absl::Status StoppedError() { return absl::UnavailableError("the trainer agent is shutting down: try again later"); }
 
@@ -80,7 +86,45 @@ grpc::ServerWriteReactor<v1::JobStatus>* CoordinatorService::WatchStatus(grpc::C
   return watcher.get();
 }
 
+grpc::ServerUnaryReactor* CoordinatorService::Verify(grpc::CallbackServerContext* context, const v1::VerifyRequest*,
+                                                     v1::VerifyReply* reply) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (absl::Status status = options_.authorize(*context); !status.ok()) {
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+  const absl::Duration left = absl::FromChrono(context->deadline() - std::chrono::system_clock::now());
+  const absl::Time deadline = MonotonicNow() + std::clamp(left - kAnswerInTime, kAnswerInTime, kLongestVerification);
+  if (!loop_->Run([=, this] { StartVerification(deadline, reactor, reply); })) reactor->Finish(ToGrpc(StoppedError()));
+  return reactor;
+}
+
 // ---- members' messages, on the control thread
+
+void CoordinatorService::StartVerification(absl::Time deadline, grpc::ServerUnaryReactor* reactor,
+                                           v1::VerifyReply* reply) {
+  if (!closed_.ok()) return reactor->Finish(ToGrpc(closed_));
+  const uint64_t id = ++last_verification_;
+  verifications_.try_emplace(id, names_, deadline, reactor, reply);
+  v1::CoordinatorMessage message;
+  message.mutable_verify()->set_id(id);
+  for (const auto& [member, connection] : members_) connection->Send(message);
+}
+
+absl::Time CoordinatorService::TellVerifications(absl::Time now) {
+  absl::Time due = absl::InfiniteFuture();
+  for (auto& [id, verification] : verifications_) {
+    verification.Expire(now);
+    due = std::min(due, verification.deadline());
+  }
+  std::erase_if(verifications_, [](const auto& entry) { return entry.second.done(); });
+  return due;
+}
+
+void CoordinatorService::MemberGone(MemberId member, const std::string& why) {
+  names_.erase(member);
+  for (auto& [id, verification] : verifications_) verification.Gone(member, why);
+}
 
 void CoordinatorService::Opened(const Connection& connection) {
   if (!closed_.ok()) return Refuse(connection, closed_, /*retry=*/true);
@@ -100,32 +144,44 @@ void CoordinatorService::Received(const Connection& connection, const v1::Member
 void CoordinatorService::Closed(const Connection& connection, const std::string& why) {
   waiting_.erase(connection->id());
   if (members_.erase(connection->id()) == 0) return;
+  MemberGone(connection->id(), why);
   loop_->Step(event::Lost{connection->id(), why});
 }
 
 void CoordinatorService::Join(const Connection& connection, const v1::Join& join) {
+  (void)WSYNC_FAILPOINT("trainer.join");
   if (absl::Status status = CheckJoin(join, options_.join); !status.ok()) {
     LogWarn("a rollout agent was refused",
             {{"name", WireText(join.name())}, {"reason", std::string(status.message())}});
     return Refuse(connection, status, /*retry=*/false);
   }
   members_[connection->id()] = connection;
+  names_[connection->id()] = join.name();
   loop_->Step(JoinedFrom(connection->id(), join));
 }
 
 void CoordinatorService::StepFor(const Connection& connection, const v1::MemberMessage& message) {
   const MemberId id = connection->id();
+  if (message.has_verified()) {
+    const auto it = verifications_.find(message.verified().id());
+    if (it != verifications_.end()) it->second.Answer(id, message.verified());
+    return;
+  }
   const std::optional<Event> event = EventFrom(id, message);
   if (!event.has_value()) {
     members_.erase(id);
+    MemberGone(id, "it broke the protocol");
     Refuse(connection, absl::InvalidArgumentError("a member that has joined sent a second `join` or an empty message"),
            /*retry=*/false);
     return loop_->Step(event::Lost{id, "it broke the protocol"});
   }
   if (message.has_leave()) {
     members_.erase(id);
+    MemberGone(id, "it left");
     connection->Close(absl::OkStatus());
   }
+  if (message.has_staged()) (void)WSYNC_FAILPOINT("trainer.staged");
+  if (message.has_applied()) (void)WSYNC_FAILPOINT("trainer.applied");
   loop_->Step(*event);
   if (message.has_heartbeat()) connection->Send(HeartbeatAckMessage());
 }
@@ -147,30 +203,37 @@ void CoordinatorService::Carry(const action::SendWelcome& action) {
 }
 
 void CoordinatorService::Carry(const action::SendCatalog& action) {
+  (void)WSYNC_FAILPOINT("trainer.catalog");
   const auto it = members_.find(action.member);
   if (it != members_.end()) it->second->Send(catalog_.chunks);
 }
 
 void CoordinatorService::Carry(const action::SendBegin& action) {
+  (void)WSYNC_FAILPOINT("trainer.begin");
   SendTo(action.member, BeginMessage(action, catalog_.plan_hash, options_.data_address));
 }
 
-void CoordinatorService::Carry(const action::SendCommit& action) { SendTo(action.member, CommitMessage(action)); }
+void CoordinatorService::Carry(const action::SendCommit& action) {
+  (void)WSYNC_FAILPOINT("trainer.commit");
+  SendTo(action.member, CommitMessage(action));
+}
 
 void CoordinatorService::Carry(const action::SendAbort& action) { SendTo(action.member, AbortMessage(action)); }
 
 void CoordinatorService::Carry(const action::Refuse& action) {
   const auto node = members_.extract(action.member);
+  MemberGone(action.member, "it was refused");
   if (!node.empty()) Refuse(node.mapped(), action.status, action.retry);
 }
 
 void CoordinatorService::Carry(const action::Disconnect& action) {
   const auto node = members_.extract(action.member);
+  MemberGone(action.member, action.reason);
   if (!node.empty()) node.mapped()->Close(absl::UnavailableError(action.reason));
 }
 
 absl::Time CoordinatorService::Tell(absl::Time now) {
-  absl::Time due = absl::InfiniteFuture();
+  absl::Time due = TellVerifications(now);
   for (auto it = waiting_.begin(); it != waiting_.end();) {
     const auto& [connection, since] = it->second;
     const absl::Time last_chance = since + options_.heartbeat_timeout;
@@ -193,6 +256,8 @@ void CoordinatorService::CloseAll(const absl::Status& why) {
   for (const auto& [id, entry] : waiting_) Refuse(entry.first, why, /*retry=*/true);
   for (const auto& watcher : watchers_) watcher->Close(why);
   members_.clear();
+  names_.clear();
+  verifications_.clear();
   waiting_.clear();
   watchers_.clear();
 }

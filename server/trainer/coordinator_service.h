@@ -21,14 +21,16 @@
 #include "server/trainer/control_loop.h"
 #include "server/trainer/member_connection.h"
 #include "server/trainer/member_messages.h"
+#include "server/trainer/verification.h"
 #include "server/trainer/watch_stream.h"
 #include "wsync/v1/coordinator.grpc.pb.h"
 
 namespace wsync {
 
 class CoordinatorService final
-    : public v1::Coordinator::WithRawCallbackMethod_Member<v1::Coordinator::WithCallbackMethod_GetStatus<
-          v1::Coordinator::WithCallbackMethod_WatchStatus<v1::Coordinator::Service>>> {
+    : public v1::Coordinator::WithRawCallbackMethod_Member<
+          v1::Coordinator::WithCallbackMethod_GetStatus<v1::Coordinator::WithCallbackMethod_WatchStatus<
+              v1::Coordinator::WithCallbackMethod_Verify<v1::Coordinator::Service>>>> {
  public:
   struct Options {
     JoinRules join;
@@ -51,7 +53,7 @@ class CoordinatorService final
   void Carry(const action::SendCommit& action);
   void Carry(const action::SendAbort& action);
   void Carry(const action::Disconnect& action);
-  // Chores: tells watchers, and hangs up on streams that never join.
+  // Chores: tells watchers, hangs up on streams that never join, ends verifications that take too long.
   absl::Time Tell(absl::Time now);
   // Refuses everybody who is there, and who comes from now on.
   void CloseAll(const absl::Status& why);
@@ -65,7 +67,13 @@ class CoordinatorService final
   grpc::ServerWriteReactor<v1::JobStatus>* WatchStatus(grpc::CallbackServerContext* context,
                                                        const v1::WatchStatusRequest* request) override;
 
+  grpc::ServerUnaryReactor* Verify(grpc::CallbackServerContext* context, const v1::VerifyRequest* request,
+                                   v1::VerifyReply* reply) override;
+
   // Control thread only.
+  void StartVerification(absl::Time deadline, grpc::ServerUnaryReactor* reactor, v1::VerifyReply* reply);
+  absl::Time TellVerifications(absl::Time now);
+  void MemberGone(MemberId member, const std::string& why);
   void Opened(const Connection& connection);
   void Received(const Connection& connection, const v1::MemberMessage& message);
   void Closed(const Connection& connection, const std::string& why);
@@ -82,7 +90,10 @@ class CoordinatorService final
   CatalogMessages catalog_;
   std::map<MemberId, Connection> members_;                         // joined
   std::map<MemberId, std::pair<Connection, absl::Time>> waiting_;  // connected since; not joined yet
+  std::map<MemberId, std::string> names_;                          // of members_
   std::list<std::shared_ptr<WatchStream>> watchers_;
+  std::map<uint64_t, Verification> verifications_;
+  uint64_t last_verification_ = 0;
   absl::Status closed_;
 };
 

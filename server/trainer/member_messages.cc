@@ -119,6 +119,7 @@ std::optional<Event> EventFrom(MemberId member, const v1::MemberMessage& message
     case v1::MemberMessage::kLeave:
       return event::Left{member, Cut(message.leave().reason(), kMaxReasonBytes)};
     case v1::MemberMessage::kJoin:
+    case v1::MemberMessage::kVerified:
     case v1::MemberMessage::MESSAGE_NOT_SET:
       return std::nullopt;
   }

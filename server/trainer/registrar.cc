@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/core/failpoint.h"
 #include "server/rpc/log.h"
 
 namespace wsync {
@@ -82,6 +83,7 @@ bool Registrar::Push(std::function<void()> task) {
 // ---- the registrar's thread
 
 absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
+  if (absl::Status status = WSYNC_FAILPOINT("trainer.register"); !status.ok()) return status;
   if (absl::Status status = MayReplace(request); !status.ok()) return status;
   auto created = Registration::Create(std::move(request), options_.rules, options_.bucket_bytes, *memory_);
   if (!created.ok()) return created.status();

@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "server/core/failpoint.h"
+
 namespace wsync {
 
 Sender::Sender(Backend* backend, SessionProgress* progress, Done done)
@@ -90,7 +92,10 @@ absl::Status Sender::Serve(const SendTask& task) {
   std::vector<CompletionPtr> sends;
   sends.reserve(task.parts.size());
   for (size_t k = 0; k < task.parts.size(); ++k) {
-    sends.push_back(session_->Broadcast(task.parts[k].data, task.parts[k].bytes, task.encodes->Await(k)));
+    const SendTask::Part& part = task.parts[k];
+    CompletionPtr encoded = task.encodes->Await(k);
+    WSYNC_CORRUPTION_POINT("trainer.wire", part.data, encoded == nullptr || encoded->Poll() ? part.bytes : 0);
+    sends.push_back(session_->Broadcast(part.data, part.bytes, std::move(encoded)));
   }
   return session_->WaitSent(sends, task.limits.transfer);
 }

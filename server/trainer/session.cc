@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/core/failpoint.h"
 
 namespace wsync {
 
@@ -35,6 +36,10 @@ absl::Status Session::Open(Backend& backend, std::shared_ptr<SourceJob> job, Ses
   if (absl::Status why = job->cancelled(); !why.ok()) {
     session->reset();
     return why;
+  }
+  if (absl::Status status = WSYNC_FAILPOINT("trainer.connect"); !status.ok()) {
+    session->reset();
+    return status;
   }
   if (*session != nullptr && (*session)->idle_ && (*session)->token_ == job->start().session) {
     (*session)->Serve(std::move(job));
@@ -76,7 +81,8 @@ CompletionPtr Session::Broadcast(std::byte* data, int64_t bytes, CompletionPtr a
 absl::Status Session::WaitSent(absl::Span<const CompletionPtr> sends, absl::Time deadline) {
   for (size_t k = 0; k < sends.size(); ++k) {
     if (sends[k] == nullptr) continue;
-    const absl::Status status = sends[k]->Wait(deadline);
+    absl::Status status = sends[k]->Wait(deadline);
+    status.Update(WSYNC_BUCKET_FAILPOINT("trainer.bucket", static_cast<int64_t>(k), static_cast<int64_t>(sends.size())));
     if (status.ok()) continue;
     if (absl::IsDeadlineExceeded(status) && !sends[k]->Poll().has_value()) {
       const absl::Status late = absl::DeadlineExceededError(

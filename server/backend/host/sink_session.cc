@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/backend/host/grpc_status.h"
+#include "server/core/failpoint.h"
 #include "wsync/v1/data_plane.pb.h"
 
 namespace wsync::host {
@@ -200,6 +201,7 @@ bool SinkSession::ReceiveChunk() {
         absl::DataLossError(absl::StrCat("data plane: rank 0 at ", spec_.root_address, " sent a ", status.message())));
     return false;
   }
+  WSYNC_CORRUPTION_POINT("rollout.chunk", target.data + before, target.received - before);
   moved_bytes_.fetch_add(target.received - before, std::memory_order_relaxed);
   std::vector<ReceivePtr> finished;
   {
