@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -81,7 +82,7 @@ absl::Status LocalCluster::StartAll() {
   directory_ = pattern;
   const auto port = FreePort();
   if (!port.ok()) return port.status();
-  coordinator_ = absl::StrCat("127.0.0.1:", *port);
+  coordinator_ = absl::StrCat(options_.listen_host, ":", *port);
 
   const absl::Status trainer = StartTrainer();
   if (!trainer.ok()) return trainer;
@@ -112,32 +113,40 @@ absl::Status LocalCluster::StartTrainer() {
   return absl::OkStatus();
 }
 
-absl::Status LocalCluster::RestartTrainer() {
+void LocalCluster::KillTrainer() {
+  if (trainer_pid_ <= 0) return;
   kill(trainer_pid_, SIGKILL);
   waitpid(trainer_pid_, nullptr, 0);
   trainer_pid_ = -1;
-  return StartTrainer();
 }
 
-absl::Status LocalCluster::StartRollout(int rollout) {
+absl::Status LocalCluster::LaunchRollout(int rollout) {
   const std::string name = absl::StrCat("rollout-", rollout);
   ConfigFlags flags = options_.rollout_flags;
   AddDevice(static_cast<size_t>(rollout) + 1, flags);
   flags.emplace_back("local_socket", rollout_socket(rollout));
-  flags.emplace_back("coordinator", coordinator_);
+  const auto dialled = options_.coordinator_of.find(rollout);
+  flags.emplace_back("coordinator", dialled == options_.coordinator_of.end() ? coordinator_ : dialled->second);
   flags.emplace_back("name", name);
   flags.emplace_back("replica", name);
-  const auto pid = Spawn("wsync-rollout", name, flags);
+  const auto network = options_.network_of.find(rollout);
+  const auto pid = Spawn("wsync-rollout", name, flags, network == options_.network_of.end() ? -1 : network->second);
   if (!pid.ok()) return pid.status();
   rollout_pids_[rollout] = *pid;
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::StartRollout(int rollout) {
+  if (absl::Status launched = LaunchRollout(rollout); !launched.ok()) return launched;
+  const std::string name = absl::StrCat("rollout-", rollout);
   const auto channel = ConnectLocal(rollout_socket(rollout), kStartTimeout, "wsync-rollout", "local_socket");
   if (!channel.ok()) return absl::UnavailableError(absl::StrCat(name, " did not start:\n", LogTail(name)));
   return absl::OkStatus();
 }
 
-absl::StatusOr<pid_t> LocalCluster::Spawn(const std::string& binary, const std::string& name,
-                                          const ConfigFlags& flags) {
-  const std::string path = binaries_ + "/" + binary;
+absl::StatusOr<pid_t> LocalCluster::Spawn(const std::string& binary, const std::string& name, const ConfigFlags& flags,
+                                          int network) {
+  const std::string path = binaries_ + "/" + binary + options_.binary_suffix;
   if (access(path.c_str(), X_OK) != 0) {
     return absl::NotFoundError(absl::StrCat("no ", path,
                                             ": build all of wsync ('deploy/build.sh'), or install the agents "
@@ -148,7 +157,7 @@ absl::StatusOr<pid_t> LocalCluster::Spawn(const std::string& binary, const std::
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
-  const std::string log = absl::StrCat(directory_, "/", name, ".log");
+  const std::string log = log_path(name);
   const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", log));
   const pid_t parent = getpid();
@@ -156,6 +165,7 @@ absl::StatusOr<pid_t> LocalCluster::Spawn(const std::string& binary, const std::
   if (pid == 0) {  // only async-signal-safe calls: other threads may hold locks
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(127);
+    if (network >= 0 && setns(network, CLONE_NEWNET) != 0) _exit(127);
     dup2(fd, STDOUT_FILENO);
     dup2(fd, STDERR_FILENO);
     execv(argv[0], argv.data());
@@ -188,6 +198,7 @@ int LocalCluster::StopRollout(int rollout) {
 }
 
 void LocalCluster::KillRollout(int rollout) {
+  if (rollout_pids_[rollout] <= 0) return;
   kill(rollout_pids_[rollout], SIGKILL);
   waitpid(rollout_pids_[rollout], nullptr, 0);
   rollout_pids_[rollout] = -1;
@@ -224,8 +235,12 @@ int64_t LocalCluster::PrivateBytes(pid_t pid) {
   return kib << 10;
 }
 
+std::string LocalCluster::log_path(const std::string& agent) const {
+  return absl::StrCat(directory_, "/", agent, ".log");
+}
+
 std::string LocalCluster::LogTail(const std::string& name) const {
-  std::ifstream log(absl::StrCat(directory_, "/", name, ".log"));
+  std::ifstream log(log_path(name));
   std::vector<std::string> lines;
   for (std::string line; std::getline(log, line);) lines.push_back("  " + line);
   std::string tail;

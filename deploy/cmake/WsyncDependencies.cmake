@@ -14,6 +14,7 @@ find_package(yaml-cpp REQUIRED CONFIG)
 find_package(CLI11 REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED CONFIG)
 find_package(benchmark CONFIG)
+find_library(WSYNC_FIU NAMES libfiu.a fiu REQUIRED)  # failpoints of the test daemons
 
 # Debian's packages describe only their shared libraries to CMake; the archives lie beside them.
 function(wsync_prefer_archives)

@@ -1,0 +1,261 @@
+#include "tests/faults/cell.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+
+namespace wsync::faults {
+namespace {
+
+// A killed peer costs the trainer a second, a stopped one five (heartbeats and keepalives of 3 s); nothing costs more
+// than ten, where a deadline has to end it. Half a second more is what two busy cores take to tell us.
+constexpr absl::Duration kKilledLimit = absl::Seconds(1);
+constexpr absl::Duration kStoppedLimit = absl::Seconds(5);
+constexpr absl::Duration kHardLimit = absl::Seconds(10);
+constexpr absl::Duration kSlack = absl::Milliseconds(500);
+constexpr absl::Duration kHealLimit = absl::Seconds(15);
+constexpr absl::Duration kFireLimit = absl::Seconds(15);
+
+class Run {
+ public:
+  Run(const Cell& cell, const Variant& variant, Group& group, uint64_t* version)
+      : cell_(cell), variant_(variant), group_(group), version_(version), victim_(variant.seed % group.rollouts()) {}
+
+  Outcome Go() {
+    before_ = *version_;
+    during_ = before_ + 1;
+    *version_ = before_ + 2;
+    for (const auto step :
+         {&Run::Begin, &Run::AwaitFault, &Run::AwaitAnswer, &Run::CheckSurvivors, &Run::Recover, &Run::PublishNext}) {
+      outcome_.status = (this->*step)();
+      if (!outcome_.status.ok()) break;
+    }
+    return outcome_;
+  }
+
+ private:
+  bool OfAgent() const { return cell_.side == Side::kTrainerAgent || cell_.side == Side::kRolloutAgent; }
+  bool Ends() const { return cell_.fault == Fault::kKill || cell_.fault == Fault::kExit; }
+  std::string Agent() const {
+    return cell_.side == Side::kTrainerAgent ? "trainer" : absl::StrCat("rollout-", victim_);
+  }
+  std::string Failpoint() const {
+    return absl::StrCat(cell_.side == Side::kTrainerAgent ? "trainer." : "rollout.", cell_.step);
+  }
+  pid_t Victim() {
+    switch (cell_.side) {
+      case Side::kTrainerAgent:
+        return group_.agents().trainer_pid();
+      case Side::kRolloutAgent:
+        return group_.agents().rollout_pid(victim_);
+      case Side::kTrainerProcess:
+        return group_.trainer().pid();
+      case Side::kEngine:
+        return group_.engine(victim_).pid();
+    }
+    return -1;
+  }
+  // Steps of a member's way into the group, which it takes once, before any version.
+  bool BeforeVersions() const {
+    for (const char* step : {"join", "catalog", "register", "registered", "attach", "attached"}) {
+      if (cell_.step == step) return true;
+    }
+    return false;
+  }
+
+  absl::Status Begin();
+  absl::Status BeginAgain();
+  absl::Status AwaitFault();
+  bool Happened();
+  absl::Status AwaitAnswer();
+  absl::Status Judge(const Published& published);
+  absl::Status CheckSurvivors();
+  absl::Status Recover();
+  absl::Status PublishNext();
+
+  const Cell& cell_;
+  const Variant& variant_;
+  Group& group_;
+  uint64_t* const version_;
+  const int victim_;
+  uint64_t before_ = 0, during_ = 0;
+  int fired_before_ = 0;
+  absl::Time fault_at_;
+  bool committed_ = false;
+  bool answered_ = false;
+  Outcome outcome_;
+};
+
+absl::Status Run::Begin() {
+  if (BeforeVersions()) return BeginAgain();
+  if (OfAgent()) {
+    fired_before_ = group_.TimesFired(Agent(), Failpoint());
+    if (absl::Status armed = group_.Arm(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok()) return armed;
+  } else {
+    ChildProcess& client = cell_.side == Side::kEngine ? group_.engine(victim_) : group_.trainer();
+    client.Forget();
+    client.Tell(absl::StrCat("at ", cell_.step, " ", static_cast<int>(cell_.fault), " ", cell_.argument));
+    if (!client.Await("armed", Scaled(kHardLimit))) return absl::UnavailableError("the victim does not answer");
+  }
+  group_.BeginPublish(during_);
+  return absl::OkStatus();
+}
+
+// The member comes again, to meet its fault on the way in.
+absl::Status Run::BeginAgain() {
+  fired_before_ = OfAgent() ? group_.TimesFired(Agent(), Failpoint()) : 0;
+  const std::string at = absl::StrCat("at ", cell_.step, " ", static_cast<int>(cell_.fault), " ", cell_.argument);
+  switch (cell_.side) {
+    case Side::kTrainerAgent: {
+      if (absl::Status armed = group_.Arm(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok())
+        return armed;
+      if (cell_.step == "register") return group_.StartTrainerProcess();
+      group_.agents().KillRollout(victim_);
+      return group_.agents().LaunchRollout(victim_);
+    }
+    case Side::kRolloutAgent: {
+      group_.agents().KillRollout(victim_);
+      setenv("WSYNC_FAILPOINTS", Group::ArmCommand(Failpoint(), cell_.fault, cell_.argument).c_str(), 1);
+      const absl::Status launched = group_.agents().LaunchRollout(victim_);
+      unsetenv("WSYNC_FAILPOINTS");
+      return launched;
+    }
+    case Side::kTrainerProcess:
+      return group_.StartTrainerProcess(at);
+    case Side::kEngine:
+      return group_.StartEngine(victim_, at);
+  }
+  return absl::OkStatus();
+}
+
+bool Run::Happened() {
+  if (OfAgent()) return group_.TimesFired(Agent(), Failpoint()) > fired_before_;
+  if (Ends()) return HasEnded(Victim());
+  if (cell_.fault == Fault::kStop) return HasStopped(Victim());
+  return (cell_.side == Side::kEngine ? group_.engine(victim_) : group_.trainer()).Said("fault ");
+}
+
+absl::Status Run::AwaitFault() {
+  const absl::Time deadline = MonotonicNow() + Scaled(kFireLimit);
+  while (!Happened()) {
+    if (MonotonicNow() > deadline) return absl::DeadlineExceededError("the step was never reached");
+    usleep(1000);
+  }
+  fault_at_ = MonotonicNow();
+  if (!Ends()) return absl::OkStatus();
+  while (!HasEnded(Victim()) && MonotonicNow() < deadline) usleep(1000);
+  // A supervisor starts dead agents again, and a job its dead training process; what serves is restarted later.
+  if (cell_.side == Side::kTrainerAgent) return group_.agents().RestartTrainer();
+  return absl::OkStatus();
+}
+
+absl::Status Run::AwaitAnswer() {
+  // Who stopped on its way in, or asks a trainer that did, is followed by a publish of its own.
+  const bool trainer_process = cell_.side == Side::kTrainerProcess;
+  if (trainer_process && cell_.fault == Fault::kStop) {
+    usleep(300'000);  // it sleeps through its own version, which goes on without it
+    group_.trainer().Signal(SIGCONT);
+  }
+  if (trainer_process && Ends()) {
+    outcome_.became = "nobody is left to tell";
+    return absl::OkStatus();
+  }
+  if (BeforeVersions()) {
+    if (cell_.fault == Fault::kStop && cell_.side == Side::kTrainerAgent) {
+      usleep(300'000);
+      kill(Victim(), SIGCONT);
+    }
+    if (trainer_process || cell_.step == "register") {
+      if (!group_.trainer().Await("registered", Scaled(kHardLimit))) return absl::UnavailableError("not registered");
+    }
+    group_.BeginPublish(during_);
+  }
+  const absl::Duration limit = Ends() && cell_.side != Side::kTrainerAgent                        ? kKilledLimit
+                               : cell_.fault == Fault::kStop && cell_.side != Side::kTrainerAgent ? kStoppedLimit
+                                                                                                  : kHardLimit;
+  const std::optional<Published> published = group_.AwaitPublished(Scaled(kHardLimit + absl::Seconds(5)));
+  if (!published.has_value()) return absl::DeadlineExceededError("the publish was never answered");
+  answered_ = true;
+  outcome_.unblocked = published->at - fault_at_;
+  if (outcome_.unblocked > Scaled(limit + kSlack)) {
+    return absl::DeadlineExceededError(absl::StrCat("the publish was answered ",
+                                                    absl::FormatDuration(outcome_.unblocked),
+                                                    " after the fault: ", published->message));
+  }
+  return Judge(*published);
+}
+
+absl::Status Run::Judge(const Published& published) {
+  committed_ = published.ok();
+  if (committed_) outcome_.recovered = outcome_.unblocked;
+  const bool all = committed_ && published.message.find_first_not_of(' ') == std::string::npos;
+  outcome_.became = all ? "committed by all" : committed_ ? "committed by survivors" : "failed";
+  // In the default configuration what happens is certain. Elsewhere the rules hold, and that is checked by others.
+  if (variant_.seed != 1) return absl::OkStatus();
+  const bool right = cell_.expect == Expect::kAll         ? all
+                     : cell_.expect == Expect::kFails     ? !committed_
+                     : cell_.expect == Expect::kSurvivors ? committed_
+                                                          : committed_ || cell_.side == Side::kTrainerAgent;
+  if (!right) return absl::FailedPreconditionError(absl::StrCat(outcome_.became, ": ", published.message));
+  const bool names_victim = committed_ && !all && (cell_.side == Side::kRolloutAgent || cell_.side == Side::kEngine);
+  if (names_victim && !absl::StrContains(published.message, absl::StrCat("rollout-", victim_))) {
+    return absl::FailedPreconditionError(absl::StrCat("the victim is not named: ", published.message));
+  }
+  return absl::OkStatus();
+}
+
+// Whoever is not the victim serves one of the two versions, whole. Receiving in place, an aborted version tears.
+absl::Status Run::CheckSurvivors() {
+  for (int i = 0; i < group_.rollouts(); ++i) {
+    const bool is_victim = i == victim_ && (cell_.side == Side::kRolloutAgent || cell_.side == Side::kEngine ||
+                                            cell_.step == "join" || cell_.step == "catalog");
+    if (is_victim && cell_.side == Side::kEngine && (Ends() || cell_.fault == Fault::kStop)) continue;
+    const bool whole = answered_ && !is_victim && cell_.side != Side::kTrainerAgent;
+    const absl::Status status = group_.CheckContent(i, {0, before_, during_}, variant_.in_place || !whole);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::Recover() {
+  absl::Status status;
+  if (cell_.fault == Fault::kStop && cell_.side != Side::kTrainerProcess) kill(Victim(), SIGCONT);
+  if (cell_.side == Side::kRolloutAgent && (Ends() || cell_.fault == Fault::kHang)) {
+    group_.agents().KillRollout(victim_);
+    status = group_.agents().StartRollout(victim_);
+  }
+  if (cell_.side == Side::kEngine && (Ends() || cell_.fault == Fault::kHang)) status = group_.StartEngine(victim_);
+  if (cell_.side == Side::kTrainerProcess && Ends()) status = group_.StartTrainerProcess();
+  if (!status.ok()) return status;
+  status = group_.AwaitReady(Scaled(kHealLimit));
+  outcome_.healed = MonotonicNow() - fault_at_;
+  return status;
+}
+
+absl::Status Run::PublishNext() {
+  const std::optional<Published> published = group_.Publish(*version_, Scaled(kHardLimit));
+  if (!published.has_value()) return absl::DeadlineExceededError("the next version was not answered");
+  if (!published->ok() || published->message.find_first_not_of(' ') != std::string::npos) {
+    return absl::Status(published->ok() ? absl::StatusCode::kInternal : published->code,
+                        absl::StrCat("the next version: ", published->message));
+  }
+  if (!committed_) outcome_.recovered = published->at - fault_at_;
+  for (int i = 0; i < group_.rollouts(); ++i) {
+    if (absl::Status status = group_.AwaitVersion(i, *version_, Scaled(absl::Seconds(5))); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Outcome RunCell(const Cell& cell, const Variant& variant, Group& group, uint64_t* version) {
+  return Run(cell, variant, group, version).Go();
+}
+
+}  // namespace wsync::faults

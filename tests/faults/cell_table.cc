@@ -1,0 +1,130 @@
+// Which faults are tried at which steps.
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "tests/faults/cell.h"
+
+namespace wsync::faults {
+namespace {
+
+constexpr int kUnavailable = static_cast<int>(absl::StatusCode::kUnavailable);
+constexpr int kInternal = static_cast<int>(absl::StatusCode::kInternal);
+constexpr int kLateMs = 700;  // longer than a round's grace for explanations (RoundOptions::settle), no timeout at all
+constexpr int kExitCode = 9;
+
+const char* NameOf(Side side) {
+  switch (side) {
+    case Side::kTrainerAgent:
+      return "TrainerAgent";
+    case Side::kRolloutAgent:
+      return "RolloutAgent";
+    case Side::kTrainerProcess:
+      return "TrainerProcess";
+    case Side::kEngine:
+      return "Engine";
+  }
+  return "";
+}
+
+const char* NameOf(Fault fault) {
+  constexpr const char* kNames[] = {"None", "Error", "Kill", "Stop", "Delay", "Exit", "Hang", "Corrupt"};
+  return kNames[static_cast<int>(fault)];
+}
+
+class Table {
+ public:
+  void Add(Side side, Fault fault, int argument, Expect expect, const std::vector<std::string>& steps) {
+    for (const std::string& step : steps) cells_.push_back({side, step, fault, argument, expect});
+  }
+  std::vector<Cell> Take() { return std::move(cells_); }
+
+ private:
+  std::vector<Cell> cells_;
+};
+
+void AddRolloutAgent(Table& table) {
+  const std::vector<std::string> before = {"join",         "catalog",       "begin",       "connect",
+                                           "bucket.first", "bucket.middle", "bucket.last", "staged"};
+  const std::vector<std::string> after = {"commit", "pause", "apply", "copied", "applied"};
+  for (const Fault fault : {Fault::kKill, Fault::kStop}) {
+    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, before);
+    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, after);
+  }
+  table.Add(Side::kRolloutAgent, Fault::kExit, kExitCode, Expect::kSurvivors, {"begin", "bucket.middle", "apply"});
+  table.Add(Side::kRolloutAgent, Fault::kDelay, kLateMs, Expect::kAll,
+            {"begin", "connect", "bucket.first", "bucket.last", "staged", "commit", "pause", "apply", "applied"});
+  // The session is at fault, not the sink: the version is sent again in another one.
+  table.Add(Side::kRolloutAgent, Fault::kError, kUnavailable, Expect::kAll,
+            {"connect", "bucket.first", "bucket.middle", "bucket.last"});
+  table.Add(Side::kRolloutAgent, Fault::kError, kInternal, Expect::kFails, {"bucket.middle"});
+  table.Add(Side::kRolloutAgent, Fault::kError, kInternal, Expect::kSurvivors, {"apply"});  // torn, and says so
+  table.Add(Side::kRolloutAgent, Fault::kCorrupt, 4711, Expect::kAll, {"chunk"});
+  // Its heartbeats go on while its receiving thread stands still: only deadlines end that.
+  table.Add(Side::kRolloutAgent, Fault::kHang, 0, Expect::kSurvivors, {"bucket.middle", "apply"});
+}
+
+void AddTrainerAgent(Table& table) {
+  const std::vector<std::string> steps = {"register", "join",         "catalog",       "begin",
+                                          "connect",  "bucket.first", "bucket.middle", "bucket.last",
+                                          "released", "staged",       "commit",        "applied"};
+  table.Add(Side::kTrainerAgent, Fault::kKill, 0, Expect::kCommits, steps);
+  table.Add(Side::kTrainerAgent, Fault::kStop, 0, Expect::kCommits, steps);
+  table.Add(Side::kTrainerAgent, Fault::kDelay, kLateMs, Expect::kAll,
+            {"begin", "connect", "bucket.middle", "released", "staged", "commit", "applied"});
+  table.Add(Side::kTrainerAgent, Fault::kError, kUnavailable, Expect::kAll,
+            {"connect", "bucket.first", "bucket.middle", "bucket.last"});
+}
+
+void AddTrainerProcess(Table& table) {
+  for (const Fault fault : {Fault::kKill, Fault::kStop}) {
+    table.Add(Side::kTrainerProcess, fault, 0, Expect::kCommits,
+              {"register", "registered", "accepted", "released", "committed"});
+  }
+}
+
+void AddEngine(Table& table) {
+  for (const Fault fault : {Fault::kKill, Fault::kStop}) {
+    table.Add(Side::kEngine, fault, 0, Expect::kSurvivors, {"attach", "attached"});
+    table.Add(Side::kEngine, fault, 0, Expect::kCommits, {"prepare", "pause", "paused", "applied"});
+  }
+  table.Add(Side::kEngine, Fault::kHang, 0, Expect::kSurvivors, {"pause"});  // answers pings, never pauses
+  table.Add(Side::kEngine, Fault::kDelay, kLateMs, Expect::kAll, {"prepare", "pause", "paused"});
+}
+
+}  // namespace
+
+std::string Cell::Name() const {
+  std::string name =
+      absl::StrCat(NameOf(side), "_", NameOf(fault), fault == Fault::kError ? absl::StrCat(argument) : "", "_", step);
+  for (char& c : name) c = c == '.' ? '_' : c;
+  return name;
+}
+
+std::vector<Cell> AllCells() {
+  Table table;
+  AddRolloutAgent(table);
+  AddTrainerAgent(table);
+  AddTrainerProcess(table);
+  AddEngine(table);
+  return table.Take();
+}
+
+Variant VariantOf(uint64_t seed) {
+  if (seed == 1) return {};
+  return {.seed = seed, .ring = seed % 4 == 0, .in_place = seed % 3 == 0, .quorum = seed % 5 == 0};
+}
+
+bool HasStep(const Variant& variant, const Cell& cell) {
+  return !variant.in_place || cell.side != Side::kRolloutAgent || (cell.step != "apply" && cell.step != "copied");
+}
+
+GroupOptions OptionsOf(const Variant& variant) {
+  GroupOptions options;
+  if (variant.ring) options.trainer_flags.emplace_back("transfer.source_mode", "ring");
+  if (variant.in_place) options.rollout_flags.emplace_back("transfer.sink_mode", "in_place");
+  if (variant.quorum) options.trainer_flags.emplace_back("coordinator.policy", "quorum");
+  return options;
+}
+
+}  // namespace wsync::faults

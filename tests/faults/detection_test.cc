@@ -1,0 +1,159 @@
+// How soon a peer that dies, stands still or is only its half is noticed, and what is said about it. With the default
+// heartbeats (1 s, 3 s).
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "tests/faults/group.h"
+
+namespace wsync::faults {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kKilled = absl::Milliseconds(1500);  // 1 s, and what two busy cores take to tell us
+constexpr absl::Duration kStopped = absl::Milliseconds(5500);
+constexpr absl::Duration kHardLimit = absl::Seconds(10);
+constexpr int kLongMs = 8000;
+
+class Detection : public ::testing::Test {
+ protected:
+  void Start(int rollouts) {
+    auto group = Group::Start({.rollouts = rollouts});
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    const auto first = group_->Publish(1, Scaled(absl::Seconds(20)));
+    ASSERT_TRUE(first.has_value() && first->ok());
+    ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(20))).ok());
+  }
+
+  // Publishes version 2 and returns once the last rollout is in the middle of receiving it, where it stays for long.
+  void HoldInTransfer() {
+    const int victim = group_->rollouts() - 1;
+    ASSERT_TRUE(group_->Arm(pid(), "rollout.bucket.middle", Fault::kDelay, kLongMs).ok());
+    group_->BeginPublish(2);
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+    while (group_->TimesFired(absl::StrCat("rollout-", victim), "rollout.bucket.middle") == 0) {
+      ASSERT_LT(MonotonicNow(), deadline);
+      usleep(1000);
+    }
+    usleep(400'000);  // a heartbeat of the transfer
+  }
+  pid_t pid() { return group_->agents().rollout_pid(group_->rollouts() - 1); }
+
+  std::string LastErrorOf(const std::string& name) {
+    const auto status = group_->agents().Status();
+    if (!status.ok()) return std::string(status.status().message());
+    for (const v1::MemberStatus& member : status->members()) {
+      if (member.name() == name) return absl::StrCat(member.state(), ": ", member.last_error());
+    }
+    return "not listed";
+  }
+
+  std::unique_ptr<Group> group_;
+};
+
+TEST_F(Detection, AKilledRolloutCostsASecondAndIsNamedWithPhaseBucketAndAge) {
+  Start(2);
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer());
+  kill(pid(), SIGKILL);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  RecordProperty("unblocked_ms", static_cast<int>(absl::ToInt64Milliseconds(published->at - begun)));
+  EXPECT_LT(published->at - begun, Scaled(kKilled));
+  EXPECT_TRUE(published->ok()) << published->message;
+  const std::string bucket = absl::StrCat("bucket ", group_->buckets() / 2);
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("was lost in phase receive, " + bucket),
+                                        ContainsRegex("last heard of [0-9.]+ s before")));
+  EXPECT_THAT(LastErrorOf("rollout-1"), AllOf(HasSubstr("lost: "), HasSubstr("phase receive, " + bucket),
+                                              ContainsRegex("last heard of [0-9.]+ s before")));
+  EXPECT_TRUE(group_->CheckContent(0, {2}, false).ok());
+}
+
+TEST_F(Detection, AStoppedRolloutCostsFiveSecondsAndIsNamed) {
+  Start(2);
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer());
+  kill(pid(), SIGSTOP);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  RecordProperty("unblocked_ms", static_cast<int>(absl::ToInt64Milliseconds(published->at - begun)));
+  EXPECT_LT(published->at - begun, Scaled(kStopped));
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("was lost in phase receive, bucket"),
+                                        HasSubstr("no heartbeat for 3")));
+  EXPECT_TRUE(group_->CheckContent(0, {2}, false).ok());
+  kill(pid(), SIGCONT);
+  EXPECT_TRUE(group_->AwaitVersion(1, 2, Scaled(absl::Seconds(15))).ok());
+}
+
+TEST_F(Detection, TheOnlyRolloutsDeathFailsThePublishWithinASecond) {
+  Start(1);
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer());
+  kill(pid(), SIGKILL);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_LT(published->at - begun, Scaled(kKilled));
+  EXPECT_EQ(published->code, absl::StatusCode::kUnavailable);
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-0"), HasSubstr("phase receive, bucket")));
+}
+
+TEST_F(Detection, AKilledEngineIsNoticedAtOnce) {
+  Start(2);
+  group_->engine(1).Tell(absl::StrCat("at pause ", static_cast<int>(Fault::kHang), " 0"));
+  ASSERT_TRUE(group_->engine(1).Await("armed", Scaled(absl::Seconds(5))).has_value());
+  group_->BeginPublish(2);
+  ASSERT_TRUE(group_->engine(1).Await("fault pause", Scaled(absl::Seconds(10))).has_value());
+  const absl::Time begun = MonotonicNow();
+  group_->engine(1).Signal(SIGKILL);
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_LT(published->at - begun, Scaled(kKilled));
+  EXPECT_TRUE(published->ok());
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("phase pause"), HasSubstr("engine-1")));
+}
+
+// It lives, and answers pings meanwhile: what was found was a client library that did not while its caller was busy,
+// so that an engine which took four seconds to pause lost its attachment.
+TEST_F(Detection, AnEngineThatNeverPausesIsLeftOutWithinTenSeconds) {
+  Start(2);
+  group_->engine(1).Tell(absl::StrCat("at pause ", static_cast<int>(Fault::kHang), " 0"));
+  ASSERT_TRUE(group_->engine(1).Await("armed", Scaled(absl::Seconds(5))).has_value());
+  const auto published = group_->Publish(2, Scaled(kHardLimit + absl::Seconds(2)));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_LT(published->took, Scaled(kHardLimit + absl::Milliseconds(500)));
+  EXPECT_TRUE(published->ok());
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("did not apply in time in phase pause")));
+  EXPECT_TRUE(group_->CheckContent(0, {2}, false).ok());
+}
+
+TEST_F(Detection, ATrainingProcessThatDiesBeforeReleaseTakesItsVersionWithIt) {
+  Start(2);
+  // The encoded weights are on their way, and the wire is held: `released` alone does not end the version.
+  group_->trainer().Tell(absl::StrCat("at accepted ", static_cast<int>(Fault::kKill), " 0"));
+  group_->BeginPublish(2);
+  const auto idle = group_->agents().WaitFor(
+      [](const v1::JobStatus& s) { return !s.has_round() && s.members(0).state() != "syncing"; },
+      Scaled(absl::Seconds(3)), "idle");
+  EXPECT_TRUE(idle.ok()) << idle.status();
+  ASSERT_TRUE(group_->StartTrainerProcess().ok());
+  ASSERT_TRUE(group_->trainer().Await("registered", Scaled(absl::Seconds(10))).has_value());
+  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+  const auto next = group_->Publish(3, Scaled(kHardLimit));
+  ASSERT_TRUE(next.has_value());
+  EXPECT_TRUE(next->ok()) << next->message;
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, 3, Scaled(absl::Seconds(5))).ok());
+}
+
+}  // namespace
+}  // namespace wsync::faults

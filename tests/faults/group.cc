@@ -1,0 +1,243 @@
+#include "tests/faults/group.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "server/core/clock.h"
+
+namespace wsync::faults {
+namespace {
+
+constexpr absl::Duration kResumeLimit = absl::Seconds(1);
+constexpr absl::Duration kPatience = absl::Seconds(20);  // for what has no limit of its own
+
+// Where this process's daemons have their pipes; each adds its pid. A killed one leaves them behind.
+const std::string& Fifo() {
+  static const std::string fifo = absl::StrCat("/tmp/wsync-fiu-", getpid());
+  return fifo;
+}
+
+// Whose fault it is when the limit is missed is found in the logs.
+absl::Status Late(const std::string& what) {
+  return absl::DeadlineExceededError(absl::StrCat(what, " did not happen"));
+}
+
+}  // namespace
+
+absl::Duration Scaled(absl::Duration limit) {
+  static const double factor = [] {
+    const char* text = std::getenv("WSYNC_FAULT_TIME_FACTOR");
+    return text == nullptr ? 1.0 : std::max(1.0, std::atof(text));
+  }();
+  return limit * factor;
+}
+
+Group::~Group() {
+  trainer_.reset();
+  engines_.clear();
+  agents_.reset();
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored)) {
+    if (entry.path().string().rfind(Fifo() + "-", 0) == 0) std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Group>> Group::Start(GroupOptions options) {
+  std::unique_ptr<Group> group(new Group(std::move(options)));
+  if (absl::Status status = group->StartAll(); !status.ok()) return status;
+  return group;
+}
+
+absl::Status Group::StartAll() {
+  cli::LocalCluster::Options options;
+  options.rollouts = options_.rollouts;
+  options.trainer_flags = options_.trainer_flags;
+  options.trainer_flags.emplace_back("transfer.bucket_bytes", absl::StrCat(kBucketBytes));
+  options.trainer_flags.emplace_back("transfer.threads", "1");
+  options.rollout_flags = options_.rollout_flags;
+  options.rollout_flags.emplace_back("transfer.threads", "1");
+  options.binary_suffix = "-faults";
+  options.listen_host = options_.listen_host;
+  options.network_of = options_.network_of;
+  setenv("WSYNC_FAILPOINT_FIFO", Fifo().c_str(), 1);
+  auto agents = cli::LocalCluster::Start(std::move(options));
+  if (!agents.ok()) return agents.status();
+  agents_ = *std::move(agents);
+  engines_.resize(options_.rollouts);
+  if (absl::Status status = StartTrainerProcess(); !status.ok()) return status;
+  for (int i = 0; i < options_.rollouts; ++i) {
+    if (absl::Status status = StartEngine(i); !status.ok()) return status;
+  }
+  return AwaitReady(Scaled(kPatience));
+}
+
+absl::Status Group::StartTrainerProcess(const std::string& told) {
+  trainer_.reset();
+  auto trainer = ChildProcess::Start({"fault_client", "trainer", agents_->trainer_socket()});
+  if (!trainer.ok()) return trainer.status();
+  trainer_ = *std::move(trainer);
+  if (!told.empty()) trainer_->Tell(told);
+  trainer_->Tell("register");
+  return absl::OkStatus();
+}
+
+absl::Status Group::StartEngine(int rollout, const std::string& told) {
+  engines_[rollout].reset();
+  auto engine = ChildProcess::Start(
+      {"fault_client", "engine", agents_->rollout_socket(rollout), absl::StrCat("engine-", rollout)});
+  if (!engine.ok()) return engine.status();
+  engines_[rollout] = *std::move(engine);
+  if (!told.empty()) engines_[rollout]->Tell(told);
+  engines_[rollout]->Tell("attach");
+  return absl::OkStatus();
+}
+
+// ---- failpoints
+
+std::string Group::ArmCommand(const std::string& failpoint, Fault fault, int argument, bool once) {
+  return absl::StrCat("enable name=", failpoint, ",failnum=", static_cast<int>(fault), ",failinfo=", argument,
+                      once ? ",onetime" : "");
+}
+
+absl::Status Group::Arm(pid_t pid, const std::string& failpoint, Fault fault, int argument, bool once) {
+  return Control(pid, ArmCommand(failpoint, fault, argument, once));
+}
+
+absl::Status Group::Disarm(pid_t pid, const std::string& failpoint) {
+  return Control(pid, absl::StrCat("disable name=", failpoint));
+}
+
+// libfiu opens the answering pipe once it has a reader, and answers "0" when the command was good.
+absl::Status Group::Control(pid_t pid, const std::string& command) {
+  const std::string base = absl::StrCat(Fifo(), "-", pid);
+  const int in = open((base + ".in").c_str(), O_RDWR | O_CLOEXEC);
+  const int out = open((base + ".out").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  std::string answer;
+  if (in >= 0 && out >= 0) {
+    const std::string line = command + "\n";
+    (void)!write(in, line.data(), line.size());
+    const absl::Time deadline = MonotonicNow() + absl::Seconds(5);
+    while (answer.find('\n') == std::string::npos && MonotonicNow() < deadline) {
+      pollfd readable{out, POLLIN, 0};
+      poll(&readable, 1, 20);
+      char buffer[256];
+      const ssize_t got = read(out, buffer, sizeof(buffer));
+      if (got > 0) answer.append(buffer, static_cast<size_t>(got));
+      if (got == 0) usleep(1000);  // it has not opened its end yet
+    }
+  }
+  if (in >= 0) close(in);
+  if (out >= 0) close(out);
+  if (answer.substr(0, 2) == "0\n") return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("process ", pid, " answered '", answer, "' to '", command, "'"));
+}
+
+int Group::TimesFired(const std::string& agent, const std::string& failpoint) const {
+  std::ifstream log(agents_->log_path(agent));
+  const std::string wanted = absl::StrCat("failpoint ", failpoint, " fired");
+  int times = 0;
+  for (std::string line; std::getline(log, line);) times += line == wanted;
+  return times;
+}
+
+// ---- versions
+
+void Group::BeginPublish(uint64_t version) { trainer_->Tell(absl::StrCat("publish ", version, " ", version)); }
+
+std::optional<Published> Group::AwaitPublished(absl::Duration timeout) {
+  const std::optional<std::string> line = trainer_->Await("done ", timeout);
+  if (!line.has_value()) return std::nullopt;
+  std::istringstream words(*line);
+  std::string done;
+  int code = 0;
+  int64_t ms = 0;
+  words >> done >> code >> ms;
+  Published published{static_cast<absl::StatusCode>(code), "", absl::Milliseconds(ms), MonotonicNow()};
+  std::getline(words, published.message);
+  return published;
+}
+
+absl::Status Group::AwaitReady(absl::Duration timeout) {
+  const absl::Time deadline = MonotonicNow() + timeout;
+  std::string last = "no status";
+  while (MonotonicNow() < deadline) {
+    const auto status = agents_->Status();
+    if (status.ok()) {
+      int ready = 0;
+      std::vector<std::string> states;
+      for (const v1::MemberStatus& member : status->members()) {
+        if (member.role() != "rollout") continue;
+        ready += (member.state() == "ready" || member.state() == "torn") && !member.engine().empty();
+        states.push_back(absl::StrCat(member.name(), " ", member.state(), " ", member.last_error()));
+      }
+      if (ready == rollouts() && !status->has_round() && status->catalog().registered()) return absl::OkStatus();
+      last = absl::StrCat(absl::StrJoin(states, ", "), status->has_round() ? "; a round runs" : "");
+    } else {
+      last = std::string(status.status().message());
+    }
+    usleep(10'000);
+  }
+  return Late(absl::StrCat("readiness of all within ", absl::FormatDuration(timeout), " (", last, ")"));
+}
+
+absl::StatusOr<Content> Group::ContentOf(int rollout) {
+  ChildProcess& engine = *engines_[rollout];
+  if (engine.Cried()) {
+    return absl::DataLossError(absl::StrCat("engine ", rollout, " served weights that changed under it"));
+  }
+  engine.Tell("content");
+  const std::optional<std::string> line = engine.Await("content ", Scaled(absl::Seconds(5)));
+  if (!line.has_value()) return absl::UnavailableError(absl::StrCat("engine ", rollout, " does not answer"));
+  std::istringstream words(*line);
+  std::string word, paused, torn;
+  Content content;
+  words >> word >> content.version >> paused >> torn >> content.name;
+  content.paused = paused == "paused";
+  content.torn = torn == "torn";
+  return content;
+}
+
+absl::Status Group::CheckContent(int rollout, const std::vector<uint64_t>& versions, bool may_be_torn) {
+  auto content = ContentOf(rollout);
+  // The trainer may hear that a version is applied a moment before the engine hears it.
+  const absl::Time deadline = MonotonicNow() + Scaled(kResumeLimit);
+  while (content.ok() && content->paused && !may_be_torn && MonotonicNow() < deadline) {
+    usleep(2000);
+    content = ContentOf(rollout);
+  }
+  if (!content.ok()) return content.status();
+  const std::string who = absl::StrCat("engine ", rollout, ", version ", content->version,
+                                       content->paused ? ", paused" : "", content->torn ? ", torn" : "");
+  if (content->paused) {  // in the middle of a version: it does not read what is there
+    if (may_be_torn) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(who, ": it is not to be paused any more"));
+  }
+  if (std::find(versions.begin(), versions.end(), content->version) == versions.end()) {
+    return absl::DataLossError(absl::StrCat(who, ": expected one of ", absl::StrJoin(versions, ", ")));
+  }
+  if (content->version == 0 || content->name == oracle_.Content(content->version)) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(who, ": its memory does not hold that version"));
+}
+
+absl::Status Group::AwaitVersion(int rollout, uint64_t version, absl::Duration timeout) {
+  const absl::Time deadline = MonotonicNow() + timeout;
+  while (true) {
+    const absl::Status status = CheckContent(rollout, {version}, false);
+    if (status.ok()) return status;
+    if (MonotonicNow() > deadline) return status;
+    usleep(10'000);
+  }
+}
+
+}  // namespace wsync::faults

@@ -1,0 +1,100 @@
+// A whole job as processes: agents with failpoints, a training process, an engine for every rollout. What happens to it
+// and what it serves.
+//
+// Every process can be killed, stopped and started again by itself. Not thread-safe.
+#ifndef WSYNC_TESTS_FAULTS_GROUP_H_
+#define WSYNC_TESTS_FAULTS_GROUP_H_
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/cli/local_cluster.h"
+#include "tests/faults/child_process.h"
+#include "tests/faults/fault_kind.h"
+#include "tests/faults/fault_model.h"
+
+namespace wsync::faults {
+
+// Limits hold on two busy cores; a sanitizer build multiplies them by WSYNC_FAULT_TIME_FACTOR.
+absl::Duration Scaled(absl::Duration limit);
+
+struct GroupOptions {
+  int rollouts = 2;
+  cli::ConfigFlags trainer_flags;
+  cli::ConfigFlags rollout_flags;
+  std::string listen_host = "127.0.0.1";
+  std::map<int, int> network_of;  // as LocalCluster's
+};
+
+// The training process's answer to one publish.
+struct Published {
+  absl::StatusCode code = absl::StatusCode::kUnknown;
+  std::string message;  // with the replicas that were left out
+  absl::Duration took;
+  absl::Time at;
+  bool ok() const { return code == absl::StatusCode::kOk; }
+};
+
+struct Content {
+  uint64_t version = 0;
+  bool paused = false;
+  bool torn = false;
+  std::string name;
+};
+
+class Group {
+ public:
+  ~Group();
+  // Waits until every rollout is ready. The weights of version V are those of seed V.
+  static absl::StatusOr<std::unique_ptr<Group>> Start(GroupOptions options);
+
+  cli::LocalCluster& agents() { return *agents_; }
+  ChildProcess& trainer() { return *trainer_; }
+  ChildProcess& engine(int rollout) { return *engines_[rollout]; }
+  int rollouts() const { return options_.rollouts; }
+  // Each instead of the one that was; `told` is its first command.
+  absl::Status StartTrainerProcess(const std::string& told = "");
+  absl::Status StartEngine(int rollout, const std::string& told = "");
+
+  // In the agent: `trainer` or `rollout-0`, ... Takes effect before it returns.
+  absl::Status Arm(pid_t pid, const std::string& failpoint, Fault fault, int argument, bool once = true);
+  absl::Status Disarm(pid_t pid, const std::string& failpoint);
+  static std::string ArmCommand(const std::string& failpoint, Fault fault, int argument, bool once = true);
+  int TimesFired(const std::string& agent, const std::string& failpoint) const;
+
+  void BeginPublish(uint64_t version);
+  std::optional<Published> AwaitPublished(absl::Duration timeout);
+  std::optional<Published> Publish(uint64_t version, absl::Duration timeout) {
+    BeginPublish(version);
+    return AwaitPublished(timeout);
+  }
+
+  // OK once all rollouts are ready (or torn, where nothing but the next version can mend them) and nothing is running.
+  absl::Status AwaitReady(absl::Duration timeout);
+  absl::StatusOr<Content> ContentOf(int rollout);
+  // What the engine serves is one of `versions` (0: nothing yet), whole; or it is paused and torn, if it may be.
+  absl::Status CheckContent(int rollout, const std::vector<uint64_t>& versions, bool may_be_torn);
+  absl::Status AwaitVersion(int rollout, uint64_t version, absl::Duration timeout);
+  int64_t buckets() const { return oracle_.buckets(); }
+
+ private:
+  explicit Group(GroupOptions options) : options_(std::move(options)) {}
+  absl::Status StartAll();
+  absl::Status Control(pid_t pid, const std::string& command);
+
+  GroupOptions options_;
+  Oracle oracle_;
+  std::unique_ptr<cli::LocalCluster> agents_;
+  std::unique_ptr<ChildProcess> trainer_;
+  std::vector<std::unique_ptr<ChildProcess>> engines_;
+};
+
+}  // namespace wsync::faults
+
+#endif  // WSYNC_TESTS_FAULTS_GROUP_H_

@@ -1,0 +1,219 @@
+// Broken networks: cut both ways and one way, lossy, slow, reset in the middle of a stream, half-open; and strangers at
+// the ports. The second rollout lives in a network namespace of its own, or behind a proxy. Skipped, visibly, where
+// namespaces cannot be made.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "tests/faults/group.h"
+#include "tests/faults/private_network.h"
+#include "tests/faults/proxy.h"
+
+namespace wsync::faults {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kCutOff = absl::Milliseconds(5500);  // 5 s, and what two busy cores take to tell us
+constexpr absl::Duration kHardLimit = absl::Seconds(10);
+constexpr int kHeldMs = 6000;
+
+absl::Status network = absl::UnknownError("not entered");
+
+class Network : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!network.ok()) GTEST_SKIP() << network;
+    ASSERT_TRUE(PrivateNetwork::Heal().ok());
+    auto group = Group::Start(
+        {.rollouts = 2, .listen_host = PrivateNetwork::kHere, .network_of = {{1, PrivateNetwork::other()}}});
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    Commit();
+  }
+  void TearDown() override {
+    if (network.ok()) (void)PrivateNetwork::Heal();
+  }
+
+  // The next version reaches everybody.
+  void Commit() {
+    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
+    ASSERT_TRUE(published.has_value());
+    EXPECT_TRUE(published->ok()) << published->message;
+    for (int i = 0; i < 2; ++i) {
+      const absl::Status status = group_->AwaitVersion(i, version_, Scaled(absl::Seconds(10)));
+      EXPECT_TRUE(status.ok()) << status;
+    }
+    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  }
+  // A version is on its way to the second rollout, which has half of it.
+  void HoldInTransfer() {
+    ASSERT_TRUE(group_->Arm(group_->agents().rollout_pid(1), "rollout.bucket.middle", Fault::kDelay, kHeldMs).ok());
+    const int before = group_->TimesFired("rollout-1", "rollout.bucket.middle");
+    group_->BeginPublish(++version_);
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+    while (group_->TimesFired("rollout-1", "rollout.bucket.middle") == before) {
+      ASSERT_LT(MonotonicNow(), deadline);
+      usleep(1000);
+    }
+  }
+  void ExpectCutOffIsSurvived(int incoming, int outgoing) {
+    ASSERT_NO_FATAL_FAILURE(HoldInTransfer());
+    ASSERT_TRUE(PrivateNetwork::Drop(incoming, outgoing).ok());
+    const absl::Time cut = MonotonicNow();
+    const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+    ASSERT_TRUE(published.has_value());
+    std::printf("NETWORK|cut in %d%% out %d%%|%.2f\n", incoming, outgoing, absl::ToDoubleSeconds(published->at - cut));
+    EXPECT_LT(published->at - cut, Scaled(kCutOff));
+    EXPECT_TRUE(published->ok()) << published->message;
+    EXPECT_THAT(published->message, HasSubstr("rollout-1"));
+    EXPECT_TRUE(group_->CheckContent(0, {version_}, false).ok());
+    EXPECT_TRUE(group_->CheckContent(1, {version_ - 1}, false).ok());  // serves on what it had
+    ASSERT_TRUE(PrivateNetwork::Heal().ok());
+    const absl::Status caught_up = group_->AwaitVersion(1, version_, Scaled(absl::Seconds(20)));
+    EXPECT_TRUE(caught_up.ok()) << caught_up;
+    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+    Commit();
+  }
+
+  std::unique_ptr<Group> group_;
+  uint64_t version_ = 0;
+};
+
+TEST_F(Network, CutBothWaysInATransfer) { ExpectCutOffIsSurvived(100, 100); }
+TEST_F(Network, OnlyWhatTheSinkSendsIsLost) { ExpectCutOffIsSurvived(100, 0); }
+TEST_F(Network, OnlyWhatTheSourceSendsIsLost) { ExpectCutOffIsSurvived(0, 100); }
+
+TEST_F(Network, AFifthOfAllPacketsLostIsOnlySlow) {
+  ASSERT_TRUE(PrivateNetwork::Drop(20, 20).ok());
+  for (int i = 0; i < 2; ++i) {
+    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(40)));
+    ASSERT_TRUE(published.has_value());
+    EXPECT_TRUE(published->ok()) << published->message;
+    EXPECT_TRUE(group_->CheckContent(0, {version_}, false).ok());
+  }
+  ASSERT_TRUE(PrivateNetwork::Heal().ok());
+  EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(20))).ok());
+  Commit();
+}
+
+// ---- behind a proxy: no namespace needed
+
+class Proxied : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto group = Group::Start({.rollouts = 2});
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    auto proxy = Proxy::Start("127.0.0.1", group_->agents().coordinator());
+    ASSERT_TRUE(proxy.ok()) << proxy.status();
+    proxy_ = *std::move(proxy);
+    group_->agents().KillRollout(1);
+    group_->agents().Dial(1, proxy_->address());
+    ASSERT_TRUE(group_->agents().StartRollout(1).ok());
+    ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(20))).ok());
+    Commit();
+  }
+  void TearDown() override {
+    group_.reset();  // before the proxy: its threads end with their connections
+  }
+  void Commit() {
+    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
+    ASSERT_TRUE(published.has_value());
+    EXPECT_TRUE(published->ok()) << published->message;
+    for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(15))).ok());
+    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  }
+
+  std::unique_ptr<Proxy> proxy_;
+  std::unique_ptr<Group> group_;
+  uint64_t version_ = 0;
+};
+
+TEST_F(Proxied, AFarAwaySinkTakesItsTimeAndLosesNothing) {
+  proxy_->Delay(absl::Milliseconds(80));
+  Commit();
+  Commit();
+}
+
+TEST_F(Proxied, AResetInTheMiddleOfAStreamHoldsUpNobody) {
+  ASSERT_TRUE(group_->Arm(group_->agents().rollout_pid(1), "rollout.bucket.middle", Fault::kDelay, 1000).ok());
+  group_->BeginPublish(++version_);
+  usleep(300'000);
+  proxy_->ResetAll();
+  const absl::Time reset = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  std::printf("NETWORK|connection reset|%.2f\n", absl::ToDoubleSeconds(published->at - reset));
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_LT(published->at - reset, Scaled(absl::Milliseconds(1500)));
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(15))).ok());
+  EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  Commit();
+}
+
+TEST_F(Proxied, AHalfOpenConnectionIsNoticedBySilence) {
+  ASSERT_TRUE(group_->Arm(group_->agents().rollout_pid(1), "rollout.bucket.middle", Fault::kDelay, 1000).ok());
+  group_->BeginPublish(++version_);
+  usleep(300'000);
+  proxy_->Swallow(true);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  std::printf("NETWORK|half-open connection|%.2f\n", absl::ToDoubleSeconds(published->at - begun));
+  EXPECT_LT(published->at - begun, Scaled(kCutOff));
+  EXPECT_TRUE(published->ok()) << published->message;
+  proxy_->Swallow(false);
+  proxy_->ResetAll();
+  EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(20))).ok());
+  EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  Commit();
+}
+
+// What scrapers and scanners send, at every port that a job has open: the coordinator's, where the data plane is, too.
+TEST_F(Proxied, StrangersAtThePortsChangeNothing) {
+  const std::vector<std::string> greetings = {
+      "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+      "",  // a port probe
+      std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11),
+      "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + std::string("\xff\xff\xff\x04\x00\x00\x00\x00\x00", 9),
+      std::string(100'000, '\0'),
+      "SSH-2.0-OpenSSH_9.2\r\n"};
+  for (int round = 0; round < 3; ++round) {
+    group_->BeginPublish(++version_);
+    std::vector<int> open;
+    for (const std::string& greeting : greetings) {
+      for (int i = 0; i < 5; ++i) {
+        const int fd = ConnectTcp(group_->agents().coordinator());
+        if (fd < 0) continue;
+        (void)!send(fd, greeting.data(), greeting.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+        open.push_back(fd);
+      }
+    }
+    const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+    for (const int fd : open) close(fd);
+    ASSERT_TRUE(published.has_value());
+    EXPECT_TRUE(published->ok()) << published->message;
+    for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(5))).ok());
+  }
+}
+
+}  // namespace
+}  // namespace wsync::faults
+
+int main(int argc, char** argv) {
+  // Before any thread. Where it works the proxied tests run in there, too.
+  wsync::faults::network = wsync::faults::PrivateNetwork::Enter();
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}

@@ -1,0 +1,163 @@
+// Agents that come back: the trainer agent under its sinks and its training process, an agent whose data plane is
+// wedged. And that none of the failpoints is in what users run.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "server/rpc/daemon.h"
+#include "tests/faults/group.h"
+
+namespace wsync::faults {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Restart : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto group = Group::Start({.rollouts = 2});
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    Commit();
+  }
+  void Commit() {
+    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
+    ASSERT_TRUE(published.has_value());
+    EXPECT_TRUE(published->ok()) << published->message;
+    for (int i = 0; i < 2; ++i) {
+      const absl::Status status = group_->AwaitVersion(i, version_, Scaled(absl::Seconds(10)));
+      EXPECT_TRUE(status.ok()) << status;
+    }
+  }
+  // As a supervisor does; what it exited with.
+  int AwaitExit(pid_t pid) {
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+      if (MonotonicNow() > deadline) return -1;
+      usleep(5000);
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  std::unique_ptr<Group> group_;
+  uint64_t version_ = 0;
+};
+
+TEST_F(Restart, TheTrainingProcessRegistersAgainByItselfAndVersionsGoOn) {
+  group_->agents().KillTrainer();
+  usleep(300'000);
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->CheckContent(i, {version_}, false).ok());  // served on
+  ASSERT_TRUE(group_->agents().StartTrainer().ok());
+  const absl::Time back = MonotonicNow();
+  const absl::Status ready = group_->AwaitReady(Scaled(absl::Seconds(10)));  // nobody published or registered
+  EXPECT_TRUE(ready.ok()) << ready;
+  std::printf("RESTART|trainer agent, idle|all ready after|%.2f\n", absl::ToDoubleSeconds(MonotonicNow() - back));
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->CheckContent(i, {version_}, false).ok());
+  const auto older = group_->Publish(version_, Scaled(absl::Seconds(10)));
+  ASSERT_TRUE(older.has_value());
+  EXPECT_TRUE(older->ok()) << older->message;  // the same content: a no-op
+  Commit();
+}
+
+TEST_F(Restart, APublishThatTheAgentsDeathCutOffIsMadeAgain) {
+  ASSERT_TRUE(group_->Arm(group_->agents().trainer_pid(), "trainer.begin", Fault::kKill, 0).ok());
+  const pid_t pid = group_->agents().trainer_pid();
+  group_->BeginPublish(++version_);
+  const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+  while (!HasEnded(pid) && MonotonicNow() < deadline) usleep(1000);
+  ASSERT_TRUE(group_->agents().RestartTrainer().ok());
+  const absl::Time back = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(absl::Seconds(15)));
+  ASSERT_TRUE(published.has_value());
+  std::printf("RESTART|trainer agent, in a version|committed after|%.2f\n",
+              absl::ToDoubleSeconds(MonotonicNow() - back));
+  EXPECT_TRUE(published->ok()) << published->message;
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(10))).ok());
+  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+  Commit();
+}
+
+TEST_F(Restart, WithoutAnAgentAPublishFailsWithinTenSecondsAndSaysWhatToDo) {
+  group_->agents().KillTrainer();
+  const auto published = group_->Publish(++version_, Scaled(absl::Seconds(12)));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_EQ(published->code, absl::StatusCode::kUnavailable);
+  EXPECT_LT(published->took, Scaled(absl::Seconds(10)));
+  EXPECT_THAT(published->message, HasSubstr("start it and publish again"));
+  ASSERT_TRUE(group_->agents().StartTrainer().ok());
+  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+  Commit();
+}
+
+// A thread of the data plane that never comes back, and a backend that knows it: what an NCCL abort that hangs is.
+TEST_F(Restart, AWedgedTrainerAgentExitsForItsSupervisor) {
+  const pid_t pid = group_->agents().trainer_pid();
+  ASSERT_TRUE(group_->Arm(pid, "trainer.bucket.middle", Fault::kHang, 0).ok());
+  group_->BeginPublish(++version_);
+  usleep(200'000);
+  ASSERT_TRUE(group_->Arm(pid, "trainer.health", Fault::kError, static_cast<int>(absl::StatusCode::kInternal)).ok());
+  const absl::Time begun = MonotonicNow();
+  EXPECT_EQ(AwaitExit(pid), kExitForRestart);
+  EXPECT_LT(MonotonicNow() - begun, Scaled(absl::Seconds(4)));
+  ASSERT_TRUE(group_->agents().RestartTrainer().ok());
+  ASSERT_TRUE(group_->AwaitPublished(Scaled(absl::Seconds(15))).has_value());
+  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  std::printf("RESTART|wedged trainer agent|all ready after|%.2f\n", absl::ToDoubleSeconds(MonotonicNow() - begun));
+  Commit();
+}
+
+TEST_F(Restart, AWedgedRolloutAgentExitsForItsSupervisorAndTheOthersGoOn) {
+  const pid_t pid = group_->agents().rollout_pid(1);
+  ASSERT_TRUE(group_->Arm(pid, "rollout.bucket.middle", Fault::kHang, 0).ok());
+  group_->BeginPublish(++version_);
+  usleep(200'000);
+  ASSERT_TRUE(group_->Arm(pid, "rollout.health", Fault::kError, static_cast<int>(absl::StatusCode::kInternal)).ok());
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(absl::Seconds(10)));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_THAT(published->message, HasSubstr("rollout-1"));
+  EXPECT_EQ(AwaitExit(pid), kExitForRestart);
+  std::printf("RESTART|wedged rollout agent|committed without it after|%.2f\n",
+              absl::ToDoubleSeconds(published->at - begun));
+  EXPECT_LT(published->at - begun, Scaled(absl::Seconds(4)));
+  group_->agents().KillRollout(1);
+  ASSERT_TRUE(group_->agents().StartRollout(1).ok());
+  EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(15))).ok());
+  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  Commit();
+}
+
+std::string ReadBinary(const std::string& name) {
+  std::ifstream file(std::filesystem::read_symlink("/proc/self/exe").parent_path() / name, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+bool Holds(const std::string& binary, const std::string& text) { return binary.find(text) != std::string::npos; }
+
+TEST(Failpoints, AreAbsentFromRelease) {
+  for (const char* side : {"trainer", "rollout"}) {
+    const std::string release = ReadBinary(absl::StrCat("wsync-", side));
+    const std::string faulty = ReadBinary(absl::StrCat("wsync-", side, "-faults"));
+    ASSERT_FALSE(release.empty());
+    for (const std::string& mark : {absl::StrCat(side, ".commit"), absl::StrCat(side, ".health"),
+                                    std::string("WSYNC_FAILPOINT_FIFO"), std::string("fiu_fail")}) {
+      EXPECT_TRUE(Holds(faulty, mark)) << mark;  // else this test would look for the wrong thing
+      EXPECT_FALSE(Holds(release, mark)) << mark << " is in wsync-" << side;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wsync::faults

@@ -1,0 +1,124 @@
+// Many versions, one after the other, with somebody killed every fifty: nothing grows, nothing tears.
+// WSYNC_FAULT_SOAK says how many (default 300; the long run has 10,000), WSYNC_FAULT_SEED who is killed.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "tests/faults/group.h"
+#include "tests/faults/process_facts.h"
+
+namespace wsync::faults {
+namespace {
+
+constexpr int kKillEvery = 50;
+constexpr int kWarmUp = 30;  // versions after a start until caches, pools and arenas have their size
+constexpr int64_t kResidentSlack = 24 << 20;
+
+int64_t FromEnvironment(const char* name, int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+
+// What each process held when it had warmed up; a later look compares with that.
+class Flatness {
+ public:
+  void Look(const std::string& name, pid_t pid, int64_t version) {
+    Seen& seen = seen_[name];
+    if (seen.pid != pid) seen = {pid, version, std::nullopt};
+    if (version < seen.since + kWarmUp) return;
+    const ProcessFacts now = FactsOf(pid);
+    if (!seen.base.has_value()) seen.base = now;
+    EXPECT_LE(now.descriptors, seen.base->descriptors + 8) << name << " at version " << version;
+    EXPECT_LE(now.threads, seen.base->threads + 6) << name << " at version " << version;
+    EXPECT_LE(now.resident_bytes, seen.base->resident_bytes * 5 / 4 + kResidentSlack)
+        << name << " at version " << version;
+    last_[name] = absl::StrCat(seen.base->descriptors, " -> ", now.descriptors, " descriptors, ", seen.base->threads,
+                               " -> ", now.threads, " threads, ", seen.base->resident_bytes >> 20, " -> ",
+                               now.resident_bytes >> 20, " MB over ", version - seen.since, " versions");
+  }
+  void Print() const {
+    for (const auto& [name, facts] : last_) std::printf("SOAK|%s|%s\n", name.c_str(), facts.c_str());
+  }
+
+ private:
+  struct Seen {
+    pid_t pid = 0;
+    int64_t since = 0;
+    std::optional<ProcessFacts> base;
+  };
+  std::map<std::string, Seen> seen_;
+  std::map<std::string, std::string> last_;
+};
+
+// Somebody dies now, in the middle of whatever is going on, and is started again.
+void KillSomebody(Group& group, uint64_t who) {
+  const int rollout = static_cast<int>(who % group.rollouts());
+  switch (who / 2 % 3) {
+    case 0:
+      group.agents().KillRollout(rollout);
+      ASSERT_TRUE(group.agents().StartRollout(rollout).ok());
+      return;
+    case 1:
+      ASSERT_TRUE(group.StartEngine(rollout).ok());
+      return;
+    default:
+      ASSERT_TRUE(group.agents().RestartTrainer().ok());
+  }
+}
+
+TEST(Soak, NothingGrowsAndNothingTears) {
+  const int64_t versions = FromEnvironment("WSYNC_FAULT_SOAK", 300);
+  std::mt19937_64 random(static_cast<uint64_t>(FromEnvironment("WSYNC_FAULT_SEED", 1)));
+  auto started = Group::Start({.rollouts = 2});
+  ASSERT_TRUE(started.ok()) << started.status();
+  Group& group = **started;
+  Flatness flatness;
+  int64_t committed = 0, left_out = 0, failed = 0;
+  const absl::Time begun = MonotonicNow();
+  for (int64_t version = 1; version <= versions && !::testing::Test::HasFailure(); ++version) {
+    const bool kill = version % kKillEvery == 0;
+    group.BeginPublish(static_cast<uint64_t>(version));
+    if (kill) {
+      usleep(static_cast<useconds_t>(random() % 60'000));
+      KillSomebody(group, random());
+    }
+    const auto published = group.AwaitPublished(Scaled(absl::Seconds(25)));
+    ASSERT_TRUE(published.has_value()) << "version " << version;
+    committed += published->ok();
+    failed += !published->ok();
+    left_out += published->ok() && published->message.find_first_not_of(' ') != std::string::npos;
+    EXPECT_TRUE(kill || published->ok()) << "version " << version << ": " << published->message;
+    const auto served = static_cast<uint64_t>(version);
+    for (int i = 0; i < group.rollouts(); ++i) {
+      const absl::Status status = kill ? group.CheckContent(i, {0, served - 1, served}, true)
+                                       : group.AwaitVersion(i, served, Scaled(absl::Seconds(10)));
+      EXPECT_TRUE(status.ok()) << "version " << version << ": " << status;
+    }
+    if (kill) {
+      const absl::Status ready = group.AwaitReady(Scaled(absl::Seconds(20)));
+      ASSERT_TRUE(ready.ok()) << "version " << version << ": " << ready;
+    }
+    if (version % 10 != 0) continue;
+    flatness.Look("wsync-trainer", group.agents().trainer_pid(), version);
+    for (int i = 0; i < group.rollouts(); ++i) {
+      flatness.Look(absl::StrCat("wsync-rollout ", i), group.agents().rollout_pid(i), version);
+    }
+    flatness.Look("training process", group.trainer().pid(), version);
+  }
+  flatness.Print();
+  std::printf("SOAK|%lld versions|%lld committed, %lld of them without somebody, %lld failed, %.1f s\n",
+              static_cast<long long>(versions), static_cast<long long>(committed), static_cast<long long>(left_out),
+              static_cast<long long>(failed), absl::ToDoubleSeconds(MonotonicNow() - begun));
+}
+
+}  // namespace
+}  // namespace wsync::faults
