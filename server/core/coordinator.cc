@@ -330,7 +330,8 @@ void Coordinator::Impl::ListAsLost(MemberId id, const std::string& reason) {
   if (member == nullptr) return;
   std::string detail = reason;
   if (member->round != 0) {
-    absl::StrAppend(&detail, " (epoch ", member->round, ", phase ", std::string(MemberPhaseName(member->progress.phase)));
+    absl::StrAppend(&detail, " (epoch ", member->round, ", phase ",
+                    std::string(MemberPhaseName(member->progress.phase)));
     if (member->progress.bucket >= 0) absl::StrAppend(&detail, ", bucket ", member->progress.bucket);
     absl::StrAppendFormat(&detail, ", last heard of %s before)", Seconds(now_ - member->last_seen));
   }

@@ -55,8 +55,8 @@ sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& 
   for (size_t k = 0; k < flights.size() && result.status.ok(); ++k) {
     context.bucket->store(static_cast<int64_t>(k), std::memory_order_relaxed);
     result.status = AwaitFlight(context, flights[k], &received_at);
-    result.status.Update(WSYNC_BUCKET_FAILPOINT("rollout.bucket", static_cast<int64_t>(k),
-                                                static_cast<int64_t>(flights.size())));
+    result.status.Update(
+        WSYNC_BUCKET_FAILPOINT("rollout.bucket", static_cast<int64_t>(k), static_cast<int64_t>(flights.size())));
     if (!result.status.ok()) result.bucket = static_cast<int64_t>(k);
     if (result.status.ok() && context.applied) context.applied(static_cast<int64_t>(k));
   }

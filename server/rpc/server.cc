@@ -22,8 +22,9 @@ namespace {
 constexpr int kMaxMessageBytes = 4 << 20;    // gRPC's own default, kept: larger things are streamed in chunks
 constexpr int kMaxMetadataBytes = 16 << 10;  // twice the default: errors with lists of names travel in metadata
 // A peer that is stopped or cut off is noticed within 4 s, and memory that its socket holds comes back: until then the
-// source cannot send a version again, and 5 s is what a stopped peer may cost the trainer. 3 s for an answer, because on
-// a machine short of processors a live peer may need seconds, and must not lose its stream; heartbeats wait no longer.
+// source cannot send a version again, and 5 s is what a stopped peer may cost the trainer. 3 s for an answer, because
+// on a machine short of processors a live peer may need seconds, and must not lose its stream; heartbeats wait no
+// longer.
 constexpr int kKeepaliveTimeMs = 1000;  // also what gRPC keeps between two pings at least
 constexpr int kKeepaliveTimeoutMs = 3000;
 constexpr int kMinPingIntervalMs = 500;       // of a client: below what ours do, or the server would hang up on them

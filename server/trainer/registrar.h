@@ -58,7 +58,7 @@ class Registrar {
   // OK: current, and its owner lives. Else FAILED_PRECONDITION, with `id` in the text: nothing is registered, or
   // somebody else is.
   absl::Status Check(const std::string& id);
-  absl::Time Watch(absl::Time now);           // a chore
+  absl::Time Watch(absl::Time now);  // a chore
   bool registered() const;
   std::string Owner() const;  // for status: "process 123", or why there is none
 

@@ -82,7 +82,8 @@ absl::Status Session::WaitSent(absl::Span<const CompletionPtr> sends, absl::Time
   for (size_t k = 0; k < sends.size(); ++k) {
     if (sends[k] == nullptr) continue;
     absl::Status status = sends[k]->Wait(deadline);
-    status.Update(WSYNC_BUCKET_FAILPOINT("trainer.bucket", static_cast<int64_t>(k), static_cast<int64_t>(sends.size())));
+    status.Update(
+        WSYNC_BUCKET_FAILPOINT("trainer.bucket", static_cast<int64_t>(k), static_cast<int64_t>(sends.size())));
     if (status.ok()) continue;
     if (absl::IsDeadlineExceeded(status) && !sends[k]->Poll().has_value()) {
       const absl::Status late = absl::DeadlineExceededError(
