@@ -3,16 +3,16 @@
 #   BIN_DIR   where the programs are, when they were built elsewhere (deploy/build.sh static wsync_tests_gpu
 #             wsync_tests_multigpu makes them need no library but libc, and NCCL); without it they are built here.
 # In the environment:
-#   PARTS="exact bench"  runs these parts only, in this order; all of them: exact memcheck racecheck contract sync bench
-#                        sync_bench. Those between GPUs are left out, visibly, where there is only one.
+#   PARTS="exact bench"  runs these parts only, in this order; all of them: exact memcheck racecheck contract sync python
+#                        bench sync_bench. Those between GPUs are left out, visibly, where there is only one.
 #   SYNC_TESTS=FILTER    only these of the sync part's tests, as --gtest_filter takes them
 #   OUT=DIR              where logs and results go; by default a new directory under /tmp
 #   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate; by default any rate passes
 # Prints PASS or FAIL per part. Exit code: 0 all passed, 1 one failed, 77 there is no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-all_parts=(exact memcheck racecheck contract sync bench sync_bench)
-between_gpus=" sync sync_bench "
+all_parts=(exact memcheck racecheck contract sync python bench sync_bench)
+between_gpus=" sync python sync_bench "
 read -ra parts <<<"${PARTS:-${all_parts[*]}}"
 out=${OUT:-$(mktemp -d /tmp/wsync-gpu.XXXXXX)}
 tests=(encode_gpu_test load_gpu_test golden_gpu_test)
@@ -90,6 +90,17 @@ part_contract() {
 part_sync() {
   limited 240 sync "$bin/sync_gpu_test" --gtest_filter="${SYNC_TESTS:-*}" || return 1
   grep -E "OK \]|given up" "$out/sync.log" | sed 's/^/  /'
+}
+
+# The Python package with torch at both ends, where python3 has torch, pytest and the package.
+part_python() {
+  if ! python3 -c "import pytest, torch, wsync" >"$out/python.log" 2>&1; then
+    echo "  left out: python3 lacks $(grep -o "named '.*'" "$out/python.log"); pip install ./client/python[test,torch]"
+    return 0
+  fi
+  cd "$root/client/python/tests" || return 1
+  WSYNC_BIN=$bin limited 150 python python3 -m pytest -q -rs -p no:cacheprovider test_cuda.py || return 1
+  tail -n 1 "$out/python.log" | sed 's/^/  /'
 }
 
 # sync_of MODEL SOURCE_MODE SINK_MODE: one benchmark of real agents, feeder and engine.
