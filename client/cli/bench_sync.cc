@@ -1,72 +1,24 @@
 #include "client/cli/bench_sync.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <functional>
 #include <memory>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/demo_model.h"
 #include "client/cli/engine_thread.h"
+#include "client/cli/median.h"
+#include "client/cli/peak_sampler.h"
 #include "client/cli/shared_model.h"
 #include "client/local/trainer_client.h"
 #include "server/core/clock.h"
 #include "server/core/memory_estimate.h"
-#include "server/core/sync.h"
 
 namespace wsync::cli {
 namespace {
 
-constexpr absl::Duration kSampleEvery = absl::Milliseconds(20);  // buffers live far longer than this
 constexpr absl::Duration kReady = absl::Seconds(120);
 constexpr int64_t kPerturbOneIn = 50;
-
-// Samples the private memory of some processes until it goes.
-class MemorySampler {
- public:
-  explicit MemorySampler(std::vector<pid_t> pids)
-      : pids_(std::move(pids)), peaks_(pids_.size(), 0), thread_([this] { Run(); }) {}
-  ~MemorySampler() { Stop(); }
-  std::vector<int64_t> Stop() {
-    {
-      MutexLock lock(&mu_);
-      stopping_ = true;
-      changed_.SignalAll();
-    }
-    if (thread_.joinable()) thread_.join();
-    return peaks_;
-  }
-
- private:
-  void Run() {
-    pthread_setname_np(pthread_self(), "sampler");
-    while (true) {
-      for (size_t i = 0; i < pids_.size(); ++i) {
-        peaks_[i] = std::max(peaks_[i], LocalCluster::PrivateBytes(pids_[i]));
-      }
-      MutexLock lock(&mu_);
-      const absl::Time next = MonotonicNow() + kSampleEvery;
-      while (!stopping_ && changed_.WaitUntil(&mu_, next)) {
-      }
-      if (stopping_) return;
-    }
-  }
-  const std::vector<pid_t> pids_;
-  std::vector<int64_t> peaks_;  // of the thread until it is joined
-  Mutex mu_;
-  CondVar changed_;
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;
-};
-
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 
 double MedianOf(const std::vector<v1::VersionReport>& reports,
                 const std::function<double(const v1::VersionReport&)>& value) {
@@ -174,7 +126,7 @@ absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
   }
   const auto trainer = TrainerClient::Connect((*cluster)->trainer_socket(), absl::Seconds(10));
   if (!trainer.ok()) return trainer.status();
-  MemorySampler sampler(pids);
+  PeakSampler sampler(pids.size(), [&pids](size_t i) { return LocalCluster::PrivateBytes(pids[i]); });
   const auto registered = model->Register(**trainer, {}, false);
   if (!registered.ok()) return registered.status();
   result.tensors = registered->tensors();
