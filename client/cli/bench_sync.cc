@@ -27,12 +27,14 @@ double MedianOf(const std::vector<v1::VersionReport>& reports,
   return Median(std::move(values));
 }
 
-double Slowest(const v1::VersionReport& report, double (v1::StageTimings::*stage)() const) {
+double Slowest(const v1::VersionReport& report, const std::function<double(const v1::StageTimings&)>& stage) {
   double slowest = 0;
-  for (const v1::ReplicaOutcome& replica : report.replicas()) {
-    slowest = std::max(slowest, (replica.timings().*stage)());
-  }
+  for (const v1::ReplicaOutcome& replica : report.replicas()) slowest = std::max(slowest, stage(replica.timings()));
   return slowest;
+}
+
+double AllStages(const v1::StageTimings& timings) {
+  return timings.transfer_ms() + timings.check_ms() + timings.apply_ms();
 }
 
 std::string FlagOr(const ConfigFlags& flags, const std::string& key, const std::string& fallback) {
@@ -71,18 +73,23 @@ absl::Status WaitUntilReady(const LocalCluster& cluster, int rollouts) {
       .status();
 }
 
-absl::StatusOr<std::vector<v1::VersionReport>> PublishAll(TrainerClient& trainer, SharedModel& model, int syncs) {
+absl::StatusOr<std::vector<v1::VersionReport>> PublishAll(TrainerClient& trainer, SharedModel& model, int syncs,
+                                                          std::vector<double>* control_ms) {
   std::vector<v1::VersionReport> reports;
   for (int version = 1; version <= syncs + 1; ++version) {
     if (version > 1) Perturb(model, kPerturbOneIn, version);
+    const absl::Time begin = MonotonicNow();
     auto report = trainer.Publish(version, PublishObserver());
+    const double took_ms = absl::ToDoubleMilliseconds(MonotonicNow() - begin);
     if (!report.ok()) return report.status();
     for (const v1::ReplicaOutcome& replica : report->replicas()) {
       if (replica.outcome() != v1::OUTCOME_APPLIED) {
         return absl::AbortedError(absl::StrCat(replica.replica(), " was left out: ", replica.reason()));
       }
     }
-    if (version > 1) reports.push_back(*std::move(report));
+    if (version == 1) continue;
+    control_ms->push_back(took_ms - Slowest(*report, AllStages));
+    reports.push_back(*std::move(report));
   }
   return reports;
 }
@@ -91,7 +98,7 @@ void Summarize(const std::vector<v1::VersionReport>& reports, SyncResult* result
   using v1::StageTimings;
   using v1::VersionReport;
   const auto slowest = [&](double (StageTimings::*stage)() const) {
-    return MedianOf(reports, [stage](const VersionReport& r) { return Slowest(r, stage); });
+    return MedianOf(reports, [stage](const VersionReport& r) { return Slowest(r, std::mem_fn(stage)); });
   };
   result->transfer_ms = slowest(&StageTimings::transfer_ms);
   result->check_ms = slowest(&StageTimings::check_ms);
@@ -136,8 +143,10 @@ absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
   for (const Tensor& tensor : options.tensors) result.source_bytes += BytesOf(tensor);
   const absl::Status ready = WaitUntilReady(**cluster, options.rollouts);
   if (!ready.ok()) return ready;
-  const auto reports = PublishAll(**trainer, *model, options.syncs);
+  std::vector<double> control_ms;
+  const auto reports = PublishAll(**trainer, *model, options.syncs, &control_ms);
   if (!reports.ok()) return reports.status();
+  result.control_ms = Median(std::move(control_ms));
   Summarize(*reports, &result);
   const absl::Status predicted = Predict(options, &result);
   if (!predicted.ok()) return predicted;
