@@ -7,7 +7,8 @@
 #                        bench sync_bench. Those between GPUs are left out, visibly, where there is only one.
 #   SYNC_TESTS=FILTER    only these of the sync part's tests, as --gtest_filter takes them
 #   OUT=DIR              where logs and results go; by default a new directory under /tmp
-#   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate; by default any rate passes
+#   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate, or the bench part fails; by
+#                        default 0.90; two H200 gave 0.95 (qwen2.5-7b) and 0.93 (qwen3-30b-a3b)
 # Prints PASS or FAIL per part. Exit code: 0 all passed, 1 one failed, 77 there is no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -64,7 +65,7 @@ part_racecheck() { sanitized racecheck; }
 # Rates beside the device's own copy rate; what it prints is the result.
 part_bench() {
   local status=0
-  limited 60 bench "$bin/kernels_gpu_bench" --min-ratio "${MIN_RATIO:-0}" || status=1
+  limited 60 bench "$bin/kernels_gpu_bench" --min-ratio "${MIN_RATIO:-0.90}" || status=1
   limited 60 bench-channel "$bin/kernels_gpu_bench" qwen2.5-7b --granularity channel || status=1
   limited 60 bench-json "$bin/kernels_gpu_bench" --output json || status=1
   cat "$out/bench.log" "$out/bench-channel.log"
