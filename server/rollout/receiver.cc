@@ -121,7 +121,8 @@ PlanResult Receiver::MakeRoom(std::shared_ptr<const Plan> plan) {
 absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
   if (work_.plan == nullptr)
     return absl::UnavailableError("the catalog changed while the engine attached: attach again");
-  absl::StatusOr<std::unique_ptr<Attachment>> attachment = Attachment::Create(*backend_, std::move(spec), work_.plan);
+  absl::StatusOr<std::unique_ptr<Attachment>> attachment =
+      Attachment::Create(*backend_, std::move(spec), options_.mode, work_.plan);
   if (!attachment.ok()) return attachment.status();
   work_.attachment = *std::move(attachment);
   return AttachInfo{work_.plan->hash(), work_.attachment->bytes_per_version()};
@@ -168,10 +169,6 @@ sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(Layer
 
 absl::StatusOr<Hash128> Receiver::VerifyNow(uint64_t job) {
   if (absl::Status status = CheckUsable("verify"); !status.ok()) return status;
-  if (options_.mode != SinkMode::kStaged) {
-    return absl::FailedPreconditionError(
-        "sink_mode in_place keeps no copy to compare live weights with: they were checked as they landed");
-  }
   return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(), [this, job] { return !IsNewest(job); });
 }
 

@@ -63,8 +63,7 @@ class Receiver {
   void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr);
   void Apply(std::function<void(sink::ApplyDone)> done);
   // The content digest of what the engine's memory holds; see Attachment::Verify. A Connect ends it: ABORTED.
-  // FAILED_PRECONDITION in mode in_place, which keeps nothing to compare with.
-  // REQUIRES: the staging copy holds what was applied last.
+  // REQUIRES: the staging copy, in mode staged, holds what was applied last.
   void Verify(std::function<void(absl::StatusOr<Hash128>)> done);
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
