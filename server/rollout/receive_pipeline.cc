@@ -78,10 +78,12 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image) {
   const absl::Time begin = MonotonicNow();
   std::vector<Flight> flights;
   for (const Bucket& bucket : context.plan.buckets()) {
+    const auto k = static_cast<int64_t>(flights.size());
     std::byte* const wire = image + bucket.image_offset;
     Flight& flight = flights.emplace_back();
+    (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
     flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, nullptr);
-    flight.checked = context.loader.Check(static_cast<int64_t>(flights.size()) - 1, wire, flight.received);
+    flight.checked = context.loader.Check(k, wire, flight.received);
   }
   return Settle(context, flights, begin);
 }
@@ -95,6 +97,7 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
     std::byte* const wire = ring + layout.OffsetOf(k);
     const CompletionPtr slot_free = k < slots ? nullptr : flights[k - slots].applied;
     Flight& flight = flights.emplace_back();
+    (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
     flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, slot_free);
     flight.checked = context.loader.Check(k, wire, flight.received);
     flight.applied = context.loader.Apply(k, wire, flight.checked);

@@ -35,7 +35,13 @@ void Receiver::Stop() {
 void Receiver::SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done) {
   // std::function wants copyable captures.
   auto shared = std::make_shared<AnnouncedCatalog>(std::move(catalog));
-  thread_.Post([this, shared, done = std::move(done)] { done(MakeRoom(std::move(*shared))); });
+  thread_.Post([this, shared, done = std::move(done)] { done(UseCatalog(std::move(*shared))); });
+}
+
+void Receiver::AskForRoomAgain(std::function<void(PlanResult)> done) {
+  thread_.Post([this, done = std::move(done)] {
+    if (work_.wanted != nullptr) done(MakeRoom(work_.wanted));
+  });
 }
 
 void Receiver::Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done) {
@@ -74,7 +80,7 @@ void Receiver::Verify(std::function<void(absl::StatusOr<Hash128>)> done) {
 
 // ---- on the receiver's thread
 
-PlanResult Receiver::MakeRoom(AnnouncedCatalog catalog) {
+PlanResult Receiver::UseCatalog(AnnouncedCatalog catalog) {
   PlanResult result;
   result.plan_hash = catalog.plan_hash;
   if (work_.plan != nullptr && work_.memory != nullptr && work_.plan->hash() == catalog.plan_hash &&
@@ -87,28 +93,36 @@ PlanResult Receiver::MakeRoom(AnnouncedCatalog catalog) {
   if (work_.attachment != nullptr) work_.attachment->Unfit();
   work_.memory.reset();
   work_.plan.reset();
+  work_.wanted.reset();
   absl::StatusOr<std::shared_ptr<const Plan>> plan = MakePlan(std::move(catalog));
   result.status = plan.status();
-  if (!plan.ok()) return result;
+  return plan.ok() ? MakeRoom(*std::move(plan)) : result;
+}
+
+PlanResult Receiver::MakeRoom(std::shared_ptr<const Plan> plan) {
+  PlanResult result;
+  result.plan_hash = plan->hash();
   const bool staged = options_.mode == SinkMode::kStaged;
-  const int64_t bytes = staged ? (*plan)->image_bytes() : RingLayout(**plan, options_.ring_slots).bytes();
+  const int64_t bytes = staged ? plan->image_bytes() : RingLayout(*plan, options_.ring_slots).bytes();
   // A catalog whose tensors are all empty needs none, but Allocate wants some.
   absl::StatusOr<std::unique_ptr<Buffer>> memory = backend_->memory().Allocate(
       std::max<int64_t>(bytes, 1), staged ? "the staging copy (sink_mode: staged)" : "the ring (sink_mode: in_place)");
   result.status = memory.status();
+  work_.wanted = memory.ok() ? nullptr : plan;
   if (!memory.ok()) return result;
-  if (work_.attachment != nullptr) result.attachment = work_.attachment->Fit(*backend_, *plan);
+  if (work_.attachment != nullptr) result.attachment = work_.attachment->Fit(*backend_, plan);
   if (!result.attachment.ok()) work_.attachment.reset();
   work_.memory = *std::move(memory);
-  work_.plan = *plan;
-  result.plan = *std::move(plan);
+  work_.plan = plan;
+  result.plan = std::move(plan);
   return result;
 }
 
 absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
   if (work_.plan == nullptr)
     return absl::UnavailableError("the catalog changed while the engine attached: attach again");
-  absl::StatusOr<std::unique_ptr<Attachment>> attachment = Attachment::Create(*backend_, std::move(spec), work_.plan);
+  absl::StatusOr<std::unique_ptr<Attachment>> attachment =
+      Attachment::Create(*backend_, std::move(spec), options_.mode, work_.plan);
   if (!attachment.ok()) return attachment.status();
   work_.attachment = *std::move(attachment);
   return AttachInfo{work_.plan->hash(), work_.attachment->bytes_per_version()};
@@ -155,10 +169,6 @@ sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(Layer
 
 absl::StatusOr<Hash128> Receiver::VerifyNow(uint64_t job) {
   if (absl::Status status = CheckUsable("verify"); !status.ok()) return status;
-  if (options_.mode != SinkMode::kStaged) {
-    return absl::FailedPreconditionError(
-        "sink_mode in_place keeps no copy to compare live weights with: they were checked as they landed");
-  }
   return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(), [this, job] { return !IsNewest(job); });
 }
 

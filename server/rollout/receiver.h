@@ -51,6 +51,8 @@ class Receiver {
   // Makes the plan, takes receive memory for it (RESOURCE_EXHAUSTED becomes the result's status) and fits the attached
   // engine to it.
   void SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done);
+  // After a RESOURCE_EXHAUSTED: tries again to take memory for the same plan.
+  void AskForRoomAgain(std::function<void(PlanResult)> done);
   void Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done);
   void Detach();
 
@@ -61,8 +63,7 @@ class Receiver {
   void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr);
   void Apply(std::function<void(sink::ApplyDone)> done);
   // The content digest of what the engine's memory holds; see Attachment::Verify. A Connect ends it: ABORTED.
-  // FAILED_PRECONDITION in mode in_place, which keeps nothing to compare with.
-  // REQUIRES: the staging copy holds what was applied last.
+  // REQUIRES: the staging copy, in mode staged, holds what was applied last.
   void Verify(std::function<void(absl::StatusOr<Hash128>)> done);
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
@@ -76,11 +77,13 @@ class Receiver {
  private:
   struct Work {  // the receiver's thread only
     std::shared_ptr<const Plan> plan;
+    std::shared_ptr<const Plan> wanted;      // for which there was no room
     std::unique_ptr<Buffer> memory;          // the staging image, or the ring
     std::unique_ptr<Attachment> attachment;  // last, so that its copies end before the memory they read goes
   };
 
-  PlanResult MakeRoom(AnnouncedCatalog catalog);
+  PlanResult UseCatalog(AnnouncedCatalog catalog);
+  PlanResult MakeRoom(std::shared_ptr<const Plan> plan);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
   sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer);

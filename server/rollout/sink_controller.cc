@@ -17,6 +17,9 @@ namespace {
 constexpr char kShuttingDown[] = "wsync-rollout is shutting down";
 // For the coordinator to close the stream after a goodbye; one round trip, really.
 constexpr absl::Duration kGoodbyeTimeout = absl::Milliseconds(500);
+// How often a sink without room for its plan tries again: whoever has the memory may give it back at any time, and
+// nobody should have to restart the agent for that.
+constexpr absl::Duration kRoomPeriod = absl::Seconds(1);
 
 // Phases that no message to the coordinator implies: it hears of them by a heartbeat at once, so that it can name them
 // when this process dies in the middle of one.
@@ -79,7 +82,7 @@ void SinkController::Drain(absl::Duration grace) {
 }
 
 absl::Time SinkController::NextDeadline() const {
-  absl::Time next = std::min(state_.NextDeadline(), member_.NextDeadline());
+  absl::Time next = std::min({state_.NextDeadline(), member_.NextDeadline(), ask_for_room_at_});
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.caller.deadline);
   return next;
 }
@@ -88,6 +91,12 @@ void SinkController::Tick() {
   const absl::Time now = MonotonicNow();
   member_.Tick(now);
   if (now >= state_.NextDeadline()) Step(sink::Tick{});
+  if (now >= ask_for_room_at_) {
+    ask_for_room_at_ = absl::InfiniteFuture();
+    receiver_.AskForRoomAgain([this, number = catalogs_](const PlanResult& result) {
+      Post([this, number, result] { OnPlan(number, result); });
+    });
+  }
   ExpireWaiters(now);
 }
 
@@ -113,6 +122,7 @@ void SinkController::OnUnlinked(const std::string& reason) { Step(sink::Unlinked
 void SinkController::OnCatalog(absl::StatusOr<AnnouncedCatalog> catalog) {
   (void)WSYNC_FAILPOINT("rollout.catalog");
   const uint64_t number = ++catalogs_;
+  ask_for_room_at_ = absl::InfiniteFuture();
   plan_.reset();
   plan_status_ = catalog.status();
   if (!catalog.ok()) {
@@ -134,9 +144,13 @@ void SinkController::OnPlan(uint64_t catalog, const PlanResult& result) {
         absl::StrCat("the catalog changed: attach again: ", result.attachment.message())));
   }
   if (catalog != catalogs_) return;
+  const bool told = absl::IsResourceExhausted(result.status) && absl::IsResourceExhausted(plan_status_);
+  if (absl::IsResourceExhausted(result.status)) ask_for_room_at_ = MonotonicNow() + kRoomPeriod;
   plan_ = result.plan;
   plan_status_ = result.status;
-  if (!result.status.ok()) {
+  if (told) {
+    // Once a second the same again.
+  } else if (!result.status.ok()) {
     LogError("cannot take part", {{"error", std::string(result.status.message())}});
   } else if (result.changed) {
     LogInfo("plan ready", {{"plan", result.plan_hash.ShortHex()},

@@ -111,6 +111,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Status plan_status_;
   uint64_t catalogs_ = 0;      // announced so far: answers for older ones only count as changes
   bool plan_changed_ = false;  // since the state last heard of a plan
+  absl::Time ask_for_room_at_ = absl::InfiniteFuture();  // again, after there was none for the plan
   std::vector<Waiter> waiters_;
   std::optional<Engine> engine_;
   bool draining_ = false;

@@ -35,8 +35,8 @@ struct PublisherOptions {
   SourceMode mode = SourceMode::kFull;
   int32_t ring_slots = 3;
   // Both beyond what the coordinator grants the members: it notices first and names the culprit.
-  absl::Duration connect_timeout = absl::Seconds(11);
-  absl::Duration transfer_timeout = absl::Seconds(11);  // plus wire bytes / min rate
+  absl::Duration connect_timeout = absl::Seconds(9);
+  absl::Duration transfer_timeout = absl::Seconds(9);  // plus wire bytes / min rate
   double min_rate_bytes_per_second = 50e6;
 };
 

@@ -95,6 +95,7 @@ absl::Status Sender::Serve(const SendTask& task) {
     const SendTask::Part& part = task.parts[k];
     CompletionPtr encoded = task.encodes->Await(k);
     WSYNC_CORRUPTION_POINT("trainer.wire", part.data, encoded == nullptr || encoded->Poll() ? part.bytes : 0);
+    (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(task.parts.size()));
     sends.push_back(session_->Broadcast(part.data, part.bytes, std::move(encoded)));
   }
   return session_->WaitSent(sends, task.limits.transfer);

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/ring.h"
+#include "server/rollout/underlay.h"
 #include "tests/rollout/fake_backend.h"
 
 namespace wsync {
@@ -199,14 +200,32 @@ TEST_F(ReceiverTest, TransferThatDoesNotMoveEndsByItself) {
 }
 
 TEST_F(ReceiverTest, InPlaceWritesThroughARingOfTwoSlots) {
-  MakeReady(SinkMode::kInPlace);
+  Use({.mode = SinkMode::kInPlace, .ring_slots = 2});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
   EXPECT_EQ(script_.allocated_bytes(), RingLayout(*plan_, 2).bytes());
+  ASSERT_TRUE(Attach(Spec(*plan_)).ok());
+  EXPECT_EQ(script_.allocated_bytes(), BytesOfDigestTables(*plan_));
   ASSERT_GT(plan_->buckets().size(), 4u);
   const sink::Received received = Receive(7);
   ASSERT_TRUE(received.status.ok()) << received.status;
   EXPECT_EQ(received.digest, ContentOf(7));
   EXPECT_TRUE(received.wrote);
   EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceOfASliceCannotBeReadAgainAndSaysWhy) {
+  Use({.mode = SinkMode::kInPlace, .ring_slots = 2});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  AttachSpec spec = Spec(*plan_);
+  ASSERT_GT(spec.destinations[0].col_end, 1);
+  --spec.destinations[0].col_end;
+  ASSERT_TRUE(Attach(std::move(spec)).ok());
+  ASSERT_TRUE(Receive(7).status.ok());
+  Answer<absl::StatusOr<Hash128>> answer;
+  receiver_->Verify(answer.Callback());
+  const absl::StatusOr<Hash128> digest = answer.Get();
+  EXPECT_EQ(digest.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(digest.status().message().find("slices"), std::string::npos) << digest.status();
 }
 
 TEST_F(ReceiverTest, InPlaceSlotIsFilledAgainOnlyWhenItWasApplied) {

@@ -383,6 +383,19 @@ TEST_F(RolloutAgentTest, ChangedCatalogThatDoesNotFitEndsTheAttachment) {
   coordinator_->AwaitReady(false);
 }
 
+// It stayed out until it or its coordinator was started again.
+TEST_F(RolloutAgentTest, SinkWithoutMemorySaysSoAndTakesPartOnceThereIsSome) {
+  script_.FailAllocation(true);
+  StartAgent();
+  Join();
+  coordinator_->Await(
+      [](const auto& m) { return m.has_ready() && m.ready().reason().find("staging copy") != std::string::npos; });
+  script_.FailAllocation(false);
+  AttachEngine();
+  coordinator_->AwaitReady(true);
+  Serve(1, 1);
+}
+
 TEST_F(RolloutAgentTest, AnotherPlanHashMakesTheSinkNotReadyNamingBoth) {
   StartAgent();
   StartCoordinator();
