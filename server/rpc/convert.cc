@@ -238,6 +238,8 @@ absl::StatusOr<MemoryHandle> FromProto(const v1::MemoryHandle& handle) {
   return absl::InvalidArgumentError("memory handle: neither shared memory nor CUDA IPC is given");
 }
 
+EventHandle FromProto(const v1::StreamEvent& event) { return {event.handle(), event.device_uuid()}; }
+
 v1::Destination ToProto(const Destination& destination) {
   v1::Destination proto;
   *proto.mutable_output() =

@@ -35,6 +35,7 @@ absl::StatusOr<RecipeRules> FromProto(const v1::RecipeRules& rules);
 absl::StatusOr<RecipeRules> FromConfig(const v1::RecipeConfig& config);
 v1::MemoryHandle ToProto(const MemoryHandle& handle);
 absl::StatusOr<MemoryHandle> FromProto(const v1::MemoryHandle& handle);
+EventHandle FromProto(const v1::StreamEvent& event);  // checked by Memory::CheckEvent
 v1::ServedVersion ToProto(const ServedVersion& served);
 ServedVersion FromProto(const v1::ServedVersion& served);
 v1::StageTimings ToProto(const StageTimings& timings);

@@ -78,7 +78,7 @@ part_bench() {
 part_contract() {
   local status=0 test log
   local contract=(cuda_memory_contract_test cuda_quantizer_contract_test cuda_loader_contract_test cuda_memory_test
-    cuda_nccl_session_test)
+    cuda_stream_event_test cuda_nccl_session_test)
   [ "$gpus" -lt 2 ] || contract+=(cuda_transport_contract_test)
   for test in "${contract[@]}"; do
     limited 120 "contract-$test" "$bin/$test" --gtest_brief=1 || status=1
