@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from . import _wire
 from .errors import MemoryNotShareable, WrongDevice
-from .tensors import Tensor, View, dtype_of, is_torch, view_of
+from .tensors import Tensor, View, cached_dtype, view_of
 
 _FOLDER = "/dev/shm"
 _ALIGN = 128  # as the agents align what they allocate
@@ -57,6 +57,8 @@ class SharedBuffer(mmap.mmap):
         self.name, self.nbytes = name, nbytes
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self))
         _buffers[self.address] = self
+        global _starts
+        _starts = sorted(_buffers.keys())
         weakref.finalize(self, _unlink, name, os.getpid())
         return self
 
@@ -77,12 +79,11 @@ class SharedBuffer(mmap.mmap):
             count *= dim
         if count == 0:
             return torch.empty(shape, dtype=dtype)
-        size = count * torch.empty((), dtype=dtype).element_size()
-        flat = torch.frombuffer(self, dtype=torch.uint8, count=size, offset=offset)
-        return flat.view(dtype).view(shape)
+        return torch.frombuffer(self, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 _buffers: weakref.WeakValueDictionary[int, SharedBuffer] = weakref.WeakValueDictionary()  # by address
+_starts: list[int] = []  # their addresses, sorted, and those of some that are gone
 
 
 def _unlink(name: str, owner: int) -> None:
@@ -96,12 +97,9 @@ def _unlink(name: str, owner: int) -> None:
 
 
 def _containing(address: int, nbytes: int) -> SharedBuffer | None:
-    if not _buffers:
-        return None
-    for start, buffer in list(_buffers.items()):
-        if start <= address and address + nbytes <= start + buffer.nbytes:
-            return buffer
-    return None
+    i = bisect.bisect_right(_starts, address) - 1
+    buffer = _buffers.get(_starts[i]) if i >= 0 else None
+    return buffer if buffer is not None and address + nbytes <= buffer.address + buffer.nbytes else None
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -123,7 +121,7 @@ class Blank:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * dtype_of(self.dtype).itemsize
+        return math.prod(self.shape) * cached_dtype(self.dtype).itemsize
 
 
 def empty_shared(blanks: Sequence[Blank], purpose: str) -> list[Tensor]:
@@ -145,9 +143,9 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
     share_viewed([(name, tensor, view_of(tensor)) for name, tensor in named_tensors], purpose)
 
 
-def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> set[int]:
-    """`share` for tensors that were looked at already: ids of those that it moved, whose views are out of date."""
-    private: dict[int, list[tuple[str, Tensor]]] = {}
+def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> None:
+    """`share` for tensors that were looked at already. Views are brought up to date."""
+    private: dict[int, list[tuple[Tensor, View]]] = {}
     for name, tensor, view in viewed:
         if view.device != "cpu" or view.nbytes == 0 or _containing(view.address, view.nbytes):
             continue
@@ -159,16 +157,18 @@ def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> se
                 next_step="make it in a wsync.SharedBuffer, give it a storage of its own, or register with "
                 "copy='if_needed'",
             )
-        private.setdefault(view.address, []).append((name, tensor))
+        private.setdefault(view.address, []).append((tensor, view))
     if not private:
-        return set()
-    firsts = [group[0][1] for group in private.values()]
-    places = empty_shared([Blank(tuple(first.shape), first.dtype, True) for first in firsts], purpose)
-    for place, group in zip(places, private.values(), strict=True):
-        place.copy_(group[0][1].detach())
-        for _, tensor in group:
-            tensor.data = place
-    return {id(tensor) for group in private.values() for _, tensor in group}
+        return
+    firsts = [group[0] for group in private.values()]
+    places = empty_shared([Blank(view.shape, first.dtype, True) for first, view in firsts], purpose)
+    with sys.modules["torch"].no_grad():
+        for place, group in zip(places, private.values(), strict=True):
+            place.copy_(group[0][0])
+            address = place.data_ptr()
+            for tensor, view in group:
+                tensor.data = place
+                view.address = address
 
 
 def can_be_shared(tensor: Tensor, view: View) -> bool:
@@ -177,13 +177,14 @@ def can_be_shared(tensor: Tensor, view: View) -> bool:
 
 
 def _why_immovable(tensor: Tensor, view: View) -> str:
-    if not is_torch(tensor):
+    if not view.torch:
         return "is a numpy array in private memory"
     if not view.contiguous:
         return "is not contiguous"
     if hasattr(tensor, "placements"):
         return "is a DTensor"
-    if tensor.untyped_storage().nbytes() != view.nbytes or tensor.is_shared():
+    storage = tensor.untyped_storage()
+    if storage.nbytes() != view.nbytes or storage.is_shared():
         return "shares its storage with other tensors or processes"
     return ""
 
@@ -306,6 +307,11 @@ class Handles:
         self._messages: list[Any] = []
         self._held: list[Any] = []
         self._uuid: dict[str, str] = {}  # device UUID -> first tensor seen there
+
+    @property
+    def uuid(self) -> str:
+        """Of the one device that everything lies on; "cpu"."""
+        return next(iter(self._uuid), "cpu")
 
     def messages(self) -> list[Any]:
         """MemoryHandle messages; `locate` indexes them."""
