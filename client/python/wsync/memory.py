@@ -240,8 +240,7 @@ class CudaDriver:
         self._call("cuDeviceGet", ctypes.byref(device), ordinal)
         return device
 
-    def _context(self, address: int) -> ctypes.c_void_p:
-        ordinal = self._ordinal(address)
+    def _context(self, ordinal: int) -> ctypes.c_void_p:
         if ordinal not in self._contexts:
             context = ctypes.c_void_p()
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device(ordinal))
@@ -249,9 +248,9 @@ class CudaDriver:
         return self._contexts[ordinal]
 
     @contextlib.contextmanager
-    def _current(self, address: int) -> Iterator[None]:
-        """The primary context of the address's device is the thread's meanwhile."""
-        self._call("cuCtxPushCurrent_v2", self._context(address))
+    def _current(self, ordinal: int) -> Iterator[None]:
+        """The primary context of that device is the thread's meanwhile."""
+        self._call("cuCtxPushCurrent_v2", self._context(ordinal))
         try:
             yield
         finally:
@@ -260,7 +259,7 @@ class CudaDriver:
     def allocation(self, address: int) -> tuple[int, int]:
         """(base, bytes) of the allocation that holds `address`."""
         base, size = ctypes.c_uint64(), ctypes.c_size_t()
-        with self._current(address):  # else an address of another device than the thread's is "not found"
+        with self._current(self._ordinal(address)):  # else an address of another device than the thread's is "not found"
             self._call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address))
         return base.value, size.value
 
@@ -271,9 +270,18 @@ class CudaDriver:
     def export(self, base: int) -> bytes:
         """The 64 bytes of cudaIpcGetMemHandle."""
         handle = (ctypes.c_ubyte * 64)()
-        with self._current(base):
+        with self._current(self._ordinal(base)):
             self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
         return bytes(handle)
+
+    def new_stream(self, ordinal: int) -> int:
+        """A stream of that device that nobody else has, of the highest priority. It is never destroyed."""
+        least, greatest, stream = ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p()
+        with self._current(ordinal):
+            self._call("cuCtxGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
+            non_blocking = 1
+            self._call("cuStreamCreateWithPriority", ctypes.byref(stream), non_blocking, greatest)
+        return stream.value or 0
 
     def uuid(self, address: int) -> str:
         """The device's UUID as nvidia-smi prints it: "GPU-....". """
@@ -283,10 +291,10 @@ class CudaDriver:
         return f"GPU-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-_driver: Driver | None = None
+_driver: CudaDriver | None = None
 
 
-def _cuda_driver() -> Driver:
+def cuda_driver() -> CudaDriver:
     global _driver
     if _driver is None:
         _driver = CudaDriver()
@@ -362,7 +370,7 @@ class Handles:
     def _ipc(self, name: str, view: View) -> tuple[int, int, str, Any]:
         if not view.device.startswith("cuda"):
             raise WrongDevice(f"'{name}' lies on {view.device}; agents are for cpu and cuda", names=[name])
-        driver = self._driver or _cuda_driver()
+        driver = self._driver or cuda_driver()
         if not driver.exportable(view.address):
             raise MemoryNotShareable(
                 f"'{name}' lies in memory without a CUDA IPC handle (expandable_segments, or a memory pool)",

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import _wire
 from .errors import StreamUnsupported, WrongDevice
+from .memory import cuda_driver
 
 Stream = Any  # a torch.cuda.Stream
 
@@ -34,8 +35,8 @@ def check_stream(stream: Stream, devices: set[str], what: str) -> str:
 class LentEvent:
     """One event of ours, and the message that lends it."""
 
-    def __init__(self, device: str, uuid: str) -> None:
-        self._device = device
+    def __init__(self, device: str, uuid: str, idle: Stream) -> None:
+        self._idle = idle
         self._event, handle = _new_event(device)
         self.message = _wire.message("StreamEvent")(handle=handle, device_uuid=uuid)
 
@@ -49,7 +50,7 @@ class LentEvent:
 
     def end(self) -> None:
         """Ends every wait for an agent that will not get there any more."""
-        self._event.record(_idle_stream(self._device))
+        self._event.record(self._idle)
 
 
 class LentEvents:
@@ -63,12 +64,15 @@ class LentEvents:
         self._lock = threading.Lock()
         self._all: list[LentEvent] = []
         self._free: list[LentEvent] = []
+        self._idle: Stream = None  # made before anything can be stuck
 
     def take(self, device: str) -> LentEvent:
         with self._lock:
             if self._free:
                 return self._free.pop()
-            event = LentEvent(device, self._uuid)
+            if self._idle is None:
+                self._idle = _idle_stream(device)
+            event = LentEvent(device, self._uuid, self._idle)
             self._all.append(event)
             return event
 
@@ -118,7 +122,11 @@ def _new_event(device: str) -> tuple[Any, bytes]:
 
 
 def _idle_stream(device: str) -> Stream:
-    """One in which nothing waits."""
+    """One in which nothing ever waits: torch's own streams are a few that take turns, and any may be the one that is stuck.
+
+    Of the highest priority: where CUDA_DEVICE_MAX_CONNECTIONS is 1, as Megatron wants it, ordinary ones share one queue.
+    """
     import torch
 
-    return torch.cuda.Stream(device=device)
+    ordinal = torch.device(device).index or 0
+    return torch.cuda.ExternalStream(cuda_driver().new_stream(ordinal), device=device)
