@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 import wsync
-from conftest import eventually
+from conftest import Cluster, eventually
 from fake_agents import FakeAgent, FakeCuda, FakeStream, Script, rollout_agent, trainer_agent
 from models import SHAPES, memory_for, shared_arrays
-from wsync import _wire, stream_events
+from wsync import _rpc, _wire, stream_events
 from wsync import trainer as trainer_module
 
 EVENT = _wire.message("PublishEvent")
@@ -85,6 +87,20 @@ def test_a_publish_records_its_point_and_a_stream_goes_on_behind_the_reads(
     script.end()
     assert sync.released(30) == 8.0 and sync.committed(30).version == 7
     assert cuda.idle.log == []
+
+
+def test_asyncio_orders_a_stream_as_well(trainer: wsync.Trainer, script: Script) -> None:
+    async def main() -> None:
+        sync = wsync.aio.Publication(trainer.publish(7, stream=FakeStream()))
+        script.say(say("reads_enqueued", elapsed_ms=1.5))
+        other = FakeStream()
+        assert await sync.released(30, stream=other) == 1.5
+        assert other.log == ["wait e1"]
+        script.say(say("committed", version=7))
+        script.end()
+        assert (await sync.committed(30)).version == 7
+
+    asyncio.run(main())
 
 
 def test_events_are_used_again_after_a_good_version_and_never_after_a_failed_one(
@@ -254,10 +270,7 @@ def test_in_place_an_apply_on_a_stream_returns_when_it_is_committed(rollout: wsy
 # ---- real agents, on host memory
 
 
-def test_host_agents_refuse_streams_by_name_and_live_on(cluster: object) -> None:
-    from conftest import Cluster
-
-    assert isinstance(cluster, Cluster)
+def test_host_agents_refuse_streams_by_name_and_live_on(cluster: Cluster) -> None:
     lent = _wire.message("StreamEvent")(handle=b"e" * 64, device_uuid="GPU-0")
     with wsync.Trainer(cluster.start_trainer()) as trainer, wsync.Rollout(cluster.start_rollout()) as rollout:
         trainer.register(shared_arrays(SHAPES))
@@ -266,9 +279,9 @@ def test_host_agents_refuse_streams_by_name_and_live_on(cluster: object) -> None
             lent.handle = handle
             request = _wire.message("PublishRequest")(registration_id=trainer._id, version=1, after=lent)
             call = trainer._stub.publish(request)
-            with pytest.raises(Exception, match="no streams") as error:
+            with pytest.raises(grpc.RpcError, match="no streams") as error:
                 list(call)
-            refused = wsync.publication._rpc.publish_error(trainer._connection, error.value, 1)  # type: ignore[attr-defined]
+            refused = _rpc.publish_error(trainer._connection, error.value, 1)
             assert isinstance(refused, wsync.StreamUnsupported) and "transfer.backend" in str(refused)
         sync = trainer.publish(1)
         assert next(rollout.updates(timeout=30)).apply().version == 1
