@@ -3,7 +3,8 @@
 // The client owns the event and lends it by handle. It goes one of two ways: the client records it, and the agent's
 // work comes after that point (Recorded); or the agent marks what it has started (Mark), and the client's stream waits
 // for it. Since the owner can record its event again, a client whose agent died can always end the wait of its stream;
-// since the agent can mark it, so can an agent whose client died or never got there (GiveUp). Thread-safe.
+// since the agent can mark it, so can an agent whose client died or never got there (GiveUp). Used from one thread;
+// completions from any.
 #ifndef WSYNC_SERVER_BACKEND_STREAM_EVENT_H_
 #define WSYNC_SERVER_BACKEND_STREAM_EVENT_H_
 

@@ -125,6 +125,7 @@ TrainerAgent::Parts::Parts(const v1::TrainerConfig& trainer_config, RecipeRules 
           &loop),
       registrar({.rules = std::move(rules),
                  .bucket_bytes = config.transfer().bucket_bytes(),
+                 .check_rules = [](const RecipeRules& all) { return CheckSendable(all); },
                  .prepare_catalog =
                      [this](const Plan* plan) {
                        return [this, catalog = MakeCatalogMessages(plan)] { coordinator_service.SetCatalog(catalog); };

@@ -79,7 +79,6 @@ void CudaStreamEvent::GiveUp(const absl::Status& why) {
 
 absl::Status CudaStreamEvent::Mark(absl::Span<const CompletionPtr> after) {
   if (absl::Status status = device_->MakeCurrent(); !status.ok()) return status;
-  MutexLock lock(&mark_mu_);
   absl::Status status;
   for (const CompletionPtr& work : after) status.Update(OrderAfter(*stream_, work).status());
   // Whatever failed: a client that waits for it is not left waiting.

@@ -42,7 +42,6 @@ class CudaStreamEvent final : public StreamEvent {
 
   const std::shared_ptr<const Device> device_;
   const EventPtr event_;
-  Mutex mark_mu_;                         // one thread at a time in stream_
   const std::unique_ptr<Stream> stream_;  // for marks alone: a mark waits for what it marks, and for nothing else
   const std::shared_ptr<State> state_;
 };
