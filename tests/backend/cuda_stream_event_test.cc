@@ -18,6 +18,12 @@
 #include "tests/backend/cuda_agent.h"
 #include "tests/rpc/child_process.h"
 
+namespace wsync::contract {
+// Their headers are here for what they are made of.
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(QuantizerContract);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(LoaderContract);
+}  // namespace wsync::contract
+
 namespace wsync::cuda {
 namespace {
 
