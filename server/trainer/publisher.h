@@ -24,6 +24,7 @@
 #include "server/core/events.h"
 #include "server/core/modes.h"
 #include "server/core/sync.h"
+#include "server/trainer/encoded_buckets.h"
 #include "server/trainer/encoder.h"
 #include "server/trainer/sender.h"
 #include "server/trainer/session.h"
@@ -117,7 +118,8 @@ class Publisher {
   // The encode thread's own.
   Encoder encoder_;
   Retained retained_;
-  uint64_t ring_released_ = 0;  // ring mode: the version whose weights may have changed since
+  std::shared_ptr<EncodedBuckets> running_;  // the encodes of the newest version
+  uint64_t ring_released_ = 0;               // ring mode: the version whose weights may have changed since
   std::unique_ptr<Session> ring_session_;
 
   mutable Mutex mu_;
@@ -129,7 +131,7 @@ class Publisher {
   bool sent_early_ ABSL_GUARDED_BY(mu_) = false;                // unreleased_ is on the wire already
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   SourceProgress progress_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::pair<CompletionPtr, int64_t>> encodes_ ABSL_GUARDED_BY(mu_);  // of progress_.version, wire bytes
+  std::shared_ptr<EncodedBuckets> encodes_ ABSL_GUARDED_BY(mu_);  // of progress_.version
 
   std::unique_ptr<Sender> sender_;  // full mode
   std::thread thread_;
