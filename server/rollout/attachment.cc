@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/rollout/deep_check.h"
+#include "server/rollout/direct_buckets.h"
 
 namespace wsync {
 
@@ -30,6 +31,7 @@ absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan)
   absl::StatusOr<ScatterTable> table = MakeTable(*plan);
   if (!table.ok()) return table.status();
   bytes_per_version_ = table->bytes;
+  direct_ = FindDirectBuckets(*plan, *table, Bases());
   layers_ = spec_.layer_events ? std::make_unique<const LayerMap>(*plan) : nullptr;
   absl::StatusOr<std::unique_ptr<Loader>> loader = backend.NewLoader(std::move(plan), *std::move(table), Bases());
   if (!loader.ok()) return loader.status();
