@@ -9,10 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "server/backend/completion.h"
 #include "server/core/plan.h"
 
@@ -26,9 +26,10 @@ class Quantizer {
   // on a NaN or infinity. On a device where that is only known later it may succeed; Finish then says it.
   virtual CompletionPtr Encode(int64_t bucket, std::byte* wire, CompletionPtr after) = 0;
   // Waits until no source byte will be read any more, and returns the digests of all pieces encoded since the last
-  // Finish, by piece index (pieces of buckets that were not encoded: 0). Errors: as Encode, or DEADLINE_EXCEEDED.
+  // Finish, by piece index (pieces of buckets that were not encoded: 0), good until the next call. Errors: as Encode,
+  // or DEADLINE_EXCEEDED.
   // Also after an error nothing reads the source any more once Finish returned, except after DEADLINE_EXCEEDED.
-  virtual absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) = 0;
+  virtual absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) = 0;
   // Makes encodes that have not begun fail with `why` and finish soon, those to come too, until Finish returns with
   // anything but DEADLINE_EXCEEDED. Any thread.
   virtual void Cancel(const absl::Status& why) = 0;

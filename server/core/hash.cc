@@ -29,6 +29,10 @@ Hasher& Hasher::Add(std::string_view text) {
   return AddBytes(text.data(), text.size());
 }
 
+Hasher& Hasher::Add(absl::Span<const uint64_t> values) {
+  return AddBytes(values.data(), values.size() * sizeof(uint64_t));
+}
+
 Hasher& Hasher::AddBytes(const void* data, size_t bytes) {
   // xxhash reports a null pointer as an error even for no bytes, and an empty view may have one.
   if (bytes > 0) XXH3_128bits_update(&state_->xxh3, data, bytes);

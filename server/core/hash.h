@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "absl/types/span.h"
+
 namespace wsync {
 
 struct Hash128 {
@@ -28,6 +30,7 @@ class Hasher {
   ~Hasher();
   Hasher& Add(uint64_t value);
   Hasher& Add(std::string_view text);
+  Hasher& Add(absl::Span<const uint64_t> values);  // as one by one, in a fraction of the time
   Hasher& AddBytes(const void* data, size_t bytes);
   Hash128 Finish() const;  // of everything fed so far; more may follow
 

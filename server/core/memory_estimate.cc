@@ -17,6 +17,7 @@ constexpr int64_t kGpuProcessBytes = int64_t{1460} * 1000 * 1000;
 constexpr int64_t kGpuBytesPerPiece = 256;     // records of encoder, check and copies, digests, what is found
 constexpr int64_t kGpuBytesOfWorkPerItem = 8;  // the tables' entry for each item, in encode; in check and copy
 constexpr int64_t kGpuItemBytes = int64_t{32} << 10;
+constexpr size_t kContentTermBytes = 16;       // what the plan keeps of each tensor for the content digest
 constexpr int64_t kDigestsPerPiece = 2;        // what the sender said, and what was found
 constexpr int64_t kSourceBytesPerTensor = 32;  // handle, offset and length of each registered tensor
 constexpr size_t kInlineString = 15;           // libstdc++ keeps shorter strings within the object
@@ -71,6 +72,7 @@ int64_t PlanTableBytes(const Plan& plan) {
   for (const Tensor& tensor : plan.catalog().tensors()) bytes += NameBytes(tensor.name) + VectorBytes(tensor.shape);
   bytes += VectorBytes(plan.outputs()) + IndexBytes(plan.outputs().size());
   for (const Output& output : plan.outputs()) bytes += NameBytes(output.name) + VectorBytes(output.shape);
+  bytes += HeapBytes(plan.catalog().tensors().size() * kContentTermBytes);
   return bytes + VectorBytes(plan.recipes()) + VectorBytes(plan.pieces()) + VectorBytes(plan.buckets());
 }
 

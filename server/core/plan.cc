@@ -115,6 +115,7 @@ class PlanBuilder {
     CloseBucket();
     plan_->pieces_.shrink_to_fit();
     plan_->buckets_.shrink_to_fit();
+    ListContentTerms();
     plan_->hash_ = HashPlan(*plan_);
     return std::shared_ptr<const Plan>(std::move(plan_));
   }
@@ -211,6 +212,16 @@ class PlanBuilder {
     cursor_ = 0;
   }
 
+  void ListContentTerms() {
+    plan_->content_terms_.reserve(plan_->recipes_.size());
+    const auto pieces = static_cast<int64_t>(plan_->pieces_.size());
+    int64_t next = 0;
+    for (size_t i = 0; i < plan_->recipes_.size(); ++i) {
+      while (next < pieces && plan_->pieces_[next].tensor == static_cast<int64_t>(i)) ++next;
+      plan_->content_terms_.push_back({RecipeCode(plan_->recipes_[i].recipe), next});
+    }
+  }
+
   int64_t OpenPieces() const { return static_cast<int64_t>(plan_->pieces_.size()) - bucket_begin_; }
   bool BucketIsEmpty() const { return OpenPieces() == 0; }
 
@@ -249,13 +260,19 @@ int64_t Plan::FirstScaleOf(const Piece& piece) const {
 Hash128 Plan::ContentDigest(absl::Span<const uint64_t> piece_digests) const {
   Hasher hasher;
   hasher.Add(catalog_->fingerprint().high).Add(catalog_->fingerprint().low);
-  size_t next = 0;
-  for (size_t i = 0; i < recipes_.size(); ++i) {
+  std::array<uint64_t, 512> fields;  // fed in portions: a call of the hasher costs more than what it does to 8 bytes
+  size_t used = 0;
+  int64_t next = 0;
+  for (const ContentTerm& term : content_terms_) {
     uint64_t sum = 0;
-    for (; next < pieces_.size() && pieces_[next].tensor == static_cast<int64_t>(i); ++next) sum += piece_digests[next];
-    hasher.Add(RecipeCode(recipes_[i].recipe)).Add(sum);
+    for (; next < term.piece_end; ++next) sum += piece_digests[next];
+    fields[used++] = term.recipe;
+    fields[used++] = sum;
+    if (used < fields.size()) continue;
+    hasher.Add(absl::MakeConstSpan(fields));
+    used = 0;
   }
-  return hasher.Finish();
+  return hasher.Add(absl::MakeConstSpan(fields).first(used)).Finish();
 }
 
 }  // namespace wsync

@@ -98,7 +98,7 @@ class Plan {
 
   // The version's content digest from the digests of all pieces, in wire order: pieces are summed per tensor and the
   // sums hashed with the catalog's fingerprint and the recipes, so bucket size does not change it.
-  // REQUIRES: piece_digests.size() == pieces().size().
+  // Allocates nothing that grows with the tensors. REQUIRES: piece_digests.size() == pieces().size().
   Hash128 ContentDigest(absl::Span<const uint64_t> piece_digests) const;
 
  private:
@@ -112,6 +112,12 @@ class Plan {
   std::vector<Bucket> buckets_;
   std::vector<Output> outputs_;
   absl::flat_hash_map<std::string_view, int64_t> output_index_;
+  // What ContentDigest wants of each tensor, by itself: it runs for every version, while sinks wait.
+  struct ContentTerm {
+    uint64_t recipe = 0;    // RecipeCode
+    int64_t piece_end = 0;  // its pieces end here, and begin where the tensor's before it end
+  };
+  std::vector<ContentTerm> content_terms_;
   int64_t image_bytes_ = 0;
   int64_t max_bucket_bytes_ = 0;
   int64_t payload_bytes_ = 0;

@@ -322,15 +322,15 @@ void Coordinator::Impl::FinishPublish() {
     transfer = std::max(transfer, outcome.timings.transfer);
     if (outcome.result != ReplicaResult::kApplied) NoteLeftOut(outcome, report.version);
   }
-  Log(action::Log::kInfo,
+  last_report_ = report;
+  last_report_time_ = now_;
+  AnswerPublish(absl::OkStatus(), report);
+  Log(action::Log::kInfo,  // the trainer does not wait for a line in a file
       absl::StrFormat("version %d committed: %d/%d replicas, %.1f MB, %s (encode %s, transfer %s, "
                       "apply %s)",
                       report.version, applied, report.replicas.size(), report.plan.payload_bytes / 1e6,
                       Seconds(report.committed), Seconds(report.encode), Seconds(transfer),
                       Seconds(report.committed - report.staged)));
-  last_report_ = report;
-  last_report_time_ = now_;
-  AnswerPublish(absl::OkStatus(), std::move(report));
 }
 
 void Coordinator::Impl::NoteLeftOut(const ReplicaOutcome& outcome, uint64_t version) {

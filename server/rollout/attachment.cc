@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/rollout/deep_check.h"
+#include "server/rollout/direct_buckets.h"
 #include "server/rollout/underlay.h"
 
 namespace wsync {
@@ -33,13 +34,19 @@ absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan)
   if (!table.ok()) return table.status();
   bytes_per_version_ = table->bytes;
   std::vector<std::byte*> bases = Bases();
-  if (mode_ == SinkMode::kInPlace && !plan->buckets().empty() && TakesEveryByte(*plan, *table)) {
-    absl::StatusOr<std::unique_ptr<Buffer>> digests =
-        backend.memory().Allocate(BytesOfDigestTables(*plan), "the digest tables of what is served");
-    if (!digests.ok()) return digests.status();
-    digests_ = *std::move(digests);
-    *table = KeepDigestTables(*plan, *table, static_cast<int32_t>(bases.size()));
-    bases.push_back(digests_->data());
+  direct_.clear();
+  if (mode_ == SinkMode::kInPlace && !plan->buckets().empty()) {
+    direct_ = FindDirectBuckets(*plan, *table, bases);
+    const bool whole = TakesEveryByte(*plan, *table);
+    *table = WithoutDirectBuckets(*table, direct_);
+    if (whole) {
+      absl::StatusOr<std::unique_ptr<Buffer>> digests =
+          backend.memory().Allocate(BytesOfDigestTables(*plan), "the digest tables of what is served");
+      if (!digests.ok()) return digests.status();
+      digests_ = *std::move(digests);
+      *table = KeepDigestTables(*plan, *table, static_cast<int32_t>(bases.size()));
+      bases.push_back(digests_->data());
+    }
   }
   layers_ = spec_.layer_events ? std::make_unique<const LayerMap>(*plan) : nullptr;
   absl::StatusOr<std::unique_ptr<Loader>> loader = backend.NewLoader(std::move(plan), *std::move(table), bases);

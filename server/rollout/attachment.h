@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "server/backend/backend.h"
 #include "server/core/layers.h"
 #include "server/core/modes.h"
@@ -46,6 +47,8 @@ class Attachment {
 
   Loader* loader() const { return loader_.get(); }          // null: not fitted
   const LayerMap* layers() const { return layers_.get(); }  // of that plan; null: not asked for
+  // By bucket of that plan; see FindDirectBuckets.
+  absl::Span<std::byte* const> direct() const { return direct_; }
   int64_t bytes_per_version() const { return bytes_per_version_; }
 
  private:
@@ -59,6 +62,7 @@ class Attachment {
   std::unique_ptr<Buffer>
       digests_;  // mode in_place: the digest tables of what is served; null: of slices they say nothing
   int64_t bytes_per_version_ = 0;
+  std::vector<std::byte*> direct_;
   std::unique_ptr<const LayerMap> layers_;
   std::unique_ptr<Loader> loader_;  // after memory: it must not outlive what it writes to
 };

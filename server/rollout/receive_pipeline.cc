@@ -91,21 +91,33 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image) {
   return Settle(context, flights, begin);
 }
 
-sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots) {
+sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots,
+                              absl::Span<std::byte* const> direct) {
   const absl::Time begin = MonotonicNow();
   const RingLayout layout(context.plan, slots);
+  std::vector<CompletionPtr> slot_free(static_cast<size_t>(slots));
   std::vector<Flight> flights;
+  bool live = false;  // bytes that nobody has checked may be in live memory
   for (const Bucket& bucket : context.plan.buckets()) {
     const auto k = static_cast<int64_t>(flights.size());
-    std::byte* const wire = ring + layout.OffsetOf(k);
-    const CompletionPtr slot_free = k < slots ? nullptr : flights[k - slots].applied;
     Flight& flight = flights.emplace_back();
     (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
-    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, slot_free);
+    if (std::byte* const place = direct.empty() ? nullptr : direct[k]; place != nullptr) {
+      live = true;
+      flight.received = context.transport.Broadcast(place, bucket.wire_bytes, nullptr);
+      flight.checked = context.loader.Check(k, place, flight.received);
+      flight.applied = context.loader.Apply(k, place, flight.checked);  // its digest table, if anything
+      continue;
+    }
+    std::byte* const wire = ring + layout.OffsetOf(k);
+    CompletionPtr& free = slot_free[static_cast<size_t>(k % slots)];
+    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, free);
     flight.checked = context.loader.Check(k, wire, flight.received);
-    flight.applied = context.loader.Apply(k, wire, flight.checked);
+    flight.applied = free = context.loader.Apply(k, wire, flight.checked);
   }
-  return Settle(context, flights, begin);
+  sink::Received result = Settle(context, flights, begin);
+  result.wrote |= live;
+  return result;
 }
 
 absl::Status AwaitEngine(const CompletionPtr& come, absl::Duration limit,

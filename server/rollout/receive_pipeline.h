@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "server/backend/loader.h"
 #include "server/backend/stream_event.h"
 #include "server/backend/transport.h"
@@ -35,8 +36,10 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 
 // Receives into the slots of a RingLayout(plan, slots), one after the other, and applies each bucket to live memory
 // once its check is good. A slot is filled again only when it was applied: the transport is told so, the host does not
-// wait. `wrote` says whether live memory may have been touched.
-sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots);
+// wait. A bucket that has a place of its own in `direct` (FindDirectBuckets; empty: none has) is received into that,
+// and checked there. `wrote` says whether live memory may have been touched: with a direct bucket, from the start on.
+sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots,
+                              absl::Span<std::byte* const> direct = {});
 
 // How a copy is ordered against the engine's stream.
 struct ApplyOrder {

@@ -211,9 +211,10 @@ sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(Layer
       for (LayerReady& ready : count->Applied(bucket)) layer(std::move(ready));
     };
   }
-  sink::Received received = options_.mode == SinkMode::kStaged
-                                ? ReceiveImage(context, work_.memory->data())
-                                : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots);
+  sink::Received received =
+      options_.mode == SinkMode::kStaged
+          ? ReceiveImage(context, work_.memory->data())
+          : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots, work_.attachment->direct());
   if (!received.status.ok()) {
     MutexLock lock(&mu_);
     open_token_.clear();

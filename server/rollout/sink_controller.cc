@@ -215,8 +215,11 @@ void SinkController::OnRoundMessage(const v1::CoordinatorMessage& message) {
 void SinkController::Step(const sink::Event& event) {
   const absl::Time now = MonotonicNow();
   const MemberPhase before = state_.phase();
-  for (const sink::Action& action : state_.Step(now, event)) {
-    std::visit([this](const auto& a) { Do(a); }, action);
+  const sink::Actions actions = state_.Step(now, event);
+  for (const sink::Action& action : actions) std::visit([this](const auto& a) { Do(a); }, action);
+  // Engine and coordinator do not wait for a line in a file.
+  for (const sink::Action& action : actions) {
+    if (const auto* applied = std::get_if<sink::TellApplied>(&action)) LogApplied(*applied);
   }
   if (state_.phase() != before && IsUnannounced(state_.phase())) member_.Beat(now);
   if (on_idle_ && !state_.busy()) std::exchange(on_idle_, nullptr)();
@@ -275,6 +278,9 @@ void SinkController::Do(const sink::TellApply& action) {
 
 void SinkController::Do(const sink::TellApplied& action) {
   if (EngineStream* stream = engine_stream()) stream->Applied(action);
+}
+
+void SinkController::LogApplied(const sink::TellApplied& action) const {
   LogInfo(absl::StrCat("version ", action.version, " applied"),
           {{"version", absl::StrCat(action.version)},
            {"bytes", absl::StrCat(engine_ ? engine_->bytes_per_version : 0)},

@@ -79,6 +79,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Do(const sink::TellPrepare& action);
   void Do(const sink::TellApply& action);
   void Do(const sink::TellApplied& action);
+  void LogApplied(const sink::TellApplied& action) const;
   void Do(const sink::TellTorn& action);
   void Do(const sink::TellCancelled& action);
   void Do(const sink::Detach& action);

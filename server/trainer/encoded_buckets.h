@@ -1,5 +1,5 @@
-// The encodes of one version, on their way from the thread that starts them to the one that sends behind them: the
-// first bucket is on the wire while the last is not even started.
+// The encodes of one version, on their way from the thread that starts them to the one that sends behind them (the
+// first bucket is on the wire while the last is not even started), and to whoever asks how far they are.
 //
 // Thread-safe. The encode thread adds every bucket, in order and without waiting for anything, so Await is short.
 #ifndef WSYNC_SERVER_TRAINER_ENCODED_BUCKETS_H_
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -18,9 +19,13 @@ namespace wsync {
 
 class EncodedBuckets {
  public:
-  void Add(CompletionPtr encode) {
+  explicit EncodedBuckets(size_t buckets) { encodes_.reserve(buckets); }
+
+  // `bytes`: on the wire.
+  void Add(CompletionPtr encode, int64_t bytes) {
     MutexLock lock(&mu_);
-    encodes_.push_back(std::move(encode));
+    const int64_t before = encodes_.empty() ? 0 : encodes_.back().end_bytes;
+    encodes_.push_back({std::move(encode), before + bytes});
     added_.SignalAll();
   }
 
@@ -28,21 +33,50 @@ class EncodedBuckets {
   CompletionPtr Await(size_t bucket) {
     MutexLock lock(&mu_);
     while (bucket >= encodes_.size()) added_.Wait(&mu_);
-    return encodes_[bucket];
+    return encodes_[bucket].done;
+  }
+
+  // Wire bytes encoded so far. Encodes end about in the order they were started in, so a few are asked, not all: this
+  // is called while the group waits.
+  int64_t EncodedBytes() const {
+    size_t ended = 0, running = Count();
+    while (ended < running) {
+      const size_t middle = ended + (running - ended) / 2;
+      const CompletionPtr encode = At(middle).done;
+      if (encode == nullptr || encode->Poll().has_value()) {
+        ended = middle + 1;
+      } else {
+        running = middle;
+      }
+    }
+    return ended == 0 ? 0 : At(ended - 1).end_bytes;
   }
 
   // One of those started so far is known to have failed.
   bool AnyFailed() {
     MutexLock lock(&mu_);
-    return std::any_of(encodes_.begin(), encodes_.end(), [](const CompletionPtr& encode) {
-      return encode != nullptr && !encode->Poll().value_or(absl::OkStatus()).ok();
+    return std::any_of(encodes_.begin(), encodes_.end(), [](const Encode& encode) {
+      return encode.done != nullptr && !encode.done->Poll().value_or(absl::OkStatus()).ok();
     });
   }
 
  private:
-  Mutex mu_;
+  struct Encode {
+    CompletionPtr done;
+    int64_t end_bytes = 0;  // of it and all before it
+  };
+  size_t Count() const {
+    MutexLock lock(&mu_);
+    return encodes_.size();
+  }
+  Encode At(size_t bucket) const {
+    MutexLock lock(&mu_);
+    return encodes_[bucket];
+  }
+
+  mutable Mutex mu_;
   CondVar added_;
-  std::vector<CompletionPtr> encodes_ ABSL_GUARDED_BY(mu_);
+  std::vector<Encode> encodes_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace wsync

@@ -19,6 +19,12 @@
 
 namespace wsync {
 
+// The buckets of a plan, each at its Bucket::image_offset. A view: the encoder owns the memory.
+struct EncodedImage {
+  std::shared_ptr<const Plan> plan;
+  std::byte* data = nullptr;
+};
+
 class Encoder {
  public:
   Encoder(Backend* backend, SourceMode mode, int32_t ring_slots)
@@ -38,6 +44,8 @@ class Encoder {
   const Plan& plan() const { return *plan_; }    // REQUIRES: Adopt succeeded since the last Drop
   int64_t slots() const { return ring_slots_; }  // ring mode: buckets that fit at a time
 
+  // Full mode: everything that was encoded, until the next Drop.
+  EncodedImage image() const { return {plan_, memory_->data()}; }
   // Where bucket `bucket` is encoded to and sent from.
   std::byte* Place(int64_t bucket) const;
   CompletionPtr Encode(int64_t bucket, CompletionPtr after);

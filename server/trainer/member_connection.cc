@@ -32,7 +32,10 @@ MemberConnection::MemberConnection(grpc::CallbackServerContext* context, MemberI
       id_(id),
       handlers_(std::move(handlers)),
       writer_({[this](const grpc::ByteBuffer* message) { StartWrite(message); },
-               [this](const grpc::Status& status) { Finish(status); }}) {}
+               [this](const grpc::Status& status) { Finish(status); },
+               [this](const grpc::ByteBuffer* message, const grpc::Status& status) {
+                 StartWriteAndFinish(message, grpc::WriteOptions(), status);
+               }}) {}
 
 void MemberConnection::ReadNext() {
   writer_.IfOpen([this] { StartRead(&incoming_); });

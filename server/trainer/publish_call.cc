@@ -17,7 +17,10 @@ std::shared_ptr<PublishCall> PublishCall::Open() {
 
 PublishCall::PublishCall()
     : writer_({[this](const v1::PublishEvent* event) { StartWrite(event); },
-               [this](const grpc::Status& status) { Finish(status); }}) {}
+               [this](const grpc::Status& status) { Finish(status); },
+               [this](const v1::PublishEvent* event, const grpc::Status& status) {
+                 StartWriteAndFinish(event, grpc::WriteOptions(), status);
+               }}) {}
 
 void PublishCall::Fail(const absl::Status& why) { writer_.Close(ToGrpc(why)); }
 
@@ -53,12 +56,10 @@ void PublishCall::OnReleased(const action::PublishReleased& released) {
 }
 
 void PublishCall::OnDone(const action::PublishDone& done) {
-  if (done.status.ok()) {
-    v1::PublishEvent event;
-    *event.mutable_committed() = ToProto(done.report);
-    writer_.Push(std::move(event), kAlways);
-  }
-  writer_.Close(ToGrpc(done.status));
+  if (!done.status.ok()) return writer_.Close(ToGrpc(done.status));
+  v1::PublishEvent event;
+  *event.mutable_committed() = ToProto(done.report);
+  writer_.PushLast(std::move(event), grpc::Status::OK);
 }
 
 void PublishCall::OnCancel() { writer_.Break(grpc::Status(grpc::StatusCode::CANCELLED, "the caller hung up")); }

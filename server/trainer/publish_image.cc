@@ -37,26 +37,20 @@ void Publisher::BeginImage(const std::shared_ptr<SourceJob>& job) {
   }
   retained_ = {};
   retained_.version = job->start().version;
-  retained_.encodes = std::make_shared<EncodedBuckets>();
+  retained_.encodes = running_;
 }
 
 std::vector<CompletionPtr> Publisher::EncodeImage(const SourceJob& job) {
   std::vector<CompletionPtr> encodes;
   for (size_t k = 0; k < encoder_.plan().buckets().size(); ++k) {
     encodes.push_back(EncodeBucket(static_cast<int64_t>(k), job.start_after()));
-    retained_.encodes->Add(encodes.back());
   }
   return encodes;
 }
 
 void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
-  SendTask task{job, {}, retained_.encodes, Limits()};
+  SendTask task{job, encoder_.image(), retained_.encodes, Limits()};
   if (job->start().world <= 1) return Sent(task, absl::OkStatus());
-  const std::vector<Bucket>& buckets = encoder_.plan().buckets();
-  task.parts.reserve(buckets.size());
-  for (size_t k = 0; k < buckets.size(); ++k) {
-    task.parts.push_back({encoder_.Place(static_cast<int64_t>(k)), buckets[k].wire_bytes});
-  }
   sender_->Send(std::move(task));
 }
 

@@ -109,15 +109,13 @@ std::vector<std::shared_ptr<SourceJob>> Publisher::LiveJobs() const {
 
 SourceProgress Publisher::Progress() const {
   SourceProgress progress;
-  std::vector<std::pair<CompletionPtr, int64_t>> encodes;
+  std::shared_ptr<EncodedBuckets> encodes;
   {
     MutexLock lock(&mu_);
     progress = progress_;
     encodes = encodes_;
   }
-  for (const auto& [encode, bytes] : encodes) {
-    if (encode == nullptr || encode->Poll().has_value()) progress.encoded_bytes += bytes;
-  }
+  if (encodes != nullptr) progress.encoded_bytes = encodes->EncodedBytes();
   progress.sent_bytes = session_progress_.moved_bytes();
   return progress;
 }
@@ -192,8 +190,7 @@ void Publisher::Check(const std::shared_ptr<SourceJob>& job) {
 
 CompletionPtr Publisher::EncodeBucket(int64_t bucket, CompletionPtr after) {
   CompletionPtr encode = encoder_.Encode(bucket, std::move(after));
-  MutexLock lock(&mu_);
-  encodes_.emplace_back(encode, encoder_.plan().buckets()[bucket].wire_bytes);
+  running_->Add(encode, encoder_.plan().buckets()[bucket].wire_bytes);
   return encode;
 }
 
@@ -247,8 +244,9 @@ void Publisher::Forget(uint64_t version) {
 
 void Publisher::BeginProgress(uint64_t version) {
   session_progress_.Reset();
+  running_ = std::make_shared<EncodedBuckets>(encoder_.plan().buckets().size());
   MutexLock lock(&mu_);
-  encodes_.clear();
+  encodes_ = running_;
   progress_ = {};
   progress_.version = version;
   progress_.encoding = true;

@@ -24,6 +24,7 @@
 #include "server/core/events.h"
 #include "server/core/modes.h"
 #include "server/core/sync.h"
+#include "server/trainer/encoded_buckets.h"
 #include "server/trainer/encoder.h"
 #include "server/trainer/sender.h"
 #include "server/trainer/session.h"
@@ -126,7 +127,8 @@ class Publisher {
   Encoder encoder_;
   ClientEvents client_events_;  // of the process whose memory encoder_ has
   Retained retained_;
-  uint64_t ring_released_ = 0;  // ring mode: the version whose weights may have changed since
+  std::shared_ptr<EncodedBuckets> running_;  // the encodes of the newest version
+  uint64_t ring_released_ = 0;               // ring mode: the version whose weights may have changed since
   std::unique_ptr<Session> ring_session_;
 
   mutable Mutex mu_;
@@ -138,7 +140,7 @@ class Publisher {
   bool sent_early_ ABSL_GUARDED_BY(mu_) = false;                // unreleased_ is on the wire already
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   SourceProgress progress_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::pair<CompletionPtr, int64_t>> encodes_ ABSL_GUARDED_BY(mu_);  // of progress_.version, wire bytes
+  std::shared_ptr<EncodedBuckets> encodes_ ABSL_GUARDED_BY(mu_);  // of progress_.version
 
   std::unique_ptr<Sender> sender_;  // full mode
   std::thread thread_;

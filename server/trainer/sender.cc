@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <utility>
+#include <vector>
 
 #include "server/core/failpoint.h"
 
@@ -90,13 +91,15 @@ absl::Status Sender::Serve(const SendTask& task) {
   absl::Status opened = Session::Open(*backend_, task.job, progress_, task.limits.connect, &session_);
   if (!opened.ok()) return opened;
   std::vector<CompletionPtr> sends;
-  sends.reserve(task.parts.size());
-  for (size_t k = 0; k < task.parts.size(); ++k) {
-    const SendTask::Part& part = task.parts[k];
+  const std::vector<Bucket>& buckets = task.image.plan->buckets();
+  sends.reserve(buckets.size());
+  for (size_t k = 0; k < buckets.size(); ++k) {
+    std::byte* const wire = task.image.data + buckets[k].image_offset;
+    const int64_t bytes = buckets[k].wire_bytes;
     CompletionPtr encoded = task.encodes->Await(k);
-    WSYNC_CORRUPTION_POINT("trainer.wire", part.data, encoded == nullptr || encoded->Poll() ? part.bytes : 0);
-    (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(task.parts.size()));
-    sends.push_back(session_->Broadcast(part.data, part.bytes, std::move(encoded)));
+    WSYNC_CORRUPTION_POINT("trainer.wire", wire, encoded == nullptr || encoded->Poll() ? bytes : 0);
+    (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));
+    sends.push_back(session_->Broadcast(wire, bytes, std::move(encoded)));
   }
   return session_->WaitSent(sends, task.limits.transfer);
 }

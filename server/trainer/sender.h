@@ -10,25 +10,21 @@
 #include <memory>
 #include <optional>
 #include <thread>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "server/backend/backend.h"
 #include "server/core/sync.h"
 #include "server/trainer/encoded_buckets.h"
+#include "server/trainer/encoder.h"
 #include "server/trainer/session.h"
 #include "server/trainer/source_job.h"
 
 namespace wsync {
 
 struct SendTask {
-  struct Part {
-    std::byte* data = nullptr;
-    int64_t bytes = 0;
-  };
   std::shared_ptr<SourceJob> job;
-  std::vector<Part> parts;                  // in wire order
-  std::shared_ptr<EncodedBuckets> encodes;  // each part is sent behind its own
+  EncodedImage image;                       // every bucket of it is sent
+  std::shared_ptr<EncodedBuckets> encodes;  // each behind its own
   SessionLimits limits;
 };
 

@@ -19,10 +19,12 @@ namespace wsync {
 template <typename Message>
 class StreamWriter {
  public:
-  // How the reactor writes and finishes.
+  // How the reactor writes, finishes, and does both at once, which costs the peer one wake instead of two. What is
+  // written stays in place until it is, or until the writer goes.
   struct Operations {
     std::function<void(const Message*)> write;
     std::function<void(const grpc::Status&)> finish;
+    std::function<void(const Message*, const grpc::Status&)> write_and_finish;
   };
   explicit StreamWriter(Operations operations) : operations_(std::move(operations)) {}
 
@@ -38,6 +40,14 @@ class StreamWriter {
   void Close(const grpc::Status& status) {
     MutexLock lock(&mu_);
     if (!closing_.has_value()) closing_ = status;
+    Advance();
+  }
+  // Push and Close in one.
+  void PushLast(Message message, const grpc::Status& status) {
+    MutexLock lock(&mu_);
+    if (closing_.has_value()) return;
+    queue_.push_back(std::move(message));
+    closing_ = status;
     Advance();
   }
   // The peer is gone: drops what is queued and finishes.
@@ -72,10 +82,15 @@ class StreamWriter {
   }
 
  private:
-  void DropQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { queue_.resize(writing_ ? 1 : 0); }
+  void DropQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (!finished_) queue_.resize(writing_ ? 1 : 0);  // else gRPC may be reading the last one
+  }
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (writing_ || finished_) return;
-    if (!queue_.empty()) {
+    if (queue_.size() == 1 && closing_.has_value()) {
+      finished_ = true;
+      operations_.write_and_finish(&queue_.front(), *closing_);
+    } else if (!queue_.empty()) {
       writing_ = true;
       operations_.write(&queue_.front());  // stays in place until Written
     } else if (closing_.has_value()) {

@@ -22,7 +22,10 @@ std::shared_ptr<WatchStream> WatchStream::Open(absl::Duration min_interval) {
 WatchStream::WatchStream(absl::Duration min_interval)
     : min_interval_(min_interval),
       writer_({[this](const v1::JobStatus* status) { StartWrite(status); },
-               [this](const grpc::Status& status) { Finish(status); }}) {}
+               [this](const grpc::Status& status) { Finish(status); },
+               [this](const v1::JobStatus* status, const grpc::Status& why) {
+                 StartWriteAndFinish(status, grpc::WriteOptions(), why);
+               }}) {}
 
 absl::Time WatchStream::Update(absl::Time now, uint64_t changes, const std::function<v1::JobStatus()>& status) {
   if (changes == last_changes_) return absl::InfiniteFuture();

@@ -156,13 +156,14 @@ class FakeLoader final : public Loader {
     }
     return last;
   }
-  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override {
+  absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override {
     absl::Status status;
     for (const auto& work : std::exchange(started_, {})) status.Update(work->Wait(deadline));
     wrote_ = writing_.exchange(false);
     if (!status.ok()) return status;
     MutexLock lock(&mu_);
-    return digests_;
+    found_ = digests_;
+    return found_;
   }
   bool wrote() const override { return wrote_; }
 
@@ -213,6 +214,7 @@ class FakeLoader final : public Loader {
   bool wrote_ = false;
   Mutex mu_;
   std::vector<uint64_t> digests_ ABSL_GUARDED_BY(mu_);
+  std::vector<uint64_t> found_;  // what the last Finish gave
 };
 
 class FakeTransport final : public Transport {

@@ -187,7 +187,7 @@ class FakeBackend::FakeQuantizer final : public Quantizer {
     shared_->Pump();
     return done;
   }
-  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override {
+  absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override {
     std::vector<std::shared_ptr<FakeCompletion>> mine;
     {
       MutexLock lock(&shared_->mu);

@@ -116,7 +116,7 @@ class CudaLoader final : public Loader {
   CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override {
     return log_.Add(StartApplyAll(image, after));
   }
-  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override;
+  absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override;
   bool wrote() const override { return wrote_; }
 
  private:
@@ -302,8 +302,7 @@ absl::Status CudaLoader::ReadBack() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<uint64_t>> CudaLoader::Finish(absl::Time deadline) {
-  std::vector<uint64_t> digests(plan_->pieces().size());
+absl::StatusOr<absl::Span<const uint64_t>> CudaLoader::Finish(absl::Time deadline) {
   wrote_ = unguarded_ || all_guarded_ || !guarded_.empty();  // unless it is known better
   absl::Status status;
   if (finish_ == nullptr && !log_.empty()) status = ReadBack();
@@ -316,14 +315,15 @@ absl::StatusOr<std::vector<uint64_t>> CudaLoader::Finish(absl::Time deadline) {
   if (!done) return result;
   if (status.ok()) wrote_ = AnyApplyWrote();
   result.Update(status);
-  if (result.ok() && any_check_) std::memcpy(digests.data(), results_->digests(), digests.size() * sizeof(uint64_t));
+  const size_t pieces = plan_->pieces().size();
+  if (!any_check_) std::memset(results_->digests(), 0, pieces * sizeof(uint64_t));
   any_check_ = unguarded_ = all_guarded_ = false;
   checked_.assign(checked_.size(), false);
   guarded_.clear();
   log_.Clear();
   finish_ = nullptr;
   if (!result.ok()) return result;
-  return digests;
+  return absl::MakeConstSpan(reinterpret_cast<const uint64_t*>(results_->digests()), pieces);
 }
 
 }  // namespace

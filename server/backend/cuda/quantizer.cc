@@ -68,7 +68,7 @@ class CudaQuantizer final : public Quantizer {
   absl::Status Init(CudaMemory& memory);
 
   CompletionPtr Encode(int64_t bucket, std::byte* wire, CompletionPtr after) override;
-  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override;
+  absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override;
   void Cancel(const absl::Status& why) override;
 
  private:
@@ -253,25 +253,26 @@ absl::Status CudaQuantizer::FindNonFinite() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<uint64_t>> CudaQuantizer::Finish(absl::Time deadline) {
+absl::StatusOr<absl::Span<const uint64_t>> CudaQuantizer::Finish(absl::Time deadline) {
   absl::Status status;
-  std::vector<uint64_t> digests(plan_->pieces().size());
-  if (begun_) {
-    if (finish_ == nullptr) status = ReadBack();
-    if (finish_ != nullptr) {
-      status = finish_->Wait(deadline);
-      if (!finish_->Poll()) return absl::DeadlineExceededError("encode: buckets are still in work at the deadline");
-    }
-  }
+  if (begun_ && finish_ == nullptr) status = ReadBack();
+  // In order and as they end: asked for only after the last one, hundreds of events would be asked for while the group
+  // waits.
   bool done = true;
   const absl::Status first = log_.Wait(deadline, "encode", &done);
   if (!done) return first;
+  if (finish_ != nullptr) {
+    status = finish_->Wait(deadline);
+    if (!finish_->Poll()) return absl::DeadlineExceededError("encode: buckets are still in work at the deadline");
+  }
   // The earliest cause first: an encode that failed, then what was found in the weights, then a call for the end.
   absl::Status result = first;
   result.Update(status);
+  const auto pieces = plan_->pieces().size();
   if (begun_ && status.ok()) {
-    std::memcpy(digests.data(), results_->data(), digests.size() * sizeof(uint64_t));
     result.Update(FindNonFinite());
+  } else {
+    std::memset(results_->data(), 0, pieces * sizeof(uint64_t));
   }
   {
     MutexLock lock(&mu_);
@@ -283,7 +284,7 @@ absl::StatusOr<std::vector<uint64_t>> CudaQuantizer::Finish(absl::Time deadline)
   encoded_.assign(encoded_.size(), false);
   next_stream_ = 0;
   if (!result.ok()) return result;
-  return digests;
+  return absl::MakeConstSpan(reinterpret_cast<const uint64_t*>(results_->data()), pieces);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ class HostLoader final : public Loader {
   CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
   CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
   CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override;
-  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override;
+  absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override;
   bool wrote() const override { return wrote_; }
 
  private:
@@ -51,6 +51,7 @@ class HostLoader final : public Loader {
   WorkTable check_work_;  // segments of pieces
   WorkTable copy_work_;   // segments of copies
   std::vector<std::atomic<uint64_t>> digests_;
+  std::vector<uint64_t> found_;        // what the last Finish gave
   std::atomic<bool> writing_ = false;  // an apply has begun since the last Finish
   bool applies_ = false;               // one was asked for
   bool wrote_ = false;
@@ -65,6 +66,7 @@ HostLoader::HostLoader(std::shared_ptr<const Plan> plan, ScatterTable table, std
       table_(std::move(table)),
       handles_(std::move(handles)),
       digests_(plan_->pieces().size()),
+      found_(digests_.size()),
       pool_(pool),
       queue_(std::make_shared<TaskQueue>(pool)) {
   BuildTables();
@@ -166,7 +168,7 @@ void HostLoader::CopySegment(const Segment& segment, const std::byte* wire) cons
            copy.row_bytes);
 }
 
-absl::StatusOr<std::vector<uint64_t>> HostLoader::Finish(absl::Time deadline) {
+absl::StatusOr<absl::Span<const uint64_t>> HostLoader::Finish(absl::Time deadline) {
   absl::Status status = queue_->Drain(deadline);
   if (absl::IsDeadlineExceeded(status)) {
     wrote_ = applies_;
@@ -174,10 +176,9 @@ absl::StatusOr<std::vector<uint64_t>> HostLoader::Finish(absl::Time deadline) {
   }
   wrote_ = writing_.exchange(false, std::memory_order_relaxed);
   applies_ = false;
-  std::vector<uint64_t> digests(digests_.size());
-  for (size_t i = 0; i < digests.size(); ++i) digests[i] = digests_[i].exchange(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < found_.size(); ++i) found_[i] = digests_[i].exchange(0, std::memory_order_relaxed);
   if (!status.ok()) return status;
-  return digests;
+  return found_;
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ class HostQuantizer final : public Quantizer {
   ~HostQuantizer() override;
 
   CompletionPtr Encode(int64_t bucket, std::byte* wire, CompletionPtr after) override;
-  absl::StatusOr<std::vector<uint64_t>> Finish(absl::Time deadline) override;
+  absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override;
   void Cancel(const absl::Status& why) override { queue_->Cancel(why); }
 
  private:
@@ -58,7 +58,8 @@ class HostQuantizer final : public Quantizer {
   WorkTable encode_work_;        // segments of pieces
   WorkTable amax_work_;          // segments of whole tensors, for those with one scale
   std::vector<std::atomic<uint64_t>> digests_;
-  std::vector<Amax> amaxes_;  // per catalog tensor; empty when no tensor has one scale
+  std::vector<uint64_t> found_;  // what the last Finish gave
+  std::vector<Amax> amaxes_;     // per catalog tensor; empty when no tensor has one scale
 
   // The first non-finite value of the running task, in catalog order, so that every run names the same one.
   Mutex mu_;
@@ -71,7 +72,11 @@ class HostQuantizer final : public Quantizer {
 
 HostQuantizer::HostQuantizer(std::shared_ptr<const Plan> plan, const std::vector<const std::byte*>& tensors,
                              WorkerPool* pool)
-    : plan_(std::move(plan)), digests_(plan_->pieces().size()), pool_(pool), queue_(std::make_shared<TaskQueue>(pool)) {
+    : plan_(std::move(plan)),
+      digests_(plan_->pieces().size()),
+      found_(digests_.size()),
+      pool_(pool),
+      queue_(std::make_shared<TaskQueue>(pool)) {
   bool any_amax = false;
   sources_.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -213,17 +218,16 @@ absl::Status HostQuantizer::TakeError() {
   return NonFiniteError(plan_->catalog().tensors()[tensor], element, source.data + element * DtypeBytes(source.dtype));
 }
 
-absl::StatusOr<std::vector<uint64_t>> HostQuantizer::Finish(absl::Time deadline) {
+absl::StatusOr<absl::Span<const uint64_t>> HostQuantizer::Finish(absl::Time deadline) {
   absl::Status status = queue_->Drain(deadline);
   if (absl::IsDeadlineExceeded(status)) return status;
-  std::vector<uint64_t> digests(digests_.size());
-  for (size_t i = 0; i < digests.size(); ++i) digests[i] = digests_[i].exchange(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < found_.size(); ++i) found_[i] = digests_[i].exchange(0, std::memory_order_relaxed);
   for (Amax& amax : amaxes_) {
     amax.bits.store(0, std::memory_order_relaxed);
     amax.known = false;
   }
   if (!status.ok()) return status;
-  return digests;
+  return found_;
 }
 
 }  // namespace

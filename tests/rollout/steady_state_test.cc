@@ -1,0 +1,100 @@
+// What a version costs a sink once its catalog was received before: no tables, and no memory that grows with the number
+// of tensors. On the host backend, with a wire that is a copy.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/ring.h"
+#include "server/rollout/receive_pipeline.h"
+#include "tests/backend/contract/encoded_model.h"
+#include "tests/backend/host_agent.h"
+#include "tests/core/allocation_count.h"
+#include "tests/rollout/fake_backend.h"
+
+namespace wsync {
+namespace {
+
+constexpr int64_t kTensors = 50'000;
+
+std::vector<Tensor> ManyTensors() {
+  std::vector<Tensor> tensors;
+  for (int64_t i = 0; i < kTensors; ++i) {
+    tensors.push_back({absl::StrCat("layers.", i, ".up_proj.weight"), Dtype::kBF16, {2, 4}});
+  }
+  return tensors;
+}
+
+// Gives the buckets of one image, version after version.
+class CopyingTransport final : public Transport {
+ public:
+  explicit CopyingTransport(const std::vector<std::byte>* image) : image_(image) {}
+  absl::Status Connect(absl::Time) override { return absl::OkStatus(); }
+  CompletionPtr Broadcast(std::byte* data, int64_t bytes, CompletionPtr after) override {
+    EXPECT_TRUE(after == nullptr || after->Wait(absl::InfiniteFuture()).ok());
+    std::memcpy(data, image_->data() + next_, static_cast<size_t>(bytes));
+    next_ = (next_ + bytes) % static_cast<int64_t>(image_->size());
+    return nullptr;
+  }
+  void Cancel(const absl::Status&) override {}
+  int64_t moved_bytes() const override { return next_; }
+
+ private:
+  const std::vector<std::byte>* const image_;
+  int64_t next_ = 0;
+};
+
+class SinkSteadyStateTest : public ::testing::Test {
+ protected:
+  SinkSteadyStateTest() : model_(ManyTensors(), {}, kDefaultBucketBytes), backend_({.threads = 2}) {
+    image_ = model_.EncodeImage(&digests_);
+    int64_t bytes = 0;
+    const std::vector<Destination> destinations = WholeDestinations(plan(), &bytes);
+    engine_ = *backend_.memory().Allocate(bytes, "an engine");
+    auto table = BuildScatterTable(plan(), destinations, {bytes}, /*allow_partial=*/false);
+    EXPECT_TRUE(table.ok()) << table.status();
+    loader_ = *backend_.NewLoader(model_.plan(), *std::move(table), {engine_->data()});
+    memory_ = *backend_.memory().Allocate(plan().image_bytes(), "receive memory");
+  }
+  const Plan& plan() const { return *model_.plan(); }
+  void ExpectSteady(const std::function<void()>& version) {
+    version();
+    for (int i = 0; i < 3; ++i) {
+      const AllocationCount count;
+      version();
+      EXPECT_LT(count.bytes(), kTensors) << "a table of anything takes a byte per tensor, or more";
+    }
+  }
+
+  const contract::EncodedModel model_;
+  host::HostBackend backend_;
+  std::vector<uint64_t> digests_;
+  std::vector<std::byte> image_;
+  std::unique_ptr<Buffer> engine_, memory_;
+  std::unique_ptr<Loader> loader_;
+  std::atomic<int64_t> bucket_ = -1;
+};
+
+TEST_F(SinkSteadyStateTest, ASecondVersionThatIsStagedAndAppliedBuildsNoTables) {
+  CopyingTransport transport(&image_);
+  const ReceiveContext context{plan(), transport, *loader_, absl::Seconds(30), &bucket_};
+  ExpectSteady([&] {
+    const sink::Received received = ReceiveImage(context, memory_->data());
+    ASSERT_TRUE(received.status.ok()) << received.status;
+    EXPECT_EQ(received.digest, plan().ContentDigest(digests_));
+    ASSERT_TRUE(ApplyImage(*loader_, memory_->data()).status.ok());
+  });
+}
+
+TEST_F(SinkSteadyStateTest, ASecondVersionInPlaceBuildsNoTables) {
+  CopyingTransport transport(&image_);
+  const ReceiveContext context{plan(), transport, *loader_, absl::Seconds(30), &bucket_};
+  ExpectSteady([&] {
+    const sink::Received received = ReceiveInPlace(context, memory_->data(), /*slots=*/3);
+    ASSERT_TRUE(received.status.ok()) << received.status;
+    EXPECT_EQ(received.digest, plan().ContentDigest(digests_));
+  });
+}
+
+}  // namespace
+}  // namespace wsync
