@@ -42,7 +42,7 @@ class GpuFaults : public GpuCluster {
     absl::Time at;
   };
   void Arm(Side side, Fault fault, Step step);
-  void AwaitFired(Side side, Fault fault, Step step);
+  void AwaitFired(Side side, Fault fault, Step step, uint64_t version);
   void Judge(Side side, Fault fault, const Answer& answer, absl::Duration unblocked) const;
   pid_t PidOf(Side side) const;
   std::string LogPathOf(Side side) const;
