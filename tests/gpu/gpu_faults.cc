@@ -35,7 +35,6 @@ constexpr absl::Duration kIntoNccl = absl::Milliseconds(50);  // until a sink th
 
 // One channel of NCCL buffers 4 MiB on its way: buckets of 6 MiB do not fit.
 constexpr int64_t kBucketBytes = int64_t{6} << 20;
-constexpr int kLayers = 8;  // five buckets
 
 struct Point {
   Side side;  // in whose process
@@ -72,7 +71,8 @@ const char* NameOf(Step step) {
 
 const char* NameOf(Fault fault) { return fault == Fault::kKill ? "Killed" : "Stopped"; }
 
-GpuFaults::GpuFaults() : GpuCluster({.layers = kLayers, .bucket_bytes = kBucketBytes, .binary_suffix = "-faults"}) {}
+GpuFaults::GpuFaults(int layers)
+    : GpuCluster({.layers = layers, .bucket_bytes = kBucketBytes, .binary_suffix = "-faults"}) {}
 
 void GpuFaults::SetUp() {
   GpuCluster::SetUp();

@@ -23,7 +23,7 @@ const char* NameOf(Fault fault);
 // a peer waits inside a kernel of NCCL's, or while it makes a communicator.
 class GpuFaults : public GpuCluster {
  protected:
-  GpuFaults();
+  explicit GpuFaults(int layers = 8);  // five buckets
   void SetUp() override;
   void TearDown() override;
   void StartInSync();  // both agents, registered and ready
