@@ -128,6 +128,7 @@ void PrintTable(const BenchResult& result) {
   row("publish -> released", [](const SyncResult& s) { return FormatMs(s.released_ms); });
   row("publish -> staged", [](const SyncResult& s) { return FormatMs(s.staged_ms); });
   row("publish -> committed", [](const SyncResult& s) { return FormatMs(s.committed_ms); });
+  row("control and planning", [](const SyncResult& s) { return FormatMs(s.control_ms); });
   row("delivered to each sink", [](const SyncResult& s) { return FormatRate(s.DeliveredBytesPerSecond()); });
   std::printf("%s\n", syncs.Render(color).c_str());
   if (result.syncs.size() == 3) {
@@ -160,6 +161,7 @@ nlohmann::ordered_json ToJson(const SyncResult& s) {
                                  {"released_ms", s.released_ms},
                                  {"staged_ms", s.staged_ms},
                                  {"committed_ms", s.committed_ms},
+                                 {"control_ms", s.control_ms},
                                  {"delivered_bytes_per_second", s.DeliveredBytesPerSecond()}};
   for (const AgentMemory& m : s.memory) {
     json["memory"].push_back(

@@ -2,16 +2,16 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "client/cli/median.h"
+#include "client/cli/peak_sampler.h"
 #include "client/cli/peer_process.h"
 #include "client/cli/terminal.h"
 #include "server/backend/cuda/backend.h"
@@ -25,21 +25,15 @@ namespace {
 using nlohmann::json;
 
 constexpr int kWarmUps = 3;                            // the first opens the session, the others fill caches and pools
-constexpr int kCeilingRuns = 7;                        // medians of these, after one that warms up
 constexpr absl::Duration kSetUp = absl::Minutes(5);    // to fill 60 GB of weights
 constexpr absl::Duration kOneSync = absl::Minutes(2);  // above every deadline of the agents
-constexpr int64_t kCopyBytes = int64_t{4} << 30;       // far larger than any cache
-
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
+constexpr int64_t kMib = 1 << 20;
 
 struct Samples {
-  std::vector<double> quantize, wire, verify, apply, released, committed, pause;
+  std::vector<double> quantize, wire, verify, apply, released, committed, control, pause;
 };
+
+using Probes = std::vector<std::unique_ptr<cuda::Probe>>;  // of each agent's GPU
 
 struct Peers {
   std::unique_ptr<PeerProcess> feeder;
@@ -90,7 +84,7 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
   if (absl::Status status = peers.feeder->Order(absl::StrCat("publish ", version)); !status.ok()) return status;
   const auto committed = peers.feeder->Hear(kOneSync);
   if (!committed.ok()) return committed.status();
-  double wire = 0, verify = 0, apply = 0, pause = 0;
+  double wire = 0, verify = 0, apply = 0, slowest = 0, pause = 0;
   const json& report = committed->at("report");
   for (const json& replica : report.at("replicas")) {
     if (!replica.at("applied").get<bool>()) {
@@ -98,9 +92,11 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
           absl::StrCat(replica.value("replica", ""), " was left out: ", replica.value("reason", "")));
     }
     const json& timings = replica.at("timings");
-    wire = std::max(wire, timings.at("transfer_ms").get<double>());
-    verify = std::max(verify, timings.at("check_ms").get<double>());
-    apply = std::max(apply, timings.at("apply_ms").get<double>());
+    const double stages[] = {timings.at("transfer_ms"), timings.at("check_ms"), timings.at("apply_ms")};
+    wire = std::max(wire, stages[0]);
+    verify = std::max(verify, stages[1]);
+    apply = std::max(apply, stages[2]);
+    slowest = std::max(slowest, stages[0] + stages[1] + stages[2]);
   }
   for (const auto& engine : peers.engines) {
     const auto applied = engine->Hear(kOneSync);
@@ -116,12 +112,14 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
   samples->pause.push_back(pause);
   samples->released.push_back(committed->at("released_ms"));
   samples->committed.push_back(committed->at("committed_ms"));
+  samples->control.push_back(samples->committed.back() - slowest);
   return absl::OkStatus();
 }
 
 // What nvidia-smi says that a process holds on its GPU; -1 when it does not know the process.
 int64_t DeviceBytesOf(pid_t pid) {
-  std::FILE* pipe = popen("nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>&1", "r");
+  std::FILE* pipe = popen(  // which waits for a driver that hangs
+      "timeout 10 nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>&1", "r");
   if (pipe == nullptr) return -1;
   int64_t bytes = -1;
   char line[256];
@@ -129,14 +127,39 @@ int64_t DeviceBytesOf(pid_t pid) {
     const std::pair<std::string, std::string> fields = absl::StrSplit(line, absl::MaxSplits(", ", 1));
     int64_t its_pid = 0, mib = 0;
     if (absl::SimpleAtoi(fields.first, &its_pid) && absl::SimpleAtoi(fields.second, &mib) && its_pid == pid) {
-      bytes = std::max<int64_t>(bytes, 0) + (mib << 20);
+      bytes = std::max<int64_t>(bytes, 0) + mib * kMib;
     }
   }
   pclose(pipe);
   return bytes;
 }
 
-absl::Status RunSyncs(const GpuBenchOptions& options, GpuBenchResult* result) {
+absl::StatusOr<Probes> OpenProbes(const std::vector<int>& devices) {
+  Probes probes;
+  for (const int device : devices) {
+    auto probe = cuda::Probe::Open(device);
+    if (!probe.ok()) return probe.status();
+    probes.push_back(*std::move(probe));
+  }
+  return probes;
+}
+
+// 0 where it cannot be told.
+int64_t UsedBytes(cuda::Probe& probe) { return probe.UsedBytes().value_or(0); }
+
+void TellMemory(const LocalCluster& cluster, const Probes& probes, const std::vector<int64_t>& peaks,
+                GpuBenchResult* result) {
+  for (size_t i = 0; i < probes.size(); ++i) {
+    const int rollout = static_cast<int>(i) - 1;
+    GpuBenchResult::AgentMemory& memory = result->memory.emplace_back();
+    memory.agent = i == 0 ? "wsync-trainer" : absl::StrCat("wsync-rollout ", rollout);
+    memory.device_bytes = DeviceBytesOf(i == 0 ? cluster.trainer_pid() : cluster.rollout_pid(rollout));
+    memory.gpu_peak_bytes = peaks[i];
+    memory.gpu_rise_bytes = std::max<int64_t>(0, peaks[i] - UsedBytes(*probes[i]));
+  }
+}
+
+absl::Status RunSyncs(const GpuBenchOptions& options, const Probes& probes, GpuBenchResult* result) {
   LocalCluster::Options cluster_options;
   cluster_options.rollouts = static_cast<int>(options.devices.size()) - 1;
   cluster_options.devices = options.devices;
@@ -149,6 +172,7 @@ absl::Status RunSyncs(const GpuBenchOptions& options, GpuBenchResult* result) {
   Peers peers;
   absl::Status status = StartPeers(options, **cluster, &peers, result);
   Samples samples;
+  PeakSampler sampler(probes.size(), [&probes](size_t i) { return UsedBytes(*probes[i]); });
   for (int i = 0; status.ok() && i < kWarmUps + options.syncs; ++i) {
     status = SyncOnce(peers, static_cast<uint64_t>(i) + 1, i >= kWarmUps, &samples);
   }
@@ -157,11 +181,7 @@ absl::Status RunSyncs(const GpuBenchOptions& options, GpuBenchResult* result) {
     return absl::Status(status.code(), absl::StrCat(std::string(status.message()), "; the agents' logs are in ",
                                                     (*cluster)->directory()));
   }
-  result->memory.push_back({"wsync-trainer", DeviceBytesOf((*cluster)->trainer_pid())});
-  for (size_t i = 1; i < options.devices.size(); ++i) {
-    result->memory.push_back(
-        {absl::StrCat("wsync-rollout ", i - 1), DeviceBytesOf((*cluster)->rollout_pid(static_cast<int>(i) - 1))});
-  }
+  TellMemory(**cluster, probes, sampler.Stop(), result);
   result->quantize_ms = Median(samples.quantize);
   result->wire_ms = Median(samples.wire);
   result->verify_ms = Median(samples.verify);
@@ -169,85 +189,14 @@ absl::Status RunSyncs(const GpuBenchOptions& options, GpuBenchResult* result) {
   result->pause_ms = Median(samples.pause);
   result->released_ms = Median(samples.released);
   result->committed_ms = Median(samples.committed);
-  return absl::OkStatus();
-}
-
-// ---- ceilings
-
-struct Rank {
-  std::unique_ptr<cuda::CudaBackend> backend;
-  std::unique_ptr<Buffer> buffer;
-  std::unique_ptr<Transport> transport;
-  absl::Status status;
-};
-
-// One ncclBroadcast of everything: every rank a thread, as every rank is a thread of some process in real life.
-absl::StatusOr<double> MeasureBroadcastMs(const std::vector<int>& devices, int64_t bytes) {
-  std::vector<Rank> ranks(devices.size());
-  for (size_t i = 0; i < devices.size(); ++i) {
-    auto backend = cuda::CudaBackend::Create({.device = devices[i]});
-    if (!backend.ok()) return backend.status();
-    ranks[i].backend = *std::move(backend);
-    auto buffer = ranks[i].backend->memory().Allocate(bytes, "a broadcast to time");
-    if (!buffer.ok()) return buffer.status();
-    ranks[i].buffer = *std::move(buffer);
-  }
-  const std::string token = ranks[0].backend->NewSessionToken();
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    auto transport = ranks[i].backend->NewTransport(
-        {.token = token, .rank = static_cast<int32_t>(i), .world = static_cast<int32_t>(ranks.size())});
-    if (!transport.ok()) return transport.status();
-    ranks[i].transport = *std::move(transport);
-  }
-  const auto on_all = [&](const std::function<absl::Status(Rank&)>& work) {
-    std::vector<std::thread> threads;
-    for (Rank& rank : ranks) threads.emplace_back([&rank, &work] { rank.status.Update(work(rank)); });
-    for (std::thread& thread : threads) thread.join();
-    absl::Status status;
-    for (const Rank& rank : ranks) status.Update(rank.status);
-    return status;
-  };
-  const auto connect = [](Rank& rank) { return rank.transport->Connect(MonotonicNow() + absl::Seconds(30)); };
-  if (absl::Status status = on_all(connect); !status.ok()) return status;
-  std::vector<double> times;
-  for (int i = 0; i <= kCeilingRuns; ++i) {
-    const absl::Time begin = MonotonicNow();
-    const absl::Status status = on_all([bytes](Rank& rank) {
-      return rank.transport->Broadcast(rank.buffer->data(), bytes, nullptr)->Wait(MonotonicNow() + absl::Seconds(30));
-    });
-    if (!status.ok()) return status;
-    if (i > 0) times.push_back(absl::ToDoubleMilliseconds(MonotonicNow() - begin));
-  }
-  return Median(std::move(times));
-}
-
-absl::Status MeasureCeilings(GpuBenchResult* result) {
-  const std::vector<int>& devices = result->options.devices;
-  for (const int device : devices) {
-    auto probe = cuda::Probe::Open(device);
-    if (!probe.ok()) return probe.status();
-    result->device_names.push_back((*probe)->device_name());
-    if (device == devices.front()) {
-      const auto copy = (*probe)->CopySeconds(kCopyBytes, kCeilingRuns);
-      if (!copy.ok()) return copy.status();
-      result->copy_bytes_per_second = 2.0 * kCopyBytes / *copy;
-    }
-    if (device == devices.back()) {
-      const auto copy = (*probe)->CopySeconds(result->payload_bytes, kCeilingRuns);
-      if (!copy.ok()) return copy.status();
-      result->payload_copy_ms = *copy * 1e3;
-    }
-  }
-  const auto broadcast = MeasureBroadcastMs(devices, result->wire_bytes);
-  if (!broadcast.ok()) return broadcast.status();
-  result->broadcast_ms = *broadcast;
+  result->control_ms = Median(samples.control);
   return absl::OkStatus();
 }
 
 }  // namespace
 
 double GpuBenchResult::QuantizeRatio() const {
-  return static_cast<double>(source_bytes + payload_bytes) / (quantize_ms / 1e3) / copy_bytes_per_second;
+  return static_cast<double>(source_bytes + payload_bytes) / (quantize_ms / 1e3) / ceilings.copy_bytes_per_second;
 }
 
 absl::StatusOr<GpuBenchResult> MeasureGpuSync(const GpuBenchOptions& options) {
@@ -263,8 +212,15 @@ absl::StatusOr<GpuBenchResult> MeasureGpuSync(const GpuBenchOptions& options) {
   }
   GpuBenchResult result;
   result.options = options;
-  if (absl::Status status = RunSyncs(options, &result); !status.ok()) return status;
-  if (absl::Status status = MeasureCeilings(&result); !status.ok()) return status;
+  {
+    const absl::StatusOr<Probes> probes = OpenProbes(options.devices);
+    if (!probes.ok()) return probes.status();
+    for (const auto& probe : *probes) result.device_names.push_back(probe->device_name());
+    if (absl::Status status = RunSyncs(options, *probes, &result); !status.ok()) return status;
+  }
+  auto ceilings = MeasureCeilings(options.devices, result.payload_bytes, result.wire_bytes);
+  if (!ceilings.ok()) return ceilings.status();
+  result.ceilings = *std::move(ceilings);
   return result;
 }
 
@@ -283,33 +239,37 @@ void PrintTable(const GpuBenchResult& r) {
   for (const size_t column : {1, 3, 4}) stages.AlignRight(column);
   const auto ms = [](double value) { return absl::StrFormat("%.2f ms", value); };
   const auto ratio = [](double value, double ceiling) { return absl::StrFormat("%.2f", value / ceiling); };
-  const double copy_ms = static_cast<double>(r.source_bytes + r.payload_bytes) / r.copy_bytes_per_second * 1e3;
+  const GpuCeilings& c = r.ceilings;
+  const double copy_ms = static_cast<double>(r.source_bytes + r.payload_bytes) / c.copy_bytes_per_second * 1e3;
   stages.Add(
       {"quantize", ms(r.quantize_ms), "copying as many bytes on the GPU", ms(copy_ms), ratio(r.quantize_ms, copy_ms)});
-  stages.Add({"wire", ms(r.wire_ms), "one ncclBroadcast", ms(r.broadcast_ms), ratio(r.wire_ms, r.broadcast_ms)});
+  stages.Add({"wire", ms(r.wire_ms), "one ncclBroadcast", ms(c.broadcast_ms), ratio(r.wire_ms, c.broadcast_ms)});
   stages.Add({"verify, not hidden", ms(r.verify_ms), "", "", ""});
-  stages.Add({"apply", ms(r.apply_ms), "copying the payload on the GPU", ms(r.payload_copy_ms),
-              r.apply_ms > 0 ? ratio(r.apply_ms, r.payload_copy_ms) : ""});
-  stages.Add({"engine pause", ms(r.pause_ms), "copying the payload on the GPU", ms(r.payload_copy_ms),
-              ratio(r.pause_ms, r.payload_copy_ms)});
+  stages.Add({"apply", ms(r.apply_ms), "copying the payload on the GPU", ms(c.payload_copy_ms),
+              r.apply_ms > 0 ? ratio(r.apply_ms, c.payload_copy_ms) : ""});
+  stages.Add({"engine pause", ms(r.pause_ms), "copying the payload on the GPU", ms(c.payload_copy_ms),
+              ratio(r.pause_ms, c.payload_copy_ms)});
   stages.Add({"publish -> released", ms(r.released_ms), "quantize, above", ms(r.quantize_ms),
               ratio(r.released_ms, r.quantize_ms)});
-  stages.Add({"publish -> committed", ms(r.committed_ms), "one ncclBroadcast", ms(r.broadcast_ms),
-              ratio(r.committed_ms, r.broadcast_ms)});
+  stages.Add({"publish -> committed", ms(r.committed_ms), "one ncclBroadcast", ms(c.broadcast_ms),
+              ratio(r.committed_ms, c.broadcast_ms)});
+  stages.Add({"control and planning", ms(r.control_ms), "", "", ""});
   std::printf("%s\n", stages.Render(color).c_str());
   std::printf("device copy %s (read + written), quantizer %.0f%% of it; ncclBroadcast %s; register %s, attach %s\n\n",
-              FormatRate(r.copy_bytes_per_second).c_str(), 100 * r.QuantizeRatio(),
-              FormatRate(static_cast<double>(r.wire_bytes) / r.broadcast_ms * 1e3).c_str(),
+              FormatRate(c.copy_bytes_per_second).c_str(), 100 * r.QuantizeRatio(),
+              FormatRate(static_cast<double>(r.wire_bytes) / c.broadcast_ms * 1e3).c_str(),
               FormatMs(r.register_ms).c_str(), FormatMs(r.attach_ms).c_str());
-  Table memory({"GPU MEMORY HELD", "BYTES"});
-  memory.AlignRight(1);
+  Table memory({"GPU MEMORY", "HELD AFTERWARDS", "PEAK, SAMPLED", "PEAK OF THE WHOLE GPU"});
+  for (const size_t column : {1, 2, 3}) memory.AlignRight(column);
+  const auto bytes = [](int64_t n) { return n < 0 ? "unknown" : FormatBytes(static_cast<double>(n)); };
   for (const auto& m : r.memory) {
-    memory.Add({m.agent, m.device_bytes < 0 ? "unknown" : FormatBytes(static_cast<double>(m.device_bytes))});
+    memory.Add({m.agent, bytes(m.device_bytes), bytes(m.peak_bytes()), bytes(m.gpu_peak_bytes)});
   }
   std::printf("%s", memory.Render(color).c_str());
 }
 
 void PrintJson(const GpuBenchResult& r) {
+  const GpuCeilings& c = r.ceilings;
   nlohmann::ordered_json out = {{"model", r.options.model.empty() ? r.options.shapes : r.options.model},
                                 {"source_mode", r.options.source_mode},
                                 {"sink_mode", r.options.sink_mode},
@@ -330,14 +290,18 @@ void PrintJson(const GpuBenchResult& r) {
                                 {"pause_ms", r.pause_ms},
                                 {"released_ms", r.released_ms},
                                 {"committed_ms", r.committed_ms},
-                                {"copy_bytes_per_second", r.copy_bytes_per_second},
-                                {"payload_copy_ms", r.payload_copy_ms},
-                                {"broadcast_ms", r.broadcast_ms},
+                                {"control_ms", r.control_ms},
+                                {"copy_bytes_per_second", c.copy_bytes_per_second},
+                                {"payload_copy_ms", c.payload_copy_ms},
+                                {"broadcast_ms", c.broadcast_ms},
                                 {"quantize_ratio", r.QuantizeRatio()},
-                                {"committed_ratio", r.committed_ms / r.broadcast_ms}};
+                                {"committed_ratio", r.committed_ms / c.broadcast_ms}};
   for (const auto& m : r.memory) {
-    out["memory"].push_back(
-        {{"agent", m.agent}, {"device_bytes", m.device_bytes < 0 ? json(nullptr) : json(m.device_bytes)}});
+    const auto known = [](int64_t bytes) { return bytes < 0 ? json(nullptr) : json(bytes); };
+    out["memory"].push_back({{"agent", m.agent},
+                             {"device_bytes", known(m.device_bytes)},
+                             {"peak_bytes", known(m.peak_bytes())},
+                             {"gpu_peak_bytes", m.gpu_peak_bytes}});
   }
   std::printf("%s\n", out.dump(2).c_str());
 }

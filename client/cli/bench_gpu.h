@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "client/cli/gpu_ceilings.h"
 #include "client/cli/local_cluster.h"
 
 namespace wsync::cli {
@@ -33,15 +34,23 @@ struct GpuBenchResult {
   double quantize_ms = 0, wire_ms = 0, verify_ms = 0, apply_ms = 0;  // the agents' own clocks
   double released_ms = 0, committed_ms = 0;                          // publish to the event, at the feeder
   double pause_ms = 0;                                               // at the engine
+  // What of publish -> committed no stage accounts for: its total less wire, verify and apply of the slowest sink, sync
+  // by sync. Messages, decisions, threads that wake, the engine's answers; and, the wire being timed by a sink, nothing
+  // of the encoding but what happens before that sink begins to receive.
+  double control_ms = 0;
+  // Of GPUs, from nvidia-smi and cudaMemGetInfo.
   struct AgentMemory {
     std::string agent;
-    int64_t device_bytes = -1;  // -1: nvidia-smi does not tell
+    int64_t device_bytes = -1;  // the process', after the last sync; -1: nvidia-smi does not tell
+    // The largest that was sampled from the first sync on, of its whole GPU: client process and benchmark included.
+    int64_t gpu_peak_bytes = 0;
+    // That peak above what the whole GPU held when device_bytes was read.
+    int64_t gpu_rise_bytes = 0;
+    // At most this was the agent's, unless another process gave memory back meanwhile. -1: not known.
+    int64_t peak_bytes() const { return device_bytes < 0 ? -1 : device_bytes + gpu_rise_bytes; }
   };
   std::vector<AgentMemory> memory;
-  // Ceilings.
-  double copy_bytes_per_second = 0;  // read + written, of a device-to-device copy
-  double payload_copy_ms = 0;        // device-to-device copy of the payload
-  double broadcast_ms = 0;           // ncclBroadcast of the wire bytes in one call
+  GpuCeilings ceilings;
 
   // Bytes read and written by the quantizer per second, against the copy's.
   double QuantizeRatio() const;

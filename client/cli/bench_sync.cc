@@ -1,72 +1,24 @@
 #include "client/cli/bench_sync.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <functional>
 #include <memory>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/demo_model.h"
 #include "client/cli/engine_thread.h"
+#include "client/cli/median.h"
+#include "client/cli/peak_sampler.h"
 #include "client/cli/shared_model.h"
 #include "client/local/trainer_client.h"
 #include "server/core/clock.h"
 #include "server/core/memory_estimate.h"
-#include "server/core/sync.h"
 
 namespace wsync::cli {
 namespace {
 
-constexpr absl::Duration kSampleEvery = absl::Milliseconds(20);  // buffers live far longer than this
 constexpr absl::Duration kReady = absl::Seconds(120);
 constexpr int64_t kPerturbOneIn = 50;
-
-// Samples the private memory of some processes until it goes.
-class MemorySampler {
- public:
-  explicit MemorySampler(std::vector<pid_t> pids)
-      : pids_(std::move(pids)), peaks_(pids_.size(), 0), thread_([this] { Run(); }) {}
-  ~MemorySampler() { Stop(); }
-  std::vector<int64_t> Stop() {
-    {
-      MutexLock lock(&mu_);
-      stopping_ = true;
-      changed_.SignalAll();
-    }
-    if (thread_.joinable()) thread_.join();
-    return peaks_;
-  }
-
- private:
-  void Run() {
-    pthread_setname_np(pthread_self(), "sampler");
-    while (true) {
-      for (size_t i = 0; i < pids_.size(); ++i) {
-        peaks_[i] = std::max(peaks_[i], LocalCluster::PrivateBytes(pids_[i]));
-      }
-      MutexLock lock(&mu_);
-      const absl::Time next = MonotonicNow() + kSampleEvery;
-      while (!stopping_ && changed_.WaitUntil(&mu_, next)) {
-      }
-      if (stopping_) return;
-    }
-  }
-  const std::vector<pid_t> pids_;
-  std::vector<int64_t> peaks_;  // of the thread until it is joined
-  Mutex mu_;
-  CondVar changed_;
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;
-};
-
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 
 double MedianOf(const std::vector<v1::VersionReport>& reports,
                 const std::function<double(const v1::VersionReport&)>& value) {
@@ -75,12 +27,14 @@ double MedianOf(const std::vector<v1::VersionReport>& reports,
   return Median(std::move(values));
 }
 
-double Slowest(const v1::VersionReport& report, double (v1::StageTimings::*stage)() const) {
+double Slowest(const v1::VersionReport& report, const std::function<double(const v1::StageTimings&)>& stage) {
   double slowest = 0;
-  for (const v1::ReplicaOutcome& replica : report.replicas()) {
-    slowest = std::max(slowest, (replica.timings().*stage)());
-  }
+  for (const v1::ReplicaOutcome& replica : report.replicas()) slowest = std::max(slowest, stage(replica.timings()));
   return slowest;
+}
+
+double AllStages(const v1::StageTimings& timings) {
+  return timings.transfer_ms() + timings.check_ms() + timings.apply_ms();
 }
 
 std::string FlagOr(const ConfigFlags& flags, const std::string& key, const std::string& fallback) {
@@ -119,18 +73,23 @@ absl::Status WaitUntilReady(const LocalCluster& cluster, int rollouts) {
       .status();
 }
 
-absl::StatusOr<std::vector<v1::VersionReport>> PublishAll(TrainerClient& trainer, SharedModel& model, int syncs) {
+absl::StatusOr<std::vector<v1::VersionReport>> PublishAll(TrainerClient& trainer, SharedModel& model, int syncs,
+                                                          std::vector<double>* control_ms) {
   std::vector<v1::VersionReport> reports;
   for (int version = 1; version <= syncs + 1; ++version) {
     if (version > 1) Perturb(model, kPerturbOneIn, version);
+    const absl::Time begin = MonotonicNow();
     auto report = trainer.Publish(version, PublishObserver());
+    const double took_ms = absl::ToDoubleMilliseconds(MonotonicNow() - begin);
     if (!report.ok()) return report.status();
     for (const v1::ReplicaOutcome& replica : report->replicas()) {
       if (replica.outcome() != v1::OUTCOME_APPLIED) {
         return absl::AbortedError(absl::StrCat(replica.replica(), " was left out: ", replica.reason()));
       }
     }
-    if (version > 1) reports.push_back(*std::move(report));
+    if (version == 1) continue;
+    control_ms->push_back(took_ms - Slowest(*report, AllStages));
+    reports.push_back(*std::move(report));
   }
   return reports;
 }
@@ -139,7 +98,7 @@ void Summarize(const std::vector<v1::VersionReport>& reports, SyncResult* result
   using v1::StageTimings;
   using v1::VersionReport;
   const auto slowest = [&](double (StageTimings::*stage)() const) {
-    return MedianOf(reports, [stage](const VersionReport& r) { return Slowest(r, stage); });
+    return MedianOf(reports, [stage](const VersionReport& r) { return Slowest(r, std::mem_fn(stage)); });
   };
   result->transfer_ms = slowest(&StageTimings::transfer_ms);
   result->check_ms = slowest(&StageTimings::check_ms);
@@ -174,7 +133,7 @@ absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
   }
   const auto trainer = TrainerClient::Connect((*cluster)->trainer_socket(), absl::Seconds(10));
   if (!trainer.ok()) return trainer.status();
-  MemorySampler sampler(pids);
+  PeakSampler sampler(pids.size(), [&pids](size_t i) { return LocalCluster::PrivateBytes(pids[i]); });
   const auto registered = model->Register(**trainer, {}, false);
   if (!registered.ok()) return registered.status();
   result.tensors = registered->tensors();
@@ -184,8 +143,10 @@ absl::StatusOr<SyncResult> MeasureSync(const SyncOptions& options) {
   for (const Tensor& tensor : options.tensors) result.source_bytes += BytesOf(tensor);
   const absl::Status ready = WaitUntilReady(**cluster, options.rollouts);
   if (!ready.ok()) return ready;
-  const auto reports = PublishAll(**trainer, *model, options.syncs);
+  std::vector<double> control_ms;
+  const auto reports = PublishAll(**trainer, *model, options.syncs, &control_ms);
   if (!reports.ok()) return reports.status();
+  result.control_ms = Median(std::move(control_ms));
   Summarize(*reports, &result);
   const absl::Status predicted = Predict(options, &result);
   if (!predicted.ok()) return predicted;

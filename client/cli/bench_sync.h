@@ -45,6 +45,9 @@ struct SyncResult {
   double released_ms = 0;
   double staged_ms = 0;
   double committed_ms = 0;
+  // What of publish -> committed, seen by the caller, the stages of the slowest sink (transfer, check, apply) do not
+  // account for: messages, decisions, threads that wake.
+  double control_ms = 0;
   std::vector<AgentMemory> memory;
   // Payload that reached each sink, verified, per second from publish to staged.
   double DeliveredBytesPerSecond() const { return static_cast<double>(payload_bytes) / staged_ms * 1e3; }

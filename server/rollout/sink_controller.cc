@@ -31,6 +31,7 @@ std::string Ms(absl::Duration duration) { return absl::StrFormat("%.1f", absl::T
 
 SinkController::SinkController(SinkControllerOptions options, Backend* backend)
     : options_(std::move(options)),
+      memory_(backend->memory()),
       thread_(std::make_shared<SerialThread>("wsync-control")),
       state_(options_.sink),
       receiver_(backend, options_.receiver),
@@ -244,7 +245,8 @@ void SinkController::Do(const sink::Connect& action) {
 void SinkController::Do(const sink::Receive& action) {
   receiver_.Receive(
       [this](const sink::Received& result) { Post([=, this] { Step(result); }); },
-      [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); });
+      [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
+      OrderFor(action.version));
 }
 
 // Posted before the end of the same Receive, so the state is still at it, unless it was called off.
@@ -253,8 +255,10 @@ void SinkController::OnLayer(uint64_t version, const LayerReady& layer) {
   if (EngineStream* stream = engine_stream()) stream->LayerComplete(version, layer);
 }
 
-void SinkController::Do(const sink::Apply&) {
-  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); });
+void SinkController::Do(const sink::Apply& action) {
+  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); },
+                  OrderFor(action.version),
+                  [this, version = action.version] { Post([=, this] { OnApplyEnqueued(version); }); });
 }
 
 void SinkController::Do(const sink::Cancel& action) { receiver_.Cancel(action.why); }

@@ -9,7 +9,6 @@
 
 struct ncclComm {
   std::atomic<bool> launching = false;
-  std::atomic<bool> finalizing = false;
   std::atomic<bool> aborted = false;
   std::atomic<bool> ended = false;
 };
@@ -57,8 +56,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int, ncclUniqueId, int, nc
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
   if (IsLate(comm)) return ncclInvalidUsage;
-  const bool busy =
-      fake.init_hangs || (comm->launching && fake.launch_hangs) || (comm->finalizing && fake.finalize_hangs);
+  const bool busy = fake.init_hangs || (comm->launching && fake.launch_hangs);
   *error = busy ? ncclInProgress : static_cast<ncclResult_t>(fake.async_error.load());
   return ncclSuccess;
 }
@@ -72,19 +70,6 @@ ncclResult_t ncclBroadcast(const void*, void*, size_t, ncclDataType_t, int, nccl
     return ncclUnhandledCudaError;
   }
   return ncclInProgress;
-}
-
-ncclResult_t ncclCommFinalize(ncclComm_t comm) {
-  if (IsLate(comm)) return ncclInvalidUsage;
-  comm->finalizing = true;
-  return ncclInProgress;
-}
-
-ncclResult_t ncclCommDestroy(ncclComm_t comm) {
-  if (IsLate(comm)) return ncclInvalidUsage;
-  comm->ended = true;
-  ++fake.destroys;
-  return ncclSuccess;
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t comm) {

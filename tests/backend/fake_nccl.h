@@ -11,14 +11,12 @@ struct FakeNccl {
   std::atomic<bool> init_hangs = false;        // stays in progress
   std::atomic<bool> launch_hangs = false;      // a broadcast stays in progress, and never reaches the stream
   std::atomic<bool> broadcast_stalls = false;  // on the stream, until the communicator is aborted
-  std::atomic<bool> finalize_hangs = false;
-  std::atomic<bool> abort_hangs = false;  // for as long as this is true
-  std::atomic<int> async_error = 0;       // an ncclResult_t
+  std::atomic<bool> abort_hangs = false;       // for as long as this is true
+  std::atomic<int> async_error = 0;            // an ncclResult_t
   // What was asked of it.
   std::atomic<int> broadcasts = 0;
   std::atomic<int> aborts = 0;
-  std::atomic<int> destroys = 0;
-  std::atomic<int> calls_after_end = 0;  // into a communicator that was, or was being, aborted or destroyed
+  std::atomic<int> calls_after_end = 0;  // into a communicator that was, or was being, aborted
 };
 
 }  // namespace wsync::cuda

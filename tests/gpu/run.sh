@@ -9,7 +9,8 @@
 #   WSYNC_SOAK_SYNCS=N   versions of the faults part's soak, with an agent killed every fifty (120; the long run has 1000,
 #                        and SOAK_LIMIT=600, the seconds it may take)
 #   OUT=DIR              where logs and results go; by default a new directory under /tmp
-#   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate; by default any rate passes
+#   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate, or the bench part fails; by
+#                        default 0.90; two H200 gave 0.95 (qwen2.5-7b) and 0.93 (qwen3-30b-a3b)
 # Prints PASS or FAIL per part. Exit code: 0 all passed, 1 one failed, 77 there is no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -66,7 +67,7 @@ part_racecheck() { sanitized racecheck; }
 # Rates beside the device's own copy rate; what it prints is the result.
 part_bench() {
   local status=0
-  limited 60 bench "$bin/kernels_gpu_bench" --min-ratio "${MIN_RATIO:-0}" || status=1
+  limited 60 bench "$bin/kernels_gpu_bench" --min-ratio "${MIN_RATIO:-0.90}" || status=1
   limited 60 bench-channel "$bin/kernels_gpu_bench" qwen2.5-7b --granularity channel || status=1
   limited 60 bench-json "$bin/kernels_gpu_bench" --output json || status=1
   cat "$out/bench.log" "$out/bench-channel.log"
@@ -77,7 +78,7 @@ part_bench() {
 part_contract() {
   local status=0 test log
   local contract=(cuda_memory_contract_test cuda_quantizer_contract_test cuda_loader_contract_test cuda_memory_test
-    cuda_nccl_session_test)
+    cuda_stream_event_test cuda_nccl_session_test)
   [ "$gpus" -lt 2 ] || contract+=(cuda_transport_contract_test)
   for test in "${contract[@]}"; do
     limited 120 "contract-$test" "$bin/$test" --gtest_brief=1 || status=1

@@ -55,8 +55,6 @@ absl::StatusOr<const NcclLibrary*> NcclLibrary::LoadOnce() {
   absl::Status status = Find(library, name, "ncclGetVersion", &nccl->GetVersion);
   status.Update(Find(library, name, "ncclGetUniqueId", &nccl->GetUniqueId));
   status.Update(Find(library, name, "ncclCommInitRankConfig", &nccl->CommInitRankConfig));
-  status.Update(Find(library, name, "ncclCommFinalize", &nccl->CommFinalize));
-  status.Update(Find(library, name, "ncclCommDestroy", &nccl->CommDestroy));
   status.Update(Find(library, name, "ncclCommAbort", &nccl->CommAbort));
   status.Update(Find(library, name, "ncclCommGetAsyncError", &nccl->CommGetAsyncError));
   status.Update(Find(library, name, "ncclGetErrorString", &nccl->GetErrorString));

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -18,8 +19,6 @@ namespace {
 constexpr absl::Duration kEnqueueLimit = absl::Seconds(60);
 // How often the watcher looks for an asynchronous error. Nobody waits for it: completions look at their own events.
 constexpr absl::Duration kWatchPeriod = absl::Milliseconds(5);
-// A clean end needs no answer from a peer that is alive; one that does not come is replaced by an abort.
-constexpr absl::Duration kFinalizeLimit = absl::Seconds(2);
 
 }  // namespace
 
@@ -139,11 +138,16 @@ absl::StatusOr<CudaCompletion::Ptr> NcclSession::Start(std::byte* data, int64_t 
     if (status.ok()) status = AwaitReady("ncclBroadcast", MonotonicNow() + kEnqueueLimit);
     if (!status.ok()) return status;
   }
+  int64_t end_bytes = 0;
+  {
+    MutexLock lock(&mu_);
+    end_bytes = started_bytes_ += bytes;
+  }
   absl::StatusOr<CudaCompletion::Ptr> completion =
-      CudaCompletion::Record(*events_, *stream_, *std::move(before), Verdict(), Doom());
+      CudaCompletion::Record(*events_, *stream_, *std::move(before), Verdict(end_bytes), Doom());
   if (!completion.ok()) return completion;
   MutexLock lock(&mu_);
-  pending_.push_back({*completion, bytes});
+  pending_.push_back(*completion);
   changed_.SignalAll();
   return completion;
 }
@@ -159,20 +163,24 @@ CompletionPtr NcclSession::Broadcast(std::byte* data, int64_t bytes, const Compl
   // Other ranks wait for this broadcast, and nothing can be sent in its place.
   Fail(started.status());
   // It may be under way all the same: it has failed when the communicator has ended.
-  return CudaCompletion::Doomed(Verdict(), Doom());
+  return CudaCompletion::Doomed(Verdict(/*end_bytes=*/0), Doom());
 }
 
-CudaCompletion::Verdict NcclSession::Verdict() {
-  return [self = shared_from_this()](bool come) { return self->VerdictOf(come); };
+CudaCompletion::Verdict NcclSession::Verdict(int64_t end_bytes) {
+  return [self = shared_from_this(), end_bytes](bool come) { return self->VerdictOf(come, end_bytes); };
 }
 
 CudaCompletion::Doom NcclSession::Doom() {
   return [self = shared_from_this()] { return self->failure(); };
 }
 
-std::optional<absl::Status> NcclSession::VerdictOf(bool come) const {
+std::optional<absl::Status> NcclSession::VerdictOf(bool come, int64_t end_bytes) {
   MutexLock lock(&mu_);
-  if (why_.ok()) return come ? std::optional<absl::Status>(absl::OkStatus()) : std::nullopt;
+  if (why_.ok() && !come) return std::nullopt;
+  if (why_.ok()) {
+    moved_bytes_ = std::max(moved_bytes_, end_bytes);  // what was started before it came before it, in one stream
+    return absl::OkStatus();
+  }
   // Until the communicator has ended, its kernels may still touch the memory.
   return settled_ ? std::optional<absl::Status>(why_) : std::nullopt;
 }
@@ -183,23 +191,19 @@ absl::Status NcclSession::Reap() {
     {
       MutexLock lock(&mu_);
       if (pending_.empty()) return absl::OkStatus();
-      first = pending_.front().completion;
+      first = pending_.front();
     }
     const std::optional<absl::Status> result = first->Poll();
     if (!result) return absl::OkStatus();
     {
       MutexLock lock(&mu_);
-      if (!pending_.empty() && pending_.front().completion == first) {
-        if (result->ok()) moved_bytes_ += pending_.front().bytes;
-        pending_.pop_front();
-      }
+      if (!pending_.empty() && pending_.front() == first) pending_.pop_front();
     }
     if (!result->ok()) return *result;
   }
 }
 
-int64_t NcclSession::moved_bytes() {
-  Fail(Reap());
+int64_t NcclSession::moved_bytes() const {
   MutexLock lock(&mu_);
   return moved_bytes_;
 }
@@ -234,8 +238,7 @@ void NcclSession::Watch() {
 }
 
 void NcclSession::End() {
-  const bool cleanly = failure().ok();
-  std::thread ender([self = shared_from_this(), cleanly] { self->EndCommunicator(cleanly); });
+  std::thread ender([self = shared_from_this()] { self->EndCommunicator(); });
   const absl::Time limit = MonotonicNow() + spec_.end_limit;
   bool ended = false;
   {
@@ -256,20 +259,14 @@ void NcclSession::End() {
   settled_ = true;
 }
 
-void NcclSession::EndCommunicator(bool cleanly) {
+void NcclSession::EndCommunicator() {
   pthread_setname_np(pthread_self(), "wsync-nccl-end");
   ncclComm_t comm = nullptr;
   {
     MutexLock call(&call_mu_);  // nobody is inside NCCL now, and nobody finds a communicator from here on
     comm = std::exchange(comm_, nullptr);
   }
-  if (comm != nullptr && device_->MakeCurrent().ok()) {
-    if (cleanly && Finalize(comm)) {
-      nccl_->CommDestroy(comm);
-    } else {
-      nccl_->CommAbort(comm);
-    }
-  }
+  if (comm != nullptr && device_->MakeCurrent().ok()) nccl_->CommAbort(comm);
   // The kernels have been told to quit; what is behind them in the stream goes as well.
   Backoff backoff;
   while (device_->MakeCurrent().ok() && cudaStreamQuery(stream_->get()) == cudaErrorNotReady) {
@@ -281,18 +278,6 @@ void NcclSession::EndCommunicator(bool cleanly) {
   changed_.SignalAll();
 }
 
-bool NcclSession::Finalize(ncclComm_t comm) const {
-  if (!nccl_->Check(nccl_->CommFinalize(comm), "ncclCommFinalize").ok()) return false;
-  Backoff backoff;
-  const absl::Time limit = MonotonicNow() + kFinalizeLimit;
-  while (true) {
-    ncclResult_t state = ncclSuccess;
-    if (nccl_->CommGetAsyncError(comm, &state) != ncclSuccess) return false;
-    if (state != ncclInProgress) return state == ncclSuccess;
-    if (!backoff.Pause(limit)) return false;
-  }
-}
-
 void NcclSession::Close() {
   Fail(Reap());
   {
@@ -302,12 +287,12 @@ void NcclSession::Close() {
     changed_.SignalAll();
   }
   if (watcher_.joinable()) watcher_.join();
-  std::deque<Operation> left;  // with results now, by which they let go of the session
+  std::deque<CudaCompletion::Ptr> left;  // with results now, by which they let go of the session
   {
     MutexLock lock(&mu_);
     left.swap(pending_);
   }
-  for (const Operation& operation : left) (void)operation.completion->Poll();
+  for (const CudaCompletion::Ptr& completion : left) (void)completion->Poll();
 }
 
 }  // namespace wsync::cuda

@@ -11,6 +11,11 @@
 // can be inside, and nobody comes in later. A session fails first and is aborted second, and a broadcast counts only
 // when its event was seen while the session had not failed: an aborted one can end without an error. Broadcasts that
 // are done are forgotten, so a session may serve any number.
+//
+// A communicator is ended by ncclCommAbort, also an idle one. ncclCommFinalize and ncclCommDestroy meet the other
+// ranks, so they block or fail when one of these was killed or has left first. What abort would cut off, bytes of ours
+// still on their way through NCCL's proxy, nobody waits for: a session is closed between rounds, or because its round
+// failed.
 #ifndef WSYNC_SERVER_BACKEND_CUDA_NCCL_SESSION_H_
 #define WSYNC_SERVER_BACKEND_CUDA_NCCL_SESSION_H_
 
@@ -49,17 +54,13 @@ class NcclSession : public std::enable_shared_from_this<NcclSession> {
   absl::Status Connect(absl::Time deadline);
   CompletionPtr Broadcast(std::byte* data, int64_t bytes, const CompletionPtr& after);
   void Cancel(const absl::Status& why) { Fail(why); }
-  int64_t moved_bytes();
-  // Ends the communicator, cleanly where nothing is pending. Returns within end_limit, and a little. Call it once,
+  // Of the broadcasts that somebody saw end, at the latest the watcher. Calls neither NCCL nor the device.
+  int64_t moved_bytes() const;
+  // Ends the communicator. What is pending fails. Returns within end_limit, and a little. Call it once,
   // last.
   void Close();
 
  private:
-  struct Operation {
-    CudaCompletion::Ptr completion;
-    int64_t bytes = 0;
-  };
-
   NcclSession(std::shared_ptr<const Device> device, const NcclLibrary* nccl, std::shared_ptr<EventPool> events,
               std::unique_ptr<Stream> stream, const NcclSessionSpec& spec)
       : device_(std::move(device)), nccl_(nccl), events_(std::move(events)), spec_(spec), stream_(std::move(stream)) {}
@@ -75,15 +76,15 @@ class NcclSession : public std::enable_shared_from_this<NcclSession> {
 
   void Fail(const absl::Status& why);  // OK: nothing; the first failure counts
   absl::Status failure() const;
-  CudaCompletion::Verdict Verdict();
+  // Of a broadcast whose end makes the session's bytes `end_bytes`.
+  CudaCompletion::Verdict Verdict(int64_t end_bytes);
   CudaCompletion::Doom Doom();
-  std::optional<absl::Status> VerdictOf(bool come) const;
+  std::optional<absl::Status> VerdictOf(bool come, int64_t end_bytes);
   absl::Status Reap();  // forgets what is done; the first error
 
   void Watch();  // the watcher's thread
   void End();
-  void EndCommunicator(bool cleanly);
-  bool Finalize(ncclComm_t comm) const;
+  void EndCommunicator();
   std::string Who() const;
 
   const std::shared_ptr<const Device> device_;
@@ -103,7 +104,8 @@ class NcclSession : public std::enable_shared_from_this<NcclSession> {
   bool ended_ ABSL_GUARDED_BY(mu_) = false;    // there is no communicator any more, and nothing of it runs
   bool settled_ ABSL_GUARDED_BY(mu_) = false;  // ended, or given up
   absl::Status why_ ABSL_GUARDED_BY(mu_);      // the session failed
-  std::deque<Operation> pending_ ABSL_GUARDED_BY(mu_);
+  std::deque<CudaCompletion::Ptr> pending_ ABSL_GUARDED_BY(mu_);
+  int64_t started_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t moved_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 
   std::thread watcher_;  // from Connect to Close

@@ -50,6 +50,14 @@ class Timer {
   absl::Status status_;
 };
 
+absl::StatusOr<GpuFacts> Facts(const Device& device) {
+  if (absl::Status status = device.MakeCurrent(); !status.ok()) return status;
+  size_t free = 0, total = 0;
+  const absl::Status status = device.Check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", "free memory");
+  if (!status.ok()) return status;
+  return GpuFacts{device.name(), static_cast<int64_t>(total), static_cast<int64_t>(free)};
+}
+
 }  // namespace
 
 struct Probe::Parts {
@@ -75,11 +83,7 @@ int DeviceCount() {
 absl::StatusOr<GpuFacts> FactsOf(int device) {
   const auto opened = Device::Open(device);
   if (!opened.ok()) return opened.status();
-  if (absl::Status status = (*opened)->MakeCurrent(); !status.ok()) return status;
-  size_t free = 0, total = 0;
-  const absl::Status status = (*opened)->Check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", "free memory");
-  if (!status.ok()) return status;
-  return GpuFacts{(*opened)->name(), static_cast<int64_t>(total), static_cast<int64_t>(free)};
+  return Facts(**opened);
 }
 
 absl::StatusOr<std::string> NcclInUse() {
@@ -106,6 +110,12 @@ Probe::Probe(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Probe::~Probe() = default;
 
 std::string Probe::device_name() const { return parts_->device->name(); }
+
+absl::StatusOr<int64_t> Probe::UsedBytes() {
+  const auto facts = Facts(*parts_->device);
+  if (!facts.ok()) return facts.status();
+  return facts->total_bytes - facts->free_bytes;
+}
 
 absl::Status Probe::Upload(std::byte* to, const void* from, int64_t bytes) {
   return parts_->Copy(to, from, bytes, cudaMemcpyHostToDevice);

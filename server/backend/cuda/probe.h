@@ -34,6 +34,8 @@ class Probe {
   ~Probe();
 
   std::string device_name() const;  // "GPU 0 (NVIDIA H200, GPU-8f1c...)"
+  // Of the whole GPU, of every process on it.
+  absl::StatusOr<int64_t> UsedBytes();
   absl::Status Upload(std::byte* to, const void* from, int64_t bytes);
   absl::Status Download(void* to, const std::byte* from, int64_t bytes);
   // Seconds of one device-to-device copy of `bytes`, which lie `bytes` apart from their copy in memory of its own: the
