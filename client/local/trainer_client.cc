@@ -116,6 +116,11 @@ struct TrainerClient::Impl {
   // Says the registration again to an agent that may have lost it. True: it had, and has it again.
   absl::StatusOr<bool> RegisterAgain();
   std::string registration_id();
+  // A call made without a connection fails at once, with what the last attempt ended with. And only a wait drives the
+  // next attempt: a caller that sleeps between calls had one every two seconds.
+  bool AwaitConnection(absl::Time deadline) {
+    return channel->GetState(true) == GRPC_CHANNEL_READY || channel->WaitForConnected(In(deadline - MonotonicNow()));
+  }
   bool WaitUnlessStopping(absl::Duration duration);
 
   std::string socket;
@@ -160,6 +165,7 @@ absl::StatusOr<v1::RegisterReply> TrainerClient::Register(const std::vector<Memo
                                                           const std::vector<std::string>& modules_to_not_convert,
                                                           bool replace) {
   Lent lent{handles, tensors, modules_to_not_convert};
+  (void)impl_->AwaitConnection(MonotonicNow() + impl_->options.reconnect_timeout);
   auto reply = SendRegistration(*impl_->stub, lent, replace);
   if (!reply.ok()) return reply;
   MutexLock lock(&impl_->mu);
@@ -171,14 +177,12 @@ absl::StatusOr<v1::RegisterReply> TrainerClient::Register(const std::vector<Memo
 
 absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const PublishObserver& observer) {
   absl::Time give_up = absl::InfiniteFuture();
-  // Without a connection it is waited for as well: a call made now would only tell what the last attempt ended with.
-  bool connected = impl_->channel->GetState(true) == GRPC_CHANNEL_READY;
+  if (impl_->channel->GetState(true) != GRPC_CHANNEL_READY) {
+    give_up = MonotonicNow() + impl_->options.reconnect_timeout;
+    (void)impl_->AwaitConnection(give_up);
+  }
   while (true) {
     bool released = false;
-    if (!connected) {
-      give_up = std::min(give_up, MonotonicNow() + impl_->options.reconnect_timeout);
-      connected = impl_->channel->WaitForConnected(In(give_up - MonotonicNow()));
-    }
     auto report = PublishOnce(*impl_->stub, impl_->registration_id(), version, observer, &released);
     const bool agent_gone = absl::IsUnavailable(report.status()) && !released;
     if (!agent_gone && !IsForgotten(report.status(), impl_->registration_id())) return report;

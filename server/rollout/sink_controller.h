@@ -53,6 +53,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   struct Engine {  // attached, or about to be
     std::string name;
     std::string attachment_id;  // empty: still being checked
+    absl::Time attached_at;
     int64_t bytes_per_version = 0;
     std::shared_ptr<EngineStream> stream;
     uint64_t paused = 0;  // the version that it paused for last, in this order
@@ -95,6 +96,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void StartAttach(const Caller& caller, AttachSpec spec, AttachDone done);
   void FinishAttach(const Caller& caller, const absl::StatusOr<AttachInfo>& info, const AttachDone& done);
   absl::Status EngineSlotFree() const;
+  // Lets an engine go that attached and did not come for its updates, for the sake of one that is here.
+  void MakeWayForEngine();
   bool IsAttached(const std::string& attachment_id) const;
   EngineStream* engine_stream() const { return engine_ ? engine_->stream.get() : nullptr; }
   // Ends the engine's stream with `status` and forgets it; the state hears of it unless it said so itself.

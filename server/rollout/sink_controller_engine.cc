@@ -12,6 +12,10 @@
 namespace wsync {
 namespace {
 
+// How long an attachment without an update stream is kept from another engine: a client opens it at once, and one that
+// was killed in between is started again, which must not have to wait for SinkOptions::open_timeout.
+constexpr absl::Duration kOpenGrace = absl::Seconds(1);
+
 std::string NewAttachmentId() {
   std::random_device random;
   return absl::StrFormat("%08x%08x%08x%08x", random(), random(), random(), random());
@@ -65,9 +69,16 @@ absl::Status SinkController::EngineSlotFree() const {
       absl::StrCat("engine ", engine_->name, " is attached to this agent: stop or detach it first"));
 }
 
+void SinkController::MakeWayForEngine() {
+  if (!engine_ || engine_->attachment_id.empty() || engine_->stream != nullptr) return;
+  if (MonotonicNow() - engine_->attached_at < kOpenGrace) return;
+  LetEngineGo(absl::AbortedError("it did not open its update stream, and another engine attached"));
+}
+
 void SinkController::Attach(Caller caller, AttachSpec spec, AttachDone done) {
   auto shared = std::make_shared<AttachSpec>(std::move(spec));
   Post([this, caller = std::move(caller), shared, done = std::move(done)] {
+    MakeWayForEngine();
     if (absl::Status status = EngineSlotFree(); !status.ok()) return done(status);
     WaitForPlan(caller, [this, caller, shared, done](const absl::StatusOr<std::shared_ptr<const Plan>>& plan) {
       if (!plan.ok()) return done(plan.status());
@@ -97,6 +108,7 @@ void SinkController::FinishAttach(const Caller& caller, const absl::StatusOr<Att
     return done(status);
   }
   engine_->attachment_id = NewAttachmentId();
+  engine_->attached_at = MonotonicNow();
   engine_->bytes_per_version = info->bytes_per_version;
   LogInfo("engine attached", {{"engine", engine_->name}, {"bytes_per_version", absl::StrCat(info->bytes_per_version)}});
   Step(sink::EngineAttached{engine_->name});

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/trainer/publisher.h"
 
 namespace wsync {
@@ -65,6 +66,7 @@ absl::StatusOr<Hash128> Publisher::StreamThroughRing(const std::shared_ptr<Sourc
   for (size_t k = 0; sent.ok() && k < buckets.size(); ++k) {
     if (k >= slots) encodes.push_back(EncodeBucket(k, sends[k - slots]));
     std::byte* slot = encoder_.Place(static_cast<int64_t>(k));
+    (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));
     sends.push_back(alone ? encodes[k] : ring_session_->Broadcast(slot, buckets[k].wire_bytes, encodes[k]));
   }
   auto digest = FinishReading(*job, encodes, limits.transfer);

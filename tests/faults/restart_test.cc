@@ -83,6 +83,21 @@ TEST_F(Restart, WithoutAnAgentAPublishFailsWithinTenSecondsAndSaysWhatToDo) {
   Commit();
 }
 
+// Its retries failed for five seconds, while the agent was back after a tenth of one.
+TEST_F(Restart, ATrainingProcessWhoseAgentDiesAsItRegistersIsRegisteredSoonAfterItsRestart) {
+  for (int i = 0; i < 3; ++i) {
+    const pid_t pid = group_->agents().trainer_pid();
+    ASSERT_TRUE(ArmFailpoint(pid, "trainer.register", Fault::kKill, 0).ok());
+    ASSERT_TRUE(group_->StartTrainerProcess().ok());
+    const absl::Time deadline = MonotonicNow() + Scaled(kHardLimit);
+    while (!HasEnded(pid) && MonotonicNow() < deadline) usleep(1000);
+    ASSERT_TRUE(group_->agents().RestartTrainer().ok());
+    EXPECT_TRUE(group_->trainer().Await("registered", Scaled(absl::Seconds(2))).has_value());
+    ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  }
+  Commit();
+}
+
 // It failed at once with what the last attempt to connect had ended with, though the agent was there again.
 TEST_F(Restart, APublishRightAfterAStoppedAgentGoesOnIsMade) {
   kill(group_->agents().trainer_pid(), SIGSTOP);

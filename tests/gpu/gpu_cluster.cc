@@ -85,6 +85,15 @@ bool GpuEngine::WaitForUpdates(int count, absl::Duration timeout) {
   return true;
 }
 
+bool GpuEngine::WaitForPrepare(uint64_t version, absl::Duration timeout) {
+  const absl::Time deadline = MonotonicNow() + timeout;
+  MutexLock lock(&mu_);
+  while (prepared_ != version) {
+    if (!changed_.WaitUntil(&mu_, deadline)) return prepared_ == version;
+  }
+  return true;
+}
+
 std::optional<absl::Time> GpuEngine::AwaitLetGo(absl::Time since, absl::Duration timeout) {
   const absl::Time deadline = since + timeout;
   MutexLock lock(&mu_);
@@ -169,6 +178,10 @@ absl::Status GpuEngine::Follow(EngineClient& engine) {
     if (event->has_apply()) answered = engine.Paused(event->apply().version());
     if (!answered.ok()) return answered;
     MutexLock lock(&mu_);
+    if (event->has_prepare()) {
+      prepared_ = event->prepare().version();
+      changed_.SignalAll();
+    }
     if (event->has_applied() || event->has_cancelled() || event->has_torn()) {
       let_go_.push_back(MonotonicNow());
       changed_.SignalAll();

@@ -37,6 +37,8 @@ class GpuEngine {
   bool WaitForVersion(uint64_t version, absl::Duration timeout = kPatience);
   uint64_t version() const;
   bool WaitForUpdates(int count, absl::Duration timeout = kPatience);  // versions taken in all
+  // It was told that the version is on its way.
+  bool WaitForPrepare(uint64_t version, absl::Duration timeout = kPatience);
   // When it was first told, after `since`, that a version is applied, called off or torn: from then on it depends on
   // nobody. None: not within the timeout.
   std::optional<absl::Time> AwaitLetGo(absl::Time since, absl::Duration timeout);
@@ -60,6 +62,7 @@ class GpuEngine {
   EngineClient* attached_ ABSL_GUARDED_BY(mu_) = nullptr;
   uint64_t version_ ABSL_GUARDED_BY(mu_) = 0;
   int updates_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t prepared_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<absl::Time> let_go_ ABSL_GUARDED_BY(mu_);
   std::string last_error_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<Buffer> memory_;  // the thread's, but while a version is served

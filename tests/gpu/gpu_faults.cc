@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/core/clock.h"
 #include "tests/faults/child_process.h"
 #include "tests/faults/environment.h"
@@ -26,12 +27,14 @@ constexpr absl::Duration kHardLimit = absl::Seconds(10);
 constexpr absl::Duration kFireLimit = absl::Seconds(20);
 // An engine hears what became of a version this long after the trainer at most.
 constexpr absl::Duration kMessageSlack = absl::Milliseconds(100);
-// The trainer's agent is struck while its sink copies: that long the sink is held there.
-constexpr int kHeldMs = 300;
+// A trainer's agent is struck from outside, once its sink is at it, too: its own thread, or that of the sink which
+// copies, is held for so long at the step.
+constexpr int kHeldMs = 1000;
+constexpr int kHeldCopyMs = 300;
+constexpr absl::Duration kIntoNccl = absl::Milliseconds(50);  // until a sink that has heard of a version waits in NCCL
 
 // One channel of NCCL buffers 4 MiB on its way: buckets of 6 MiB do not fit.
 constexpr int64_t kBucketBytes = int64_t{6} << 20;
-constexpr int kLayers = 8;  // five buckets
 
 struct Point {
   Side side;  // in whose process
@@ -68,7 +71,8 @@ const char* NameOf(Step step) {
 
 const char* NameOf(Fault fault) { return fault == Fault::kKill ? "Killed" : "Stopped"; }
 
-GpuFaults::GpuFaults() : GpuCluster({.layers = kLayers, .bucket_bytes = kBucketBytes, .binary_suffix = "-faults"}) {}
+GpuFaults::GpuFaults(int layers)
+    : GpuCluster({.layers = layers, .bucket_bytes = kBucketBytes, .binary_suffix = "-faults"}) {}
 
 void GpuFaults::SetUp() {
   GpuCluster::SetUp();
@@ -76,9 +80,8 @@ void GpuFaults::SetUp() {
 }
 
 void GpuFaults::TearDown() {
-  if (cluster_ != nullptr) {
-    kill(cluster_->trainer_pid(), SIGCONT);
-    kill(cluster_->rollout_pid(0), SIGCONT);
+  for (const Side side : {Side::kTrainer, Side::kRollout}) {
+    if (cluster_ != nullptr && PidOf(side) > 0) kill(PidOf(side), SIGCONT);
   }
   GpuCluster::TearDown();
   faults::RemoveFailpointPipes();
@@ -130,20 +133,24 @@ void GpuFaults::StartAgain(Side side) {
 void GpuFaults::Arm(Side side, Fault fault, Step step) {
   const Point point = PointOf(side, step);
   fired_before_ = faults::TimesFired(LogPathOf(point.side), point.name);
-  const bool own = point.side == side;
-  const absl::Status armed =
-      faults::ArmFailpoint(PidOf(point.side), point.name, own ? fault : Fault::kDelay, own ? 0 : kHeldMs);
+  const int held_ms = step == Step::kApply ? kHeldCopyMs : kHeldMs;
+  const absl::Status armed = side == Side::kRollout
+                                 ? faults::ArmFailpoint(PidOf(side), point.name, fault, 0)
+                                 : faults::ArmFailpoint(PidOf(point.side), point.name, Fault::kDelay, held_ms);
   ASSERT_TRUE(armed.ok()) << armed;
 }
 
-void GpuFaults::AwaitFired(Side side, Fault fault, Step step) {
+void GpuFaults::AwaitFired(Side side, Fault fault, Step step, uint64_t version) {
   const Point point = PointOf(side, step);
   const absl::Time deadline = MonotonicNow() + Scaled(kFireLimit);
   while (faults::TimesFired(LogPathOf(point.side), point.name) == fired_before_) {
     ASSERT_LT(MonotonicNow(), deadline) << "the step was never reached";
-    usleep(500);
+    absl::SleepFor(absl::Microseconds(500));
   }
-  if (point.side != side) kill(PidOf(side), fault == Fault::kKill ? SIGKILL : SIGSTOP);
+  if (side == Side::kRollout) return;
+  ASSERT_TRUE(engine_->WaitForPrepare(version, Scaled(absl::Milliseconds(kHeldMs / 2))));
+  absl::SleepFor(kIntoNccl);
+  kill(PidOf(side), fault == Fault::kKill ? SIGKILL : SIGSTOP);
 }
 
 void GpuFaults::Judge(Side side, Fault fault, const Answer& answer, absl::Duration unblocked) const {
@@ -170,7 +177,7 @@ void GpuFaults::RunCell(Side side, Fault fault, Step step, uint64_t* version) {
     auto report = Publish(during);
     return Answer{std::move(report), MonotonicNow()};
   });
-  AwaitFired(side, fault, step);
+  AwaitFired(side, fault, step, during);
   const absl::Time fault_at = MonotonicNow();
   if (HasFatalFailure()) {
     answered.wait();

@@ -23,7 +23,7 @@ const char* NameOf(Fault fault);
 // a peer waits inside a kernel of NCCL's, or while it makes a communicator.
 class GpuFaults : public GpuCluster {
  protected:
-  GpuFaults();
+  explicit GpuFaults(int layers = 8);  // five buckets
   void SetUp() override;
   void TearDown() override;
   void StartInSync();  // both agents, registered and ready
@@ -42,7 +42,7 @@ class GpuFaults : public GpuCluster {
     absl::Time at;
   };
   void Arm(Side side, Fault fault, Step step);
-  void AwaitFired(Side side, Fault fault, Step step);
+  void AwaitFired(Side side, Fault fault, Step step, uint64_t version);
   void Judge(Side side, Fault fault, const Answer& answer, absl::Duration unblocked) const;
   pid_t PidOf(Side side) const;
   std::string LogPathOf(Side side) const;

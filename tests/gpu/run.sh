@@ -103,9 +103,9 @@ part_faults() {
   if [ -n "${FAULT_TESTS:-}" ]; then
     limited 600 faults "$bin/faults_gpu_test" --gtest_filter="$FAULT_TESTS" || status=1
   else
-    limited 120 faults-trainer "$bin/faults_gpu_test" --gtest_filter="*Cells*/Trainer*" &
+    limited 140 faults-trainer "$bin/faults_gpu_test" --gtest_filter="*Cells*/Trainer*" &
     trainer=$!
-    limited 120 faults-rollout "$bin/faults_gpu_test" --gtest_filter="*Cells*/Rollout*" || status=1
+    limited 140 faults-rollout "$bin/faults_gpu_test" --gtest_filter="*Cells*/Rollout*" || status=1
     wait "$trainer" || status=1
     limited 80 faults-memory "$bin/faults_gpu_test" --gtest_filter="GpuMemoryFaults.*" || status=1
     limited "${SOAK_LIMIT:-60}" faults-soak "$bin/soak_gpu_test" || status=1

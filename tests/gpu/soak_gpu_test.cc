@@ -23,6 +23,7 @@ constexpr absl::Duration kHardLimit = absl::Seconds(10);
 
 class GpuSoak : public GpuFaults {
  protected:
+  GpuSoak() : GpuFaults(/*layers=*/2) {}  // the host encodes every version as well
   // Processes, and what is in use on both GPUs, by whomever.
   void LookAt(faults::Flatness& flatness, int64_t version) {
     flatness.Look("wsync-trainer", cluster_->trainer_pid(), version);

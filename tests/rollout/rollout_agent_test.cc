@@ -220,6 +220,26 @@ TEST_F(RolloutAgentTest, SecondEngineIsToldWhoIsAttached) {
   EXPECT_THAT(status.error_message(), HasSubstr("vllm 0.11 (pid 4711)"));
 }
 
+// It had to wait until the ten seconds of the first one were over.
+TEST_F(RolloutAgentTest, EngineKilledBeforeItOpenedItsUpdatesMakesWayForItsSuccessor) {
+  StartAgent();
+  Join();
+  ScriptedEngine killed(agent_->local_address());
+  ASSERT_TRUE(killed.Attach(Request()).ok());
+  engine_.emplace(agent_->local_address());
+  EXPECT_EQ(engine_->Attach(Request()).error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  const absl::Time deadline = MonotonicNow() + absl::Seconds(5);
+  grpc::Status attached;
+  do {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    attached = engine_->Attach(Request());
+  } while (!attached.ok() && MonotonicNow() < deadline);
+  ASSERT_TRUE(attached.ok()) << attached.error_message();
+  engine_->OpenUpdates();
+  coordinator_->AwaitReady(true);
+  Serve(1, 1);
+}
+
 TEST_F(RolloutAgentTest, UpdatesOfAnUnknownAttachmentAreNotFound) {
   StartAgent();
   ScriptedEngine engine(agent_->local_address());
