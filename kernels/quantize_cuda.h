@@ -152,9 +152,9 @@ cudaError_t PreloadEncodeKernels();
 cudaError_t LaunchEncodeReset(const EncodeTable& table, const EncodeDevice& device, cudaStream_t stream);
 cudaError_t LaunchAmax(const EncodeTable& table, const EncodeDevice& device, cudaStream_t stream);
 // How much of the memory's queues an encode fills. kFastest keeps loads of 17 MB in flight on a Hopper, and whoever
-// else reads that memory waits behind them: a broadcast that runs beside loses a sixth of its rate. kBesideTransfer has
-// half as many blocks at a time. Two H100, Qwen2.5-7B, in place: publish to committed 28.5 ms with kFastest and 27.3 ms
-// with kBesideTransfer, the encode itself 9.1 and 9.8 ms.
+// else reads that memory waits behind them: a broadcast that runs beside loses a seventh of its rate. kBesideTransfer
+// has half as many blocks at a time. Two H100, Qwen2.5-7B, in place: publish to committed 28.5 ms with kFastest and
+// 27.3 ms with kBesideTransfer, the encode itself 9.1 and 9.8 ms.
 enum class Pace : uint8_t { kFastest, kBesideTransfer };
 
 // `wire`: the bucket's memory. At most once per bucket between resets.

@@ -3,6 +3,7 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -140,6 +141,19 @@ std::string Events(const v1::JobStatus& status, const StatusViewOptions& options
   return out;
 }
 
+// Digests as tables print them: two decimal halves could not be compared with anything.
+void WriteHashesAsHex(nlohmann::ordered_json& node) {
+  if (node.is_object() && node.size() == 2 && node.contains("high") && node.contains("low")) {
+    v1::Hash hash;  // 64-bit numbers are texts in protobuf's JSON
+    hash.set_high(std::stoull(node["high"].get<std::string>()));
+    hash.set_low(std::stoull(node["low"].get<std::string>()));
+    node = HashHex(hash);
+    return;
+  }
+  if (!node.is_structured()) return;
+  for (auto& child : node) WriteHashesAsHex(child);
+}
+
 }  // namespace
 
 std::string HashHex(const v1::Hash& hash) { return absl::StrFormat("%016x%016x", hash.high(), hash.low()); }
@@ -175,12 +189,18 @@ std::string RenderStatus(const v1::JobStatus& status, const StatusViewOptions& o
 
 std::string StatusJson(const v1::JobStatus& status) {
   google::protobuf::util::JsonPrintOptions print;
-  print.add_whitespace = true;
   print.always_print_primitive_fields = true;
   print.preserve_proto_field_names = true;
   std::string json;
   const auto result = google::protobuf::util::MessageToJsonString(status, &json, print);
-  return result.ok() ? json : absl::StrCat("{\"error\": \"", std::string(result.message()), "\"}\n");
+  nlohmann::ordered_json document;
+  if (result.ok()) {
+    document = nlohmann::ordered_json::parse(json);
+    WriteHashesAsHex(document);
+  } else {
+    document = {{"error", std::string(result.message())}};
+  }
+  return document.dump(2) + "\n";
 }
 
 ExitCode StatusExit(const v1::JobStatus& status) { return status.state() == v1::SYNC_STATE_DEGRADED ? kDegraded : kOk; }

@@ -91,6 +91,7 @@ absl::StatusOr<v1::VersionReport> PublishOnce(v1::Trainer::Stub& stub, const std
         report = event.committed();
         committed = true;
         break;
+      case v1::PublishEvent::kReadsEnqueued:  // this client lends no events
       case v1::PublishEvent::EVENT_NOT_SET:
         break;
     }
@@ -170,12 +171,19 @@ absl::StatusOr<v1::RegisterReply> TrainerClient::Register(const std::vector<Memo
 
 absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const PublishObserver& observer) {
   absl::Time give_up = absl::InfiniteFuture();
+  // Without a connection it is waited for as well: a call made now would only tell what the last attempt ended with.
+  bool connected = impl_->channel->GetState(true) == GRPC_CHANNEL_READY;
   while (true) {
     bool released = false;
+    if (!connected) {
+      give_up = std::min(give_up, MonotonicNow() + impl_->options.reconnect_timeout);
+      connected = impl_->channel->WaitForConnected(In(give_up - MonotonicNow()));
+    }
     auto report = PublishOnce(*impl_->stub, impl_->registration_id(), version, observer, &released);
     const bool agent_gone = absl::IsUnavailable(report.status()) && !released;
     if (!agent_gone && !IsForgotten(report.status(), impl_->registration_id())) return report;
-    // UNAVAILABLE is also what the group says when too few replicas are there: then the registration still holds.
+    // UNAVAILABLE is also what the group says when too few replicas are there: then connection and registration hold.
+    const bool lost = impl_->channel->GetState(false) != GRPC_CHANNEL_READY;
     give_up = std::min(give_up, MonotonicNow() + impl_->options.reconnect_timeout);
     const absl::Duration left = give_up - MonotonicNow();
     if (left <= absl::ZeroDuration() || !impl_->channel->WaitForConnected(In(left))) {
@@ -187,7 +195,7 @@ absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const
     const auto again = impl_->RegisterAgain();
     if (absl::IsUnavailable(again.status())) continue;  // gone again
     if (!again.ok()) return again.status();
-    if (!*again && id == impl_->registration_id()) return report;
+    if (!*again && id == impl_->registration_id() && !lost) return report;
   }
 }
 

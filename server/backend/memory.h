@@ -14,6 +14,7 @@
 #include <variant>
 
 #include "absl/status/statusor.h"
+#include "server/backend/stream_event.h"
 
 namespace wsync {
 
@@ -67,6 +68,12 @@ class Memory {
   // Maps what another process exported. Errors name the handle: NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (a
   // handle of another kind, a malformed name, fewer bytes behind it than it claims).
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Open(const MemoryHandle& handle, Access access) = 0;
+  // What is wrong with a client's event as far as that shows without the device, so that it can be refused before
+  // anything begins. FAILED_PRECONDITION: this device has no streams, and says what to do. INVALID_ARGUMENT: a handle
+  // of another size, or of another GPU. Never blocks.
+  virtual absl::Status CheckEvent(const EventHandle& handle) const = 0;
+  // Errors as CheckEvent; NOT_FOUND: no live process exports it.
+  virtual absl::StatusOr<std::unique_ptr<StreamEvent>> OpenEvent(const EventHandle& handle) = 0;
 };
 
 }  // namespace wsync

@@ -37,9 +37,11 @@ struct CoordinatorOptions {
   int32_t min_replicas = 1;
   absl::Duration min_replicas_wait = absl::Seconds(5);
   absl::Duration heartbeat_timeout = absl::Seconds(3);
-  absl::Duration stage_timeout = absl::Seconds(10);  // plus wire_bytes / min_rate
+  // Either ends a wait for a live peer that makes no progress, which must not cost the trainer more than 10 s in all:
+  // 2 s are left for breaking off and for answering on a machine short of processors.
+  absl::Duration stage_timeout = absl::Seconds(8);  // plus wire_bytes / min_rate
   double min_rate_bytes_per_second = 50e6;
-  absl::Duration apply_timeout = absl::Seconds(10);
+  absl::Duration apply_timeout = absl::Seconds(8);
   int32_t event_history = 100;
   bool source_retains = true;  // source mode `full`: a committed version can be sent again
   std::string backend = "host";

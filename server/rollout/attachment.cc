@@ -5,12 +5,13 @@
 #include "absl/strings/str_cat.h"
 #include "server/rollout/deep_check.h"
 #include "server/rollout/direct_buckets.h"
+#include "server/rollout/underlay.h"
 
 namespace wsync {
 
-absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Create(Backend& backend, AttachSpec spec,
+absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Create(Backend& backend, AttachSpec spec, SinkMode mode,
                                                                std::shared_ptr<const Plan> plan) {
-  std::unique_ptr<Attachment> attachment(new Attachment);
+  std::unique_ptr<Attachment> attachment(new Attachment(mode));
   attachment->spec_ = std::move(spec);
   for (size_t i = 0; i < attachment->spec_.handles.size(); ++i) {
     absl::StatusOr<std::unique_ptr<Buffer>> buffer =
@@ -28,12 +29,25 @@ absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Create(Backend& backend,
 
 absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan) {
   loader_.reset();
+  digests_.reset();
   absl::StatusOr<ScatterTable> table = MakeTable(*plan);
   if (!table.ok()) return table.status();
   bytes_per_version_ = table->bytes;
-  direct_ = FindDirectBuckets(*plan, *table, Bases());
+  direct_.clear();
+  if (mode_ == SinkMode::kInPlace) direct_ = FindDirectBuckets(*plan, *table, Bases());
+  std::vector<std::byte*> bases = Bases();
+  if (mode_ == SinkMode::kInPlace && !plan->buckets().empty() && TakesEveryByte(*plan, *table)) {
+    absl::StatusOr<std::unique_ptr<Buffer>> digests =
+        backend.memory().Allocate(BytesOfDigestTables(*plan), "the digest tables of what is served");
+    if (!digests.ok()) return digests.status();
+    digests_ = *std::move(digests);
+    *table = KeepDigestTables(*plan, WithoutDirectBuckets(*table, direct_), static_cast<int32_t>(bases.size()));
+    bases.push_back(digests_->data());
+  } else {
+    *table = WithoutDirectBuckets(*table, direct_);
+  }
   layers_ = spec_.layer_events ? std::make_unique<const LayerMap>(*plan) : nullptr;
-  absl::StatusOr<std::unique_ptr<Loader>> loader = backend.NewLoader(std::move(plan), *std::move(table), Bases());
+  absl::StatusOr<std::unique_ptr<Loader>> loader = backend.NewLoader(std::move(plan), *std::move(table), bases);
   if (!loader.ok()) return loader.status();
   loader_ = *std::move(loader);
   return absl::OkStatus();
@@ -53,9 +67,15 @@ std::vector<std::byte*> Attachment::Bases() const {
 
 absl::StatusOr<Hash128> Attachment::Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,
                                            std::function<bool()> interrupted) const {
+  const bool staged = mode_ == SinkMode::kStaged;
+  if (!staged && digests_ == nullptr) {
+    return absl::FailedPreconditionError(
+        "sink_mode in_place keeps no copy to compare slices of tensors with: they were checked as they landed");
+  }
   absl::StatusOr<ScatterTable> table = MakeTable(*plan);
   if (!table.ok()) return table.status();
-  return DeepCheck(backend, {std::move(plan), *std::move(table), Bases(), image, std::move(interrupted)});
+  Underlay under = staged ? UnderlayOfImage(*plan, image) : UnderlayOfDigestTables(*plan, digests_->data());
+  return DeepCheck(backend, {plan, *std::move(table), Bases(), std::move(under), std::move(interrupted)});
 }
 
 }  // namespace wsync

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "server/backend/backend.h"
 #include "server/core/layers.h"
+#include "server/core/modes.h"
 
 namespace wsync {
 
@@ -29,8 +30,8 @@ struct AttachSpec {
 class Attachment {
  public:
   // Opens every handle and fits the destinations to `plan`. Errors: those of Memory::Open with the handle's index, and
-  // of BuildScatterTable (INVALID_ARGUMENT listing names).
-  static absl::StatusOr<std::unique_ptr<Attachment>> Create(Backend& backend, AttachSpec spec,
+  // of BuildScatterTable (INVALID_ARGUMENT listing names). `mode` says what Verify will find: see there.
+  static absl::StatusOr<std::unique_ptr<Attachment>> Create(Backend& backend, AttachSpec spec, SinkMode mode,
                                                             std::shared_ptr<const Plan> plan);
 
   // Fits the same destinations to another plan. On an error there is no loader until a Fit succeeds.
@@ -38,7 +39,9 @@ class Attachment {
   // Lets go of the plan it was fitted to.
   void Unfit() { loader_.reset(); }
 
-  // OK with the content digest if the engine's memory holds what is in `image`, the staging copy; see DeepCheck.
+  // OK with the content digest if the engine's memory holds what was applied last; see DeepCheck. `image` is the
+  // staging copy of that, and not looked at in mode in_place. FAILED_PRECONDITION: in that mode, an engine that takes
+  // slices.
   absl::StatusOr<Hash128> Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,
                                  std::function<bool()> interrupted) const;
 
@@ -49,16 +52,19 @@ class Attachment {
   int64_t bytes_per_version() const { return bytes_per_version_; }
 
  private:
-  Attachment() = default;
+  explicit Attachment(SinkMode mode) : mode_(mode) {}
   absl::StatusOr<ScatterTable> MakeTable(const Plan& plan) const;
   std::vector<std::byte*> Bases() const;
 
+  const SinkMode mode_;
   AttachSpec spec_;
   std::vector<std::unique_ptr<Buffer>> memory_;
+  std::unique_ptr<Buffer>
+      digests_;  // mode in_place: the digest tables of what is served; null: of slices they say nothing
   int64_t bytes_per_version_ = 0;
   std::vector<std::byte*> direct_;
   std::unique_ptr<const LayerMap> layers_;
-  std::unique_ptr<Loader> loader_;  // after memory_: it must not outlive what it writes to
+  std::unique_ptr<Loader> loader_;  // after memory: it must not outlive what it writes to
 };
 
 }  // namespace wsync

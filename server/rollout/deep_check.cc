@@ -11,20 +11,6 @@ namespace {
 
 constexpr absl::Duration kBucketTimeout = absl::Seconds(30);  // one bucket's copies; far more than any device takes
 
-// Every bucket of the staging copy whole, to the start of the scratch bucket.
-ScatterTable WholeBuckets(const Plan& plan) {
-  ScatterTable table;
-  for (const Bucket& bucket : plan.buckets()) {
-    table.bucket_begin.push_back(static_cast<int64_t>(table.copies.size()));
-    table.copies.push_back({.source_pitch = bucket.wire_bytes,
-                            .dest_pitch = bucket.wire_bytes,
-                            .rows = 1,
-                            .row_bytes = bucket.wire_bytes});
-  }
-  table.bucket_begin.push_back(static_cast<int64_t>(table.copies.size()));
-  return table;
-}
-
 // The copies of `table` into handle `handle`, the other way round: out of that memory, into the scratch bucket.
 ScatterTable Reversed(const ScatterTable& table, int32_t handle) {
   ScatterTable reversed;
@@ -62,8 +48,8 @@ absl::StatusOr<Hash128> DeepCheck(Backend& backend, const DeepCheckInput& input)
                                            "a bucket to compare live weights in");
   if (!scratch.ok()) return scratch.status();
   std::byte* const wire = (*scratch)->data();
-  auto stage = backend.NewLoader(input.plan, WholeBuckets(plan), {wire});
-  if (!stage.ok()) return stage.status();
+  auto under = backend.NewLoader(input.plan, input.under.table, {wire});
+  if (!under.ok()) return under.status();
   auto check = backend.NewLoader(input.plan, {}, {});
   if (!check.ok()) return check.status();
   std::vector<Gatherer> gatherers;
@@ -75,7 +61,7 @@ absl::StatusOr<Hash128> DeepCheck(Backend& backend, const DeepCheckInput& input)
   for (size_t k = 0; k < plan.buckets().size(); ++k) {
     if (input.interrupted()) return absl::AbortedError("a version came in between: ask again");
     const auto bucket = static_cast<int64_t>(k);
-    absl::Status status = WaitFor((*stage)->Apply(bucket, input.image + plan.buckets()[k].image_offset, nullptr));
+    absl::Status status = WaitFor((*under)->Apply(bucket, input.under.at[k], nullptr));
     for (const Gatherer& gatherer : gatherers) {
       if (status.ok()) status = WaitFor(gatherer.loader->Apply(bucket, gatherer.from, nullptr));
     }

@@ -1,8 +1,8 @@
 // Re-digests what an engine's memory holds now, and compares it with what was sent.
 //
 // The bytes go the way back, destinations to a scratch bucket laid out as on the wire, and are checked there against
-// the digest table that came with them. Copies and checks are the backend's own, by Loaders made for the purpose. What
-// no destination takes comes from the staging copy, so slices of tensors are checked as well as whole ones.
+// the digest table that came with them, which lies in the underlay with all that no destination takes. Copies and
+// checks are the backend's own, by Loaders made for the purpose.
 #ifndef WSYNC_SERVER_ROLLOUT_DEEP_CHECK_H_
 #define WSYNC_SERVER_ROLLOUT_DEEP_CHECK_H_
 
@@ -13,14 +13,15 @@
 
 #include "absl/status/statusor.h"
 #include "server/backend/backend.h"
+#include "server/rollout/underlay.h"
 
 namespace wsync {
 
 struct DeepCheckInput {
   std::shared_ptr<const Plan> plan;
-  ScatterTable table;                // what Apply follows
-  std::vector<std::byte*> handles;   // the memory that it names
-  const std::byte* image = nullptr;  // the staging copy of the version that was applied
+  ScatterTable table;               // what Apply follows
+  std::vector<std::byte*> handles;  // the memory that it names
+  Underlay under;                   // of the version that was applied
   std::function<bool()> interrupted;
 };
 

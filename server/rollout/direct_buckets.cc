@@ -53,4 +53,17 @@ std::vector<std::byte*> FindDirectBuckets(const Plan& plan, const ScatterTable& 
   return direct;
 }
 
+ScatterTable WithoutDirectBuckets(const ScatterTable& table, absl::Span<std::byte* const> direct) {
+  ScatterTable rest{.bytes = table.bytes};
+  rest.copies.reserve(table.copies.size());
+  for (size_t k = 0; k + 1 < table.bucket_begin.size(); ++k) {
+    rest.bucket_begin.push_back(static_cast<int64_t>(rest.copies.size()));
+    if (!direct.empty() && direct[k] != nullptr) continue;
+    rest.copies.insert(rest.copies.end(), table.copies.begin() + table.bucket_begin[k],
+                       table.copies.begin() + table.bucket_begin[k + 1]);
+  }
+  rest.bucket_begin.push_back(static_cast<int64_t>(rest.copies.size()));
+  return rest;
+}
+
 }  // namespace wsync

@@ -25,6 +25,9 @@ namespace wsync {
 std::vector<std::byte*> FindDirectBuckets(const Plan& plan, const ScatterTable& table,
                                           absl::Span<std::byte* const> handles);
 
+// `table` without the copies of those buckets: their bytes are where they belong. Its `bytes` stay the engine's.
+ScatterTable WithoutDirectBuckets(const ScatterTable& table, absl::Span<std::byte* const> direct);
+
 }  // namespace wsync
 
 #endif  // WSYNC_SERVER_ROLLOUT_DIRECT_BUCKETS_H_

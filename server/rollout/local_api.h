@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/rollout/attachment.h"
+#include "server/rollout/receiver.h"
 #include "server/rollout/sink_state.h"
 
 namespace wsync {
@@ -36,6 +37,7 @@ class EngineStream {
   virtual void Prepare(const sink::TellPrepare& event) = 0;
   virtual void LayerComplete(uint64_t version, const LayerReady& layer) = 0;
   virtual void Apply(const sink::TellApply& event) = 0;
+  virtual void ApplyEnqueued(uint64_t version, const Hash128& digest) = 0;
   virtual void Applied(const sink::TellApplied& event) = 0;
   virtual void Torn(const sink::TellTorn& event) = 0;
   virtual void Cancelled(const sink::TellCancelled& event) = 0;
@@ -54,7 +56,8 @@ class LocalApi {
 
   // The controller ends the stream when the attachment is gone, also at once: NOT_FOUND.
   virtual void OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) = 0;
-  virtual void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version) = 0;
+  // Events that the agent's device cannot take end the stream with Memory::CheckEvent's error.
+  virtual void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, EngineOrder order) = 0;
   // The call broke, or the engine spoke nonsense: it is detached, and the stream ends with `status`.
   virtual void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) = 0;
 };

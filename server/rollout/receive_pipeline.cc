@@ -16,6 +16,9 @@ namespace {
 constexpr absl::Duration kSettleTimeout = absl::Seconds(30);
 constexpr absl::Duration kProgressPeriod = absl::Seconds(1);  // how often a long wait looks whether bytes still move
 
+// How late an engine that is gone is noticed while its stream is waited for.
+constexpr absl::Duration kLook = absl::Milliseconds(20);
+
 struct Flight {
   CompletionPtr received, checked, applied;
 };
@@ -78,10 +81,12 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image) {
   const absl::Time begin = MonotonicNow();
   std::vector<Flight> flights;
   for (const Bucket& bucket : context.plan.buckets()) {
+    const auto k = static_cast<int64_t>(flights.size());
     std::byte* const wire = image + bucket.image_offset;
     Flight& flight = flights.emplace_back();
+    (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
     flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, nullptr);
-    flight.checked = context.loader.Check(static_cast<int64_t>(flights.size()) - 1, wire, flight.received);
+    flight.checked = context.loader.Check(k, wire, flight.received);
   }
   return Settle(context, flights, begin);
 }
@@ -96,31 +101,55 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
   for (const Bucket& bucket : context.plan.buckets()) {
     const auto k = static_cast<int64_t>(flights.size());
     Flight& flight = flights.emplace_back();
-    if (std::byte* const place = direct.empty() ? nullptr : direct[k]; place != nullptr) {
-      live = true;
-      flight.received = context.transport.Broadcast(place, bucket.wire_bytes, nullptr);
-      flight.checked = context.loader.Check(k, place, flight.received);
-      continue;
-    }
-    std::byte* const wire = ring + layout.OffsetOf(k);
+    (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
+    std::byte* const place = direct.empty() ? nullptr : direct[k];
+    live |= place != nullptr;
+    std::byte* const wire = place != nullptr ? place : ring + layout.OffsetOf(k);
     CompletionPtr& free = slot_free[static_cast<size_t>(k % slots)];
-    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, free);
+    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, place != nullptr ? nullptr : free);
     flight.checked = context.loader.Check(k, wire, flight.received);
-    flight.applied = free = context.loader.Apply(k, wire, flight.checked);
+    flight.applied = context.loader.Apply(k, wire, flight.checked);  // of a direct bucket, the digest table alone
+    if (place == nullptr) free = flight.applied;
   }
   sink::Received result = Settle(context, flights, begin);
   result.wrote |= live;
   return result;
 }
 
-sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image) {
-  const absl::Time begin = MonotonicNow();
+absl::Status AwaitEngine(const CompletionPtr& come, absl::Duration limit,
+                         const std::function<absl::Status()>& called_off) {
+  const absl::Time deadline = MonotonicNow() + limit;
+  while (true) {
+    come->Wait(std::min(deadline, MonotonicNow() + kLook)).IgnoreError();
+    if (const std::optional<absl::Status> done = come->Poll()) return *done;
+    if (called_off) {
+      if (absl::Status why = called_off(); !why.ok()) return why;
+    }
+    if (MonotonicNow() < deadline) continue;
+    return absl::DeadlineExceededError(
+        absl::StrCat("the engine's stream did not get to the point of its pause within ", absl::FormatDuration(limit)));
+  }
+}
+
+sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image, const ApplyOrder& order) {
+  const CompletionPtr paused = order.after == nullptr ? nullptr : order.after->Recorded();
   sink::ApplyDone result;
-  const CompletionPtr copied = loader.ApplyAll(image, nullptr);
-  if (copied != nullptr) result.status = copied->Wait(MonotonicNow() + kSettleTimeout);
+  const CompletionPtr copied = loader.ApplyAll(image, paused);
+  if (order.applied != nullptr) {
+    result.status = order.applied->Mark(absl::MakeConstSpan(&copied, 1));
+    if (result.status.ok() && order.enqueued) order.enqueued();
+  }
+  if (paused != nullptr) {
+    const absl::Status come = AwaitEngine(paused, order.pause_timeout, order.called_off);
+    if (!come.ok()) order.after->GiveUp(come);
+  }
+  const absl::Time begin = MonotonicNow();
+  if (copied != nullptr) result.status.Update(copied->Wait(MonotonicNow() + kSettleTimeout));
   result.status.Update(WSYNC_FAILPOINT("rollout.copied"));
   result.status.Update(loader.Finish(MonotonicNow() + kSettleTimeout).status());
   result.apply = MonotonicNow() - begin;
+  // Without an order it is a failure of the device, after which nothing is known.
+  result.wrote = paused == nullptr || loader.wrote();
   return result;
 }
 

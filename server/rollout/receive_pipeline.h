@@ -9,10 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/backend/loader.h"
+#include "server/backend/stream_event.h"
 #include "server/backend/transport.h"
 #include "server/rollout/sink_state.h"
 
@@ -39,8 +41,22 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots,
                               absl::Span<std::byte* const> direct = {});
 
-// Copies a checked image to the destinations. On an error some of them may have been written.
-sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image);
+// How a copy is ordered against the engine's stream.
+struct ApplyOrder {
+  std::shared_ptr<StreamEvent> after;        // null: nothing reads live memory any more
+  std::shared_ptr<StreamEvent> applied;      // null: nobody waits for a mark behind the copy
+  std::function<void()> enqueued = nullptr;  // called when `applied` is marked
+  // How long the engine's stream may take to get to `after`, and what may end the wait before.
+  absl::Duration pause_timeout = absl::Seconds(30);
+  std::function<absl::Status()> called_off = nullptr;
+};
+
+// OK once the engine's stream has come; DEADLINE_EXCEEDED past `limit`, or what `called_off` says first.
+absl::Status AwaitEngine(const CompletionPtr& come, absl::Duration limit,
+                         const std::function<absl::Status()>& called_off);
+
+// Copies a checked image to the destinations. `wrote` says whether any of them may have been written.
+sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image, const ApplyOrder& order = {});
 
 }  // namespace wsync
 

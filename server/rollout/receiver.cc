@@ -19,6 +19,10 @@ Receiver::~Receiver() { Stop(); }
 
 void Receiver::Stop() {
   Cancel(absl::CancelledError("wsync-rollout is shutting down"));
+  {
+    MutexLock lock(&mu_);
+    detached_through_ = jobs_;
+  }
   thread_.Stop();
   std::shared_ptr<Transport> transport;
   {
@@ -27,6 +31,7 @@ void Receiver::Stop() {
   }
   transport.reset();  // before the memory it may still write to
   work_.attachment.reset();
+  work_.events.CloseAll();
   work_.memory.reset();
 }
 
@@ -35,7 +40,13 @@ void Receiver::Stop() {
 void Receiver::SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done) {
   // std::function wants copyable captures.
   auto shared = std::make_shared<AnnouncedCatalog>(std::move(catalog));
-  thread_.Post([this, shared, done = std::move(done)] { done(MakeRoom(std::move(*shared))); });
+  thread_.Post([this, shared, done = std::move(done)] { done(UseCatalog(std::move(*shared))); });
+}
+
+void Receiver::AskForRoomAgain(std::function<void(PlanResult)> done) {
+  thread_.Post([this, done = std::move(done)] {
+    if (work_.wanted != nullptr) done(MakeRoom(work_.wanted));
+  });
 }
 
 void Receiver::Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done) {
@@ -44,7 +55,14 @@ void Receiver::Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachI
 }
 
 void Receiver::Detach() {
-  thread_.Post([this] { work_.attachment.reset(); });
+  {
+    MutexLock lock(&mu_);
+    detached_through_ = jobs_;
+  }
+  thread_.Post([this] {
+    work_.attachment.reset();
+    work_.events.CloseAll();
+  });
 }
 
 void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)> done) {
@@ -54,16 +72,18 @@ void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)>
   });
 }
 
-void Receiver::Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer) {
+void Receiver::Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer,
+                       EngineOrder order) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done), layer = std::move(layer)] { done(ReceiveNow(job, layer)); });
+  thread_.Post([this, job, done = std::move(done), layer = std::move(layer), order = std::move(order)] {
+    done(ReceiveNow(job, layer, order));
+  });
 }
 
-void Receiver::Apply(std::function<void(sink::ApplyDone)> done) {
-  thread_.Post([this, done = std::move(done)] {
-    absl::Status usable = WSYNC_FAILPOINT("rollout.apply");
-    usable.Update(CheckUsable("apply"));
-    done(usable.ok() ? ApplyImage(*work_.attachment->loader(), work_.memory->data()) : sink::ApplyDone{usable});
+void Receiver::Apply(std::function<void(sink::ApplyDone)> done, EngineOrder order, std::function<void()> enqueued) {
+  const uint64_t job = NextJob();
+  thread_.Post([this, job, done = std::move(done), order = std::move(order), enqueued = std::move(enqueued)] {
+    done(ApplyNow(job, order, enqueued));
   });
 }
 
@@ -74,7 +94,7 @@ void Receiver::Verify(std::function<void(absl::StatusOr<Hash128>)> done) {
 
 // ---- on the receiver's thread
 
-PlanResult Receiver::MakeRoom(AnnouncedCatalog catalog) {
+PlanResult Receiver::UseCatalog(AnnouncedCatalog catalog) {
   PlanResult result;
   result.plan_hash = catalog.plan_hash;
   if (work_.plan != nullptr && work_.memory != nullptr && work_.plan->hash() == catalog.plan_hash &&
@@ -87,28 +107,36 @@ PlanResult Receiver::MakeRoom(AnnouncedCatalog catalog) {
   if (work_.attachment != nullptr) work_.attachment->Unfit();
   work_.memory.reset();
   work_.plan.reset();
+  work_.wanted.reset();
   absl::StatusOr<std::shared_ptr<const Plan>> plan = MakePlan(std::move(catalog));
   result.status = plan.status();
-  if (!plan.ok()) return result;
+  return plan.ok() ? MakeRoom(*std::move(plan)) : result;
+}
+
+PlanResult Receiver::MakeRoom(std::shared_ptr<const Plan> plan) {
+  PlanResult result;
+  result.plan_hash = plan->hash();
   const bool staged = options_.mode == SinkMode::kStaged;
-  const int64_t bytes = staged ? (*plan)->image_bytes() : RingLayout(**plan, options_.ring_slots).bytes();
+  const int64_t bytes = staged ? plan->image_bytes() : RingLayout(*plan, options_.ring_slots).bytes();
   // A catalog whose tensors are all empty needs none, but Allocate wants some.
   absl::StatusOr<std::unique_ptr<Buffer>> memory = backend_->memory().Allocate(
       std::max<int64_t>(bytes, 1), staged ? "the staging copy (sink_mode: staged)" : "the ring (sink_mode: in_place)");
   result.status = memory.status();
+  work_.wanted = memory.ok() ? nullptr : plan;
   if (!memory.ok()) return result;
-  if (work_.attachment != nullptr) result.attachment = work_.attachment->Fit(*backend_, *plan);
+  if (work_.attachment != nullptr) result.attachment = work_.attachment->Fit(*backend_, plan);
   if (!result.attachment.ok()) work_.attachment.reset();
   work_.memory = *std::move(memory);
-  work_.plan = *plan;
-  result.plan = *std::move(plan);
+  work_.plan = plan;
+  result.plan = std::move(plan);
   return result;
 }
 
 absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
   if (work_.plan == nullptr)
     return absl::UnavailableError("the catalog changed while the engine attached: attach again");
-  absl::StatusOr<std::unique_ptr<Attachment>> attachment = Attachment::Create(*backend_, std::move(spec), work_.plan);
+  absl::StatusOr<std::unique_ptr<Attachment>> attachment =
+      Attachment::Create(*backend_, std::move(spec), options_.mode, work_.plan);
   if (!attachment.ok()) return attachment.status();
   work_.attachment = *std::move(attachment);
   return AttachInfo{work_.plan->hash(), work_.attachment->bytes_per_version()};
@@ -129,11 +157,51 @@ absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
   return status;
 }
 
-sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer) {
+absl::StatusOr<ApplyOrder> Receiver::OpenOrder(const EngineOrder& order) {
+  ApplyOrder opened;
+  opened.pause_timeout = options_.pause_timeout;
+  if (order.after.has_value()) {
+    auto event = work_.events.Open(backend_->memory(), *order.after);
+    if (!event.ok()) return event.status();
+    opened.after = *std::move(event);
+  }
+  if (order.applied.has_value()) {
+    auto event = work_.events.Open(backend_->memory(), *order.applied);
+    if (!event.ok()) return event.status();
+    opened.applied = *std::move(event);
+  }
+  return opened;
+}
+
+sink::ApplyDone Receiver::ApplyNow(uint64_t job, const EngineOrder& order, const std::function<void()>& enqueued) {
+  absl::Status usable = WSYNC_FAILPOINT("rollout.apply");
+  usable.Update(CheckUsable("apply"));
+  if (!usable.ok()) return sink::ApplyDone{usable};
+  absl::StatusOr<ApplyOrder> opened = OpenOrder(order);
+  if (!opened.ok()) return sink::ApplyDone{.status = opened.status(), .wrote = false};
+  opened->enqueued = enqueued;
+  opened->called_off = [this, job] { return DetachedStatus(job); };
+  sink::ApplyDone done = ApplyImage(*work_.attachment->loader(), work_.memory->data(), *opened);
+  if (!done.status.ok() && opened->after != nullptr) work_.events.Close(opened->after.get());  // it may be given up
+  return done;
+}
+
+sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer,
+                                    const EngineOrder& order) {
   absl::Status status = CancelledStatus(job);
   if (status.ok()) status = CheckUsable("receive");
   const std::shared_ptr<Transport> session = transport();
   if (status.ok() && session == nullptr) status = absl::InternalError("receive without a session");
+  if (status.ok() && order.after.has_value()) {
+    // Bytes of any bucket may land in live memory, and the engine hears of the end by words: nothing is gained by
+    // starting earlier.
+    const absl::StatusOr<ApplyOrder> opened = OpenOrder({.after = order.after, .applied = std::nullopt});
+    status = opened.status();
+    if (opened.ok()) {
+      status =
+          AwaitEngine(opened->after->Recorded(), options_.pause_timeout, [this, job] { return CancelledStatus(job); });
+    }
+  }
   if (!status.ok()) return sink::Received{.status = status};
   ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
   std::optional<LayerCount> count;
@@ -156,10 +224,6 @@ sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(Layer
 
 absl::StatusOr<Hash128> Receiver::VerifyNow(uint64_t job) {
   if (absl::Status status = CheckUsable("verify"); !status.ok()) return status;
-  if (options_.mode != SinkMode::kStaged) {
-    return absl::FailedPreconditionError(
-        "sink_mode in_place keeps no copy to compare live weights with: they were checked as they landed");
-  }
   return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(), [this, job] { return !IsNewest(job); });
 }
 
@@ -203,6 +267,11 @@ bool Receiver::IsNewest(uint64_t job) const {
 absl::Status Receiver::CancelledStatus(uint64_t job) const {
   MutexLock lock(&mu_);
   return job <= cancelled_through_ ? cancelled_why_ : absl::OkStatus();
+}
+
+absl::Status Receiver::DetachedStatus(uint64_t job) const {
+  MutexLock lock(&mu_);
+  return job <= detached_through_ ? absl::UnavailableError("the engine is gone") : absl::OkStatus();
 }
 
 absl::Status Receiver::AdoptTransport(uint64_t job, std::shared_ptr<Transport> transport) {

@@ -9,14 +9,17 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "server/backend/backend.h"
+#include "server/backend/client_events.h"
 #include "server/core/sync.h"
 #include "server/rollout/attachment.h"
 #include "server/rollout/catalog_assembler.h"
+#include "server/rollout/receive_pipeline.h"
 #include "server/rollout/serial_thread.h"
 #include "server/rollout/sink_state.h"
 
@@ -27,6 +30,7 @@ struct ReceiverOptions {
   int32_t ring_slots = 3;
   absl::Duration connect_timeout = absl::Seconds(5);
   absl::Duration stall_timeout = absl::Seconds(30);
+  absl::Duration pause_timeout = absl::Seconds(30);  // for the engine's stream to get to the point of its pause
 };
 
 struct PlanResult {
@@ -35,6 +39,12 @@ struct PlanResult {
   Hash128 plan_hash;                 // announced
   bool changed = true;               // false: same plan as before, what is staged is still there
   absl::Status attachment;           // not OK: the engine's destinations do not fit any more, and were let go
+};
+
+// How an engine's pause is ordered against its stream. Both null: it has stopped reading, and waits for words.
+struct EngineOrder {
+  std::optional<EventHandle> after;    // its stream reads the weights up to here
+  std::optional<EventHandle> applied;  // staged: to be marked behind the last write
 };
 
 struct AttachInfo {
@@ -51,6 +61,8 @@ class Receiver {
   // Makes the plan, takes receive memory for it (RESOURCE_EXHAUSTED becomes the result's status) and fits the attached
   // engine to it.
   void SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done);
+  // After a RESOURCE_EXHAUSTED: tries again to take memory for the same plan.
+  void AskForRoomAgain(std::function<void(PlanResult)> done);
   void Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done);
   void Detach();
 
@@ -58,11 +70,13 @@ class Receiver {
   void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
   // `layer` is called on the receiver's thread before `done`, in place and where the engine asked for it, for each
   // layer whose bytes are all in its memory.
-  void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr);
-  void Apply(std::function<void(sink::ApplyDone)> done);
+  void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr,
+               EngineOrder order = {});
+  // `enqueued` is called on the receiver's thread once order.applied is marked, before `done`.
+  void Apply(std::function<void(sink::ApplyDone)> done, EngineOrder order = {},
+             std::function<void()> enqueued = nullptr);
   // The content digest of what the engine's memory holds; see Attachment::Verify. A Connect ends it: ABORTED.
-  // FAILED_PRECONDITION in mode in_place, which keeps nothing to compare with.
-  // REQUIRES: the staging copy holds what was applied last.
+  // REQUIRES: the staging copy, in mode staged, holds what was applied last.
   void Verify(std::function<void(absl::StatusOr<Hash128>)> done);
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
@@ -76,20 +90,26 @@ class Receiver {
  private:
   struct Work {  // the receiver's thread only
     std::shared_ptr<const Plan> plan;
+    std::shared_ptr<const Plan> wanted;      // for which there was no room
     std::unique_ptr<Buffer> memory;          // the staging image, or the ring
+    ClientEvents events;                     // of the attached engine
     std::unique_ptr<Attachment> attachment;  // last, so that its copies end before the memory they read goes
   };
 
-  PlanResult MakeRoom(AnnouncedCatalog catalog);
+  PlanResult UseCatalog(AnnouncedCatalog catalog);
+  PlanResult MakeRoom(std::shared_ptr<const Plan> plan);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
-  sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer);
+  sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer, const EngineOrder& order);
+  sink::ApplyDone ApplyNow(uint64_t job, const EngineOrder& order, const std::function<void()>& enqueued);
+  absl::StatusOr<ApplyOrder> OpenOrder(const EngineOrder& order);
   absl::StatusOr<Hash128> VerifyNow(uint64_t job);
   absl::Status CheckUsable(const char* what) const;
 
   uint64_t NextJob();
   bool IsNewest(uint64_t job) const;
   absl::Status CancelledStatus(uint64_t job) const;
+  absl::Status DetachedStatus(uint64_t job) const;
   // Makes `transport` the session's, unless job was cancelled. The old one goes first.
   absl::Status AdoptTransport(uint64_t job, std::shared_ptr<Transport> transport);
   bool GoOnIn(const SessionSpec& session);  // true: it is open, and counts its bytes anew
@@ -106,6 +126,7 @@ class Receiver {
   int64_t received_before_ ABSL_GUARDED_BY(mu_) = 0;  // by transport_, for earlier rounds
   uint64_t jobs_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t cancelled_through_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t detached_through_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status cancelled_why_ ABSL_GUARDED_BY(mu_);
 
   SerialThread thread_;

@@ -17,6 +17,9 @@ namespace {
 constexpr char kShuttingDown[] = "wsync-rollout is shutting down";
 // For the coordinator to close the stream after a goodbye; one round trip, really.
 constexpr absl::Duration kGoodbyeTimeout = absl::Milliseconds(500);
+// How often a sink without room for its plan tries again: whoever has the memory may give it back at any time, and
+// nobody should have to restart the agent for that.
+constexpr absl::Duration kRoomPeriod = absl::Seconds(1);
 
 // Phases that no message to the coordinator implies: it hears of them by a heartbeat at once, so that it can name them
 // when this process dies in the middle of one.
@@ -28,6 +31,7 @@ std::string Ms(absl::Duration duration) { return absl::StrFormat("%.1f", absl::T
 
 SinkController::SinkController(SinkControllerOptions options, Backend* backend)
     : options_(std::move(options)),
+      memory_(backend->memory()),
       thread_(std::make_shared<SerialThread>("wsync-control")),
       state_(options_.sink),
       receiver_(backend, options_.receiver),
@@ -79,7 +83,7 @@ void SinkController::Drain(absl::Duration grace) {
 }
 
 absl::Time SinkController::NextDeadline() const {
-  absl::Time next = std::min(state_.NextDeadline(), member_.NextDeadline());
+  absl::Time next = std::min({state_.NextDeadline(), member_.NextDeadline(), ask_for_room_at_});
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.caller.deadline);
   return next;
 }
@@ -88,6 +92,12 @@ void SinkController::Tick() {
   const absl::Time now = MonotonicNow();
   member_.Tick(now);
   if (now >= state_.NextDeadline()) Step(sink::Tick{});
+  if (now >= ask_for_room_at_) {
+    ask_for_room_at_ = absl::InfiniteFuture();
+    receiver_.AskForRoomAgain([this, number = catalogs_](const PlanResult& result) {
+      Post([this, number, result] { OnPlan(number, result); });
+    });
+  }
   ExpireWaiters(now);
 }
 
@@ -113,6 +123,7 @@ void SinkController::OnUnlinked(const std::string& reason) { Step(sink::Unlinked
 void SinkController::OnCatalog(absl::StatusOr<AnnouncedCatalog> catalog) {
   (void)WSYNC_FAILPOINT("rollout.catalog");
   const uint64_t number = ++catalogs_;
+  ask_for_room_at_ = absl::InfiniteFuture();
   plan_.reset();
   plan_status_ = catalog.status();
   if (!catalog.ok()) {
@@ -134,9 +145,13 @@ void SinkController::OnPlan(uint64_t catalog, const PlanResult& result) {
         absl::StrCat("the catalog changed: attach again: ", result.attachment.message())));
   }
   if (catalog != catalogs_) return;
+  const bool told = absl::IsResourceExhausted(result.status) && absl::IsResourceExhausted(plan_status_);
+  if (absl::IsResourceExhausted(result.status)) ask_for_room_at_ = MonotonicNow() + kRoomPeriod;
   plan_ = result.plan;
   plan_status_ = result.status;
-  if (!result.status.ok()) {
+  if (told) {
+    // Once a second the same again.
+  } else if (!result.status.ok()) {
     LogError("cannot take part", {{"error", std::string(result.status.message())}});
   } else if (result.changed) {
     LogInfo("plan ready", {{"plan", result.plan_hash.ShortHex()},
@@ -233,7 +248,8 @@ void SinkController::Do(const sink::Connect& action) {
 void SinkController::Do(const sink::Receive& action) {
   receiver_.Receive(
       [this](const sink::Received& result) { Post([=, this] { Step(result); }); },
-      [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); });
+      [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
+      OrderFor(action.version));
 }
 
 // Posted before the end of the same Receive, so the state is still at it, unless it was called off.
@@ -242,8 +258,10 @@ void SinkController::OnLayer(uint64_t version, const LayerReady& layer) {
   if (EngineStream* stream = engine_stream()) stream->LayerComplete(version, layer);
 }
 
-void SinkController::Do(const sink::Apply&) {
-  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); });
+void SinkController::Do(const sink::Apply& action) {
+  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); },
+                  OrderFor(action.version),
+                  [this, version = action.version] { Post([=, this] { OnApplyEnqueued(version); }); });
 }
 
 void SinkController::Do(const sink::Cancel& action) { receiver_.Cancel(action.why); }

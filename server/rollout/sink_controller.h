@@ -40,7 +40,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Attach(Caller caller, AttachSpec spec, std::function<void(absl::StatusOr<Attached>)> done) override;
   void Detach(std::string attachment_id, std::function<void(absl::Status)> done) override;
   void OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) override;
-  void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version) override;
+  void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, EngineOrder order) override;
   void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) override;
 
  private:
@@ -55,6 +55,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
     std::string attachment_id;  // empty: still being checked
     int64_t bytes_per_version = 0;
     std::shared_ptr<EngineStream> stream;
+    uint64_t paused = 0;  // the version that it paused for last, in this order
+    EngineOrder order;
   };
 
   // MemberDelegate
@@ -82,6 +84,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Do(const sink::TellCancelled& action);
   void Do(const sink::Detach& action);
   void OnLayer(uint64_t version, const LayerReady& layer);
+  void OnApplyEnqueued(uint64_t version);
+  EngineOrder OrderFor(uint64_t version) const;
 
   void WaitForPlan(Caller caller, PlanDone done);
   void ResolveWaiters();
@@ -103,6 +107,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void RunAndWait(absl::Time deadline, std::function<void(std::function<void()> finished)> job);
 
   const SinkControllerOptions options_;
+  const Memory& memory_;
   const std::shared_ptr<SerialThread> thread_;
   // On the thread only.
   SinkState state_;
@@ -112,6 +117,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Status plan_status_;
   uint64_t catalogs_ = 0;      // announced so far: answers for older ones only count as changes
   bool plan_changed_ = false;  // since the state last heard of a plan
+  absl::Time ask_for_room_at_ = absl::InfiniteFuture();  // again, after there was none for the plan
   std::vector<Waiter> waiters_;
   std::optional<Engine> engine_;
   bool draining_ = false;

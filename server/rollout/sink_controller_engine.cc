@@ -138,10 +138,30 @@ void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<Engi
   });
 }
 
-void SinkController::EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version) {
-  Post([this, stream = std::move(stream), version] {
-    if (engine_stream() == stream.get()) Step(sink::EnginePaused{version});
+void SinkController::EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, EngineOrder order) {
+  Post([this, stream = std::move(stream), version, order = std::move(order)] {
+    if (engine_stream() != stream.get()) return;
+    absl::Status usable;
+    if (order.after.has_value()) usable.Update(memory_.CheckEvent(*order.after));
+    if (order.applied.has_value()) usable.Update(memory_.CheckEvent(*order.applied));
+    if (!usable.ok()) {
+      return LetEngineGo(
+          absl::Status(usable.code(), absl::StrCat("paused for version ", version, ": ", usable.message())));
+    }
+    engine_->paused = version;
+    engine_->order = order;
+    Step(sink::EnginePaused{version});
   });
+}
+
+EngineOrder SinkController::OrderFor(uint64_t version) const {
+  return engine_ && engine_->paused == version ? engine_->order : EngineOrder{};
+}
+
+// Posted before the end of the same Apply, so the state is still at it, unless the engine was let go.
+void SinkController::OnApplyEnqueued(uint64_t version) {
+  if (state_.phase() != MemberPhase::kApply || state_.version() != version) return;
+  if (EngineStream* stream = engine_stream()) stream->ApplyEnqueued(version, state_.held().digest);
 }
 
 void SinkController::EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) {

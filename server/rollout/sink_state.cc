@@ -294,7 +294,7 @@ void SinkState::On(absl::Time now, const sink::ApplyDone& event) {
   if (state_ != State::kApply) return;
   if (!engine_) return EndRound(now);
   round_.timings.apply = event.apply;
-  if (!event.status.ok()) return Fail(now, event.status, true);
+  if (!event.status.ok()) return Fail(now, event.status, event.wrote);
   Serve(now);
 }
 

@@ -93,6 +93,7 @@ struct Received {
 struct ApplyDone {
   absl::Status status;
   absl::Duration apply;
+  bool wrote = true;  // live memory may have been touched
 };
 struct Stop {};
 struct Tick {};

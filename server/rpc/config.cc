@@ -1,9 +1,12 @@
 #include "server/rpc/config.h"
 
-#include <cstdlib>
+#include <unistd.h>
+
 #include <set>
+#include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -11,6 +14,7 @@
 #include "server/rpc/config_check.h"
 #include "server/rpc/config_file.h"
 #include "server/rpc/config_schema.h"
+#include "wsync/v1/config.pb.h"
 
 namespace wsync {
 namespace {
@@ -19,6 +23,27 @@ using google::protobuf::Message;
 
 constexpr char kDefaultOrigin[] = "default";
 constexpr char kFilePrefix[] = "file ";
+
+constexpr size_t kSlip = 2;  // letters by which a mistyped variable differs from the one that was meant
+
+std::map<std::string, std::string> ProcessEnvironment() {
+  std::map<std::string, std::string> result;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const size_t equals = text.find('=');
+    if (equals != std::string_view::npos) result.emplace(text.substr(0, equals), text.substr(equals + 1));
+  }
+  return result;
+}
+
+// The variables of both daemons: they may share an environment, and each leaves the other's alone.
+std::vector<std::string> EveryVariable() {
+  std::vector<std::string> result;
+  for (const auto* schema : {v1::TrainerConfig::descriptor(), v1::RolloutConfig::descriptor()}) {
+    for (const SchemaField& field : WalkSchema(*schema)) result.push_back(VariableOf(field.path));
+  }
+  return result;
+}
 
 // One load: the origins are applied in rising precedence, problems are collected along the way.
 class Loader {
@@ -95,12 +120,19 @@ class Loader {
   }
 
   void ApplyEnvironment() {
+    const auto environment = inputs_.environment.has_value() ? *inputs_.environment : ProcessEnvironment();
     for (const SchemaField& field : fields_) {
-      const std::string variable = VariableOf(field.path);
-      const char* text = inputs_.getenv ? inputs_.getenv(variable.c_str()) : ::getenv(variable.c_str());
-      if (text == nullptr) continue;
-      const std::string origin = absl::StrCat("environment ", variable);
-      Set(field, SplitList(field, text), origin, origin);
+      const auto variable = environment.find(VariableOf(field.path));
+      if (variable == environment.end()) continue;
+      const std::string origin = absl::StrCat("environment ", variable->first);
+      Set(field, SplitList(field, variable->second), origin, origin);
+    }
+    const std::vector<std::string> known = EveryVariable();
+    for (const auto& [variable, text] : environment) {
+      if (!absl::StartsWith(variable, "WSYNC_")) continue;
+      const auto near = ClosestName(variable, known, kSlip);
+      if (!near.has_value() || *near == variable) continue;
+      problems_.push_back(absl::StrCat("environment ", variable, ": no such key; did you mean ", *near, "?"));
     }
   }
 

@@ -6,7 +6,6 @@
 #ifndef WSYNC_SERVER_RPC_CONFIG_H_
 #define WSYNC_SERVER_RPC_CONFIG_H_
 
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -34,8 +33,8 @@ struct ConfigField {
 std::vector<ConfigField> ConfigFields(const google::protobuf::Message& schema);
 
 struct ConfigInputs {
-  std::string file;                                        // empty: no file
-  std::function<const char*(const char*)> getenv;          // injected for tests; null: ::getenv
+  std::string file;                                               // empty: no file
+  std::optional<std::map<std::string, std::string>> environment;  // given by tests; none: the process's own
   std::vector<std::pair<std::string, std::string>> flags;  // path -> text; repeated fields: comma-separated or repeated
 };
 struct ConfigValue {
@@ -48,6 +47,9 @@ struct ConfigValue {
 // INVALID_ARGUMENT with one line per problem, all problems at once:
 //   trainer.yaml:12: transfer.bucket_bytes: "12 apples" is not a size; expected 64KiB to 8GiB, such as 256MiB
 //   trainer.yaml:9: unknown key "transfr"; did you mean "transfer"?
+//   environment WSYNC_TRANSFER_THREAD: no such key; did you mean WSYNC_TRANSFER_THREADS?
+// A variable is taken for a slip when it is within two letters of a key of either daemon: what else begins with WSYNC_
+// is somebody else's (Kubernetes makes WSYNC_TRAINER_PORT of a service's name).
 absl::StatusOr<std::vector<ConfigValue>> LoadConfig(const ConfigInputs& inputs, google::protobuf::Message* message);
 
 // What keys say about each other (rank < replica_size, tls.* all or none, ...), one line per problem. LoadConfig does

@@ -258,9 +258,10 @@ bool IsEmptyText(const SchemaField& field, const Message& config) {
   return field.kind == ValueKind::kText && section.GetReflection()->GetString(section, field.leaf).empty();
 }
 
-std::optional<std::string> ClosestName(const std::string& name, const std::vector<std::string>& candidates) {
+std::optional<std::string> ClosestName(const std::string& name, const std::vector<std::string>& candidates,
+                                       std::optional<size_t> max_distance) {
   if (name.size() > kMaxKeyBytes) return std::nullopt;
-  size_t best = std::max<size_t>(1, name.size() / 3) + 1;  // further away it is another word, not a slip
+  size_t best = max_distance.value_or(std::max<size_t>(1, name.size() / 3)) + 1;  // further away it is another word
   std::optional<std::string> closest;
   for (const std::string& candidate : candidates) {
     const size_t distance = EditDistance(name, candidate);

@@ -40,8 +40,10 @@ std::optional<std::string> Assign(const SchemaField& field, const std::vector<st
 std::string ValueText(const SchemaField& field, const google::protobuf::Message& config);
 bool IsEmptyText(const SchemaField& field, const google::protobuf::Message& config);
 
-// The candidate nearest to a mistyped name, when it is near enough to be meant.
-std::optional<std::string> ClosestName(const std::string& name, const std::vector<std::string>& candidates);
+// The candidate nearest to a mistyped name, when it is near enough to be meant: at most `max_distance` insertions,
+// deletions, replacements or swaps away, a third of the name's length by default.
+std::optional<std::string> ClosestName(const std::string& name, const std::vector<std::string>& candidates,
+                                       std::optional<size_t> max_distance = std::nullopt);
 
 }  // namespace wsync
 

@@ -11,7 +11,8 @@
 namespace wsync {
 namespace {
 
-constexpr size_t kMaxRuleBytes = 1024;      // of one glob or module name: twice the longest tensor name
+constexpr size_t kMaxRuleBytes = 1024;              // of one glob or module name: twice the longest tensor name
+constexpr size_t kMaxRulesBytes = size_t{2} << 20;  // of all of them, which go in one message: half of gRPC's cap
 constexpr int kMaxRules = 100'000;          // per list; the longest lists seen in checkpoints hold some thousand
 constexpr size_t kMaxShmNameBytes = 255;    // NAME_MAX, which shm_open enforces too
 constexpr size_t kCudaIpcHandleBytes = 64;  // sizeof(cudaIpcMemHandle_t)
@@ -198,6 +199,20 @@ absl::StatusOr<RecipeRules> FromProto(const v1::RecipeRules& rules) {
   return FinishRules(std::move(result), rules);
 }
 
+absl::Status CheckModulesToNotConvert(const google::protobuf::RepeatedPtrField<std::string>& modules) {
+  return CheckList(modules, "modules_to_not_convert");
+}
+
+absl::Status CheckSendable(const RecipeRules& rules) {
+  const v1::RecipeRules proto = ToProto(rules);
+  if (proto.ByteSizeLong() > kMaxRulesBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe rules: the lists take ", proto.ByteSizeLong(), " bytes, at most ", kMaxRulesBytes,
+                     " can be sent to sinks; replace names in modules_to_not_convert by globs in recipe.exclude"));
+  }
+  return FromProto(proto).status();
+}
+
 absl::StatusOr<RecipeRules> FromConfig(const v1::RecipeConfig& config) {
   auto granularity =
       ParseRule(ParseGranularity(config.granularity()), "granularity", config.granularity(), "block, channel, tensor");
@@ -237,6 +252,8 @@ absl::StatusOr<MemoryHandle> FromProto(const v1::MemoryHandle& handle) {
   }
   return absl::InvalidArgumentError("memory handle: neither shared memory nor CUDA IPC is given");
 }
+
+EventHandle FromProto(const v1::StreamEvent& event) { return {event.handle(), event.device_uuid()}; }
 
 v1::Destination ToProto(const Destination& destination) {
   v1::Destination proto;

@@ -32,9 +32,14 @@ v1::Tensor ToProto(const Tensor& tensor);
 absl::StatusOr<Tensor> FromProto(const v1::Tensor& tensor);  // INVALID_ARGUMENT: unknown dtype, negative dimension
 v1::RecipeRules ToProto(const RecipeRules& rules);
 absl::StatusOr<RecipeRules> FromProto(const v1::RecipeRules& rules);
+// INVALID_ARGUMENT: a list that is too long, or an entry.
+absl::Status CheckModulesToNotConvert(const google::protobuf::RepeatedPtrField<std::string>& modules);
+// INVALID_ARGUMENT: rules that no sink would take: FromProto refuses them, or they do not fit one message.
+absl::Status CheckSendable(const RecipeRules& rules);
 absl::StatusOr<RecipeRules> FromConfig(const v1::RecipeConfig& config);
 v1::MemoryHandle ToProto(const MemoryHandle& handle);
 absl::StatusOr<MemoryHandle> FromProto(const v1::MemoryHandle& handle);
+EventHandle FromProto(const v1::StreamEvent& event);  // checked by Memory::CheckEvent
 v1::ServedVersion ToProto(const ServedVersion& served);
 ServedVersion FromProto(const v1::ServedVersion& served);
 v1::StageTimings ToProto(const StageTimings& timings);

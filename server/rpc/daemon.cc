@@ -22,6 +22,7 @@
 #include "server/rpc/config_schema.h"
 #include "server/rpc/log.h"
 #include "server/rpc/signals.h"
+#include "server/rpc/tls.h"
 #include "server/rpc/version.h"
 #include "server/rpc/wire_text.h"
 #include "wsync/v1/config.pb.h"
@@ -102,7 +103,8 @@ std::optional<int> ParseArguments(int argc, char** argv, const DaemonSpec& spec,
   app.set_version_flag("--version", absl::StrCat(spec.name, " ", std::string(kVersion)), "print the version and exit");
   app.add_option("--config", arguments->config_file, "YAML file with settings")->type_name("FILE");
   app.add_flag("--check-config", arguments->check_config,
-               "print every setting with its origin and exit: 0 if the configuration is good, else 2");
+               "print every setting with its origin and exit: 0 if the configuration is good and the files of tls\n"
+               "can be read, else 2");
   const std::vector<ConfigField> fields = ConfigFields(*spec.config);
   FlagTexts texts;
   AddFlags(fields, &app, &texts);
@@ -128,12 +130,16 @@ void PrintEffective(const std::vector<ConfigValue>& values) {
   std::cout.flush();
 }
 
+// A section that both daemons' configurations have.
+template <typename Section>
+const Section& SectionOf(const google::protobuf::Message& config, const std::string& name) {
+  const auto* field = config.GetDescriptor()->FindFieldByName(name);
+  return *google::protobuf::DynamicCastToGenerated<Section>(&config.GetReflection()->GetMessage(config, field));
+}
+
 LogOptions LogOptionsFrom(const google::protobuf::Message& config, const std::string& component) {
   LogOptions options{.component = component};
-  const auto* field = config.GetDescriptor()->FindFieldByName("log");
-  if (field == nullptr) return options;
-  const auto* log =
-      google::protobuf::DynamicCastToGenerated<v1::LogConfig>(&config.GetReflection()->GetMessage(config, field));
+  const auto* log = &SectionOf<v1::LogConfig>(config, "log");
   options.level = log->level();
   options.format = log->format();
   options.file = log->file();
@@ -201,6 +207,8 @@ int RunDaemon(int argc, char** argv, const DaemonSpec& spec) {
     return Fail(spec, absl::InvalidArgumentError(absl::StrCat("bad configuration:\n", values.status().message())),
                 kUsage);
   if (arguments.check_config) {
+    const auto credentials = ServerCredentialsFor(SectionOf<v1::TlsConfig>(*spec.config, "tls"));
+    if (!credentials.ok()) return Fail(spec, credentials.status(), kUsage);
     PrintEffective(*values);
     return 0;
   }

@@ -35,7 +35,7 @@ struct DaemonSpec {
   std::string component;              // "trainer"
   std::string description;            // for --help
   std::string examples;               // for --help
-  google::protobuf::Message* config;  // an empty message of the schema; filled before `start`
+  google::protobuf::Message* config;  // an empty TrainerConfig or RolloutConfig; filled before `start`
   std::function<absl::StatusOr<std::unique_ptr<Daemon>>()> start;
 };
 

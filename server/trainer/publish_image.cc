@@ -20,12 +20,12 @@ void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
                 /*version_lost=*/true);
   }
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
+  if (absl::Status status = BeginReading(*job); !status.ok()) return Fail(*job, status, /*version_lost=*/true);
   sender_->Quiesce();  // an older version may still be on its way out of the image
   const absl::Time begun = MonotonicNow();
   BeginImage(job);
   SendImage(job);  // first: a session is opened, and the first bucket sent, while the others are being started
-  EncodeImage();
-  FinishImage(job, begun);
+  FinishImage(job, EncodeImage(*job), begun);
 }
 
 void Publisher::BeginImage(const std::shared_ptr<SourceJob>& job) {
@@ -40,10 +40,12 @@ void Publisher::BeginImage(const std::shared_ptr<SourceJob>& job) {
   retained_.encodes = running_;
 }
 
-void Publisher::EncodeImage() {
+std::vector<CompletionPtr> Publisher::EncodeImage(const SourceJob& job) {
+  std::vector<CompletionPtr> encodes;
   for (size_t k = 0; k < encoder_.plan().buckets().size(); ++k) {
-    (void)EncodeBucket(static_cast<int64_t>(k), nullptr);
+    encodes.push_back(EncodeBucket(static_cast<int64_t>(k), job.start_after()));
   }
+  return encodes;
 }
 
 void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
@@ -52,9 +54,10 @@ void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
   sender_->Send(std::move(task));
 }
 
-void Publisher::FinishImage(const std::shared_ptr<SourceJob>& job, absl::Time begun) {
+void Publisher::FinishImage(const std::shared_ptr<SourceJob>& job, absl::Span<const CompletionPtr> encodes,
+                            absl::Time begun) {
   const uint64_t version = job->start().version;
-  const auto digest = FinishEncoding(*job, Limits().transfer);
+  const auto digest = FinishReading(*job, encodes, Limits().transfer);
   EndProgress();
   if (digest.ok()) {
     // Also when this session was cancelled: the version goes on with other members.

@@ -33,6 +33,7 @@ void Publisher::ServeThroughRing(const std::shared_ptr<SourceJob>& job) {
     return Fail(*job, lost, /*version_lost=*/true);
   }
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
+  if (absl::Status status = BeginReading(*job); !status.ok()) return Fail(*job, status, /*version_lost=*/true);
   BeginProgress(start.version);
   const absl::Time begun = MonotonicNow();
   bool encode_failed = false;
@@ -56,7 +57,9 @@ absl::StatusOr<Hash128> Publisher::StreamThroughRing(const std::shared_ptr<Sourc
   std::vector<CompletionPtr> encodes;
   std::vector<CompletionPtr> sends;
   // The first slots are filled while the session connects.
-  for (size_t k = 0; k < std::min(slots, buckets.size()); ++k) encodes.push_back(EncodeBucket(k, nullptr));
+  for (size_t k = 0; k < std::min(slots, buckets.size()); ++k) {
+    encodes.push_back(EncodeBucket(k, job->start_after()));
+  }
   absl::Status sent;
   if (!alone) sent = Session::Open(*backend_, job, &session_progress_, limits.connect, &ring_session_);
   for (size_t k = 0; sent.ok() && k < buckets.size(); ++k) {
@@ -64,7 +67,7 @@ absl::StatusOr<Hash128> Publisher::StreamThroughRing(const std::shared_ptr<Sourc
     std::byte* slot = encoder_.Place(static_cast<int64_t>(k));
     sends.push_back(alone ? encodes[k] : ring_session_->Broadcast(slot, buckets[k].wire_bytes, encodes[k]));
   }
-  auto digest = FinishEncoding(*job, limits.transfer);
+  auto digest = FinishReading(*job, encodes, limits.transfer);
   if (!alone && sent.ok()) sent = ring_session_->WaitSent(sends, limits.transfer);
   if (digest.ok() && sent.ok()) return digest;
   *encode_failed = !digest.ok() && !FailedBehindWire(encodes, sends, slots);

@@ -31,16 +31,21 @@ class PublishWatcher {
   virtual ~PublishWatcher() = default;
   virtual void OnAccepted(const action::PublishAccepted& accepted) = 0;
   virtual void OnProgress(const PublishProgress& progress) = 0;
+  virtual void OnReadsEnqueued(absl::Duration elapsed) = 0;  // since it was accepted
   virtual void OnReleased(const action::PublishReleased& released) = 0;
   virtual void OnDone(const action::PublishDone& done) = 0;  // last
 };
 
 class PublishTracker {
  public:
-  // True when the version is not running yet: the caller must give the coordinator a Publish event next.
-  bool Watch(uint64_t version, std::shared_ptr<PublishWatcher> watcher);
+  // True when the version is not running yet: the caller must give the coordinator a Publish event next. `order` is
+  // that publish's, or null.
+  bool Watch(uint64_t version, std::shared_ptr<PublishWatcher> watcher, std::shared_ptr<StreamOrder> order = nullptr);
+  std::shared_ptr<StreamOrder> OrderOf(uint64_t version) const;  // null: none
+  // Its `released` event has been recorded.
+  void ReadsEnqueued(uint64_t version, absl::Time now);
 
-  void Carry(const action::PublishAccepted& accepted);
+  void Carry(const action::PublishAccepted& accepted, absl::Time now);
   void Carry(const action::PublishReleased& released);
   void Carry(const action::PublishDone& done);
 
@@ -48,6 +53,7 @@ class PublishTracker {
   void Abandon(const absl::Status& why);
 
   bool Running() const { return !versions_.empty(); }
+  bool Running(uint64_t version) const { return versions_.contains(version); }
   // A version runs whose weights may still be read.
   bool Unreleased() const;
   // Tells progress at most ten times a second. Returns when it wants to be called again.
@@ -56,7 +62,10 @@ class PublishTracker {
  private:
   struct Version {
     std::vector<std::shared_ptr<PublishWatcher>> watchers;
+    std::shared_ptr<StreamOrder> order;
     std::optional<action::PublishAccepted> accepted;
+    absl::Time accepted_at;
+    std::optional<absl::Duration> reads_enqueued;
     std::optional<action::PublishReleased> released;
   };
   std::map<uint64_t, Version> versions_;

@@ -41,6 +41,7 @@ absl::Status Publisher::Adopt(std::shared_ptr<const Registration> registration) 
       CloseSessions();
       retained_ = {};
     }
+    client_events_.CloseAll();
     absl::Status status = encoder_.Adopt(std::move(registration));
     if (status.ok()) return status;
     CloseSessions();
@@ -52,6 +53,7 @@ absl::Status Publisher::Adopt(std::shared_ptr<const Registration> registration) 
 
 void Publisher::Release() {
   (void)Execute([this] {
+    client_events_.CloseAll();
     encoder_.Release();
     return absl::OkStatus();
   });
@@ -62,20 +64,21 @@ void Publisher::Drop(const absl::Status& why) {
   (void)Execute([this] {
     CloseSessions();
     retained_ = {};
+    client_events_.CloseAll();
     encoder_.Drop();
     return absl::OkStatus();
   });
 }
 
-void Publisher::Start(const action::StartSource& start) {
-  auto job = std::make_shared<SourceJob>(start);
+void Publisher::Start(const action::StartSource& start, std::shared_ptr<StreamOrder> order) {
+  auto job = std::make_shared<SourceJob>(start, std::move(order));
   (void)Push({job, [this, job] { Serve(job); }});
 }
 
-void Publisher::CheckContent(const action::CheckContent& check) {
+void Publisher::CheckContent(const action::CheckContent& check, std::shared_ptr<StreamOrder> order) {
   action::StartSource as_job;
   as_job.version = check.version;
-  auto job = std::make_shared<SourceJob>(as_job);
+  auto job = std::make_shared<SourceJob>(as_job, std::move(order));
   (void)Push({job, [this, job] { Check(job); }});
 }
 
@@ -174,9 +177,11 @@ void Publisher::Check(const std::shared_ptr<SourceJob>& job) {
   event::ContentChecked checked;
   checked.version = job->start().version;
   checked.status = encoder_.can_encode() ? job->cancelled() : CannotEncode();
-  if (checked.status.ok()) checked.status = encoder_.EncodeForDigest();
+  if (checked.status.ok()) checked.status = BeginReading(*job);
+  std::vector<CompletionPtr> encodes;
+  if (checked.status.ok()) checked.status = encoder_.EncodeForDigest(job->start_after(), &encodes);
   if (checked.status.ok()) {
-    const auto digest = FinishEncoding(*job, Limits().transfer);
+    const auto digest = FinishReading(*job, encodes, Limits().transfer);
     checked.status = digest.status();
     if (digest.ok()) checked.digest = *digest;
   }
@@ -187,6 +192,28 @@ CompletionPtr Publisher::EncodeBucket(int64_t bucket, CompletionPtr after) {
   CompletionPtr encode = encoder_.Encode(bucket, std::move(after));
   running_->Add(encode, encoder_.plan().buckets()[bucket].wire_bytes);
   return encode;
+}
+
+absl::Status Publisher::BeginReading(const SourceJob& job) {
+  StreamOrder* const order = job.order();
+  return order == nullptr ? absl::OkStatus() : order->Begin(&client_events_, backend_->memory());
+}
+
+absl::StatusOr<Hash128> Publisher::FinishReading(SourceJob& job, absl::Span<const CompletionPtr> encodes,
+                                                 absl::Time deadline) {
+  StreamOrder* const order = job.order();
+  if (order == nullptr) return FinishEncoding(job, deadline);
+  const absl::Status marked = order->MarkReleased(encodes);
+  const absl::Status started =
+      order->AwaitStart(options_.start_timeout, [&job] { return job.dropped() ? job.cancelled() : absl::OkStatus(); });
+  if (!started.ok()) {
+    // The wire first: what is encoded from now on is nobody's version.
+    job.Cancel(started, /*drop=*/true, SourceJob::Report::kYes);
+    order->GiveUp(&client_events_, started);
+  }
+  absl::StatusOr<Hash128> digest = FinishEncoding(job, deadline);
+  if (digest.ok() && !marked.ok()) return marked;
+  return digest;
 }
 
 absl::StatusOr<Hash128> Publisher::FinishEncoding(const SourceJob& job, absl::Time deadline) {

@@ -29,6 +29,7 @@
 #include "server/trainer/sender.h"
 #include "server/trainer/session.h"
 #include "server/trainer/source_job.h"
+#include "server/trainer/stream_order.h"
 
 namespace wsync {
 
@@ -36,9 +37,12 @@ struct PublisherOptions {
   SourceMode mode = SourceMode::kFull;
   int32_t ring_slots = 3;
   // Both beyond what the coordinator grants the members: it notices first and names the culprit.
-  absl::Duration connect_timeout = absl::Seconds(11);
-  absl::Duration transfer_timeout = absl::Seconds(11);  // plus wire bytes / min rate
+  absl::Duration connect_timeout = absl::Seconds(9);
+  absl::Duration transfer_timeout = absl::Seconds(9);  // plus wire bytes / min rate
   double min_rate_bytes_per_second = 50e6;
+  // For the training process's stream to get to the point of its publish. Below what the coordinator grants the
+  // members: they must not be blamed for it.
+  absl::Duration start_timeout = absl::Seconds(8);
 };
 
 struct SourceProgress {
@@ -63,9 +67,10 @@ class Publisher {
   // Calls off whatever runs, and frees all memory; waits until that is done.
   void Drop(const absl::Status& why);
 
-  void Start(const action::StartSource& start);
+  // `order`: of the publish that it is a part of; null: none.
+  void Start(const action::StartSource& start, std::shared_ptr<StreamOrder> order = nullptr);
   void Cancel(const action::CancelSource& cancel);  // takes effect even while a session connects; no event follows
-  void CheckContent(const action::CheckContent& check);
+  void CheckContent(const action::CheckContent& check, std::shared_ptr<StreamOrder> order = nullptr);
 
   SourceProgress Progress() const;
   void Stop();
@@ -92,8 +97,8 @@ class Publisher {
   void Serve(const std::shared_ptr<SourceJob>& job);
   void ServeFromImage(const std::shared_ptr<SourceJob>& job);
   void BeginImage(const std::shared_ptr<SourceJob>& job);
-  void EncodeImage();
-  void FinishImage(const std::shared_ptr<SourceJob>& job, absl::Time begun);
+  std::vector<CompletionPtr> EncodeImage(const SourceJob& job);
+  void FinishImage(const std::shared_ptr<SourceJob>& job, absl::Span<const CompletionPtr> encodes, absl::Time begun);
   void SendImage(const std::shared_ptr<SourceJob>& job);
   void Sent(const SendTask& task, const absl::Status& status);  // on the send thread
   void ServeThroughRing(const std::shared_ptr<SourceJob>& job);
@@ -101,6 +106,9 @@ class Publisher {
   void Check(const std::shared_ptr<SourceJob>& job);
 
   CompletionPtr EncodeBucket(int64_t bucket, CompletionPtr after);
+  // Before the first encode of a job; and behind its last one.
+  absl::Status BeginReading(const SourceJob& job);
+  absl::StatusOr<Hash128> FinishReading(SourceJob& job, absl::Span<const CompletionPtr> encodes, absl::Time deadline);
   absl::StatusOr<Hash128> FinishEncoding(const SourceJob& job, absl::Time deadline);
   absl::Status CannotEncode() const;
   void CloseSessions();
@@ -117,6 +125,7 @@ class Publisher {
 
   // The encode thread's own.
   Encoder encoder_;
+  ClientEvents client_events_;  // of the process whose memory encoder_ has
   Retained retained_;
   std::shared_ptr<EncodedBuckets> running_;  // the encodes of the newest version
   uint64_t ring_released_ = 0;               // ring mode: the version whose weights may have changed since

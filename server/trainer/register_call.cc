@@ -65,6 +65,7 @@ absl::Status RegisterCall::TakeHeader(const v1::RegisterHeader& header) {
     if (!handle.ok()) return handle.status();
     request_.handles.push_back(*std::move(handle));
   }
+  if (absl::Status status = CheckModulesToNotConvert(header.modules_to_not_convert()); !status.ok()) return status;
   request_.modules_to_not_convert = {header.modules_to_not_convert().begin(), header.modules_to_not_convert().end()};
   return absl::OkStatus();
 }

@@ -88,6 +88,7 @@ absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
   auto created = Registration::Create(std::move(request), options_.rules, options_.bucket_bytes, *memory_);
   if (!created.ok()) return created.status();
   std::shared_ptr<const Registration> registration = *std::move(created);
+  if (absl::Status status = options_.check_rules(registration->plan()->rules()); !status.ok()) return status;
   const ControlLoop::Task install = options_.prepare_catalog(registration->plan().get());
 
   loop_->RunAndWait([this, &registration] { MakeWay(*registration); });

@@ -38,6 +38,8 @@ class Registrar {
   struct Options {
     RecipeRules rules;
     int64_t bucket_bytes = kDefaultBucketBytes;
+    // Not OK: no member would take these, which are `rules` and what the registration added.
+    std::function<absl::Status(const RecipeRules& rules)> check_rules;
     // Prepares the catalog that members get (null: none) on the caller's thread. What it returns runs on the control
     // thread, right before the coordinator learns of it.
     std::function<ControlLoop::Task(const Plan* plan)> prepare_catalog;

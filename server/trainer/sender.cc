@@ -98,6 +98,7 @@ absl::Status Sender::Serve(const SendTask& task) {
     const int64_t bytes = buckets[k].wire_bytes;
     CompletionPtr encoded = task.encodes->Await(k);
     WSYNC_CORRUPTION_POINT("trainer.wire", wire, encoded == nullptr || encoded->Poll() ? bytes : 0);
+    (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));
     sends.push_back(session_->Broadcast(wire, bytes, std::move(encoded)));
   }
   return session_->WaitSent(sends, task.limits.transfer);

@@ -7,21 +7,25 @@
 #define WSYNC_SERVER_TRAINER_SOURCE_JOB_H_
 
 #include <cstdint>
+#include <memory>
 #include <stop_token>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "server/core/events.h"
 #include "server/core/sync.h"
+#include "server/trainer/stream_order.h"
 
 namespace wsync {
 
 class SourceJob {
  public:
-  explicit SourceJob(action::StartSource start) : start_(std::move(start)) {}
+  explicit SourceJob(action::StartSource start, std::shared_ptr<StreamOrder> order = nullptr)
+      : start_(std::move(start)), order_(std::move(order)) {}
 
   const action::StartSource& start() const { return start_; }
-  enum class Report : uint8_t { kNo, kYes };  // must the coordinator hear of it? not when it asked for it
+  StreamOrder* order() const { return order_.get(); }  // null: the client waits for words only
+  enum class Report : uint8_t { kNo, kYes };           // must the coordinator hear of it? not when it asked for it
   // Stops sending; with `drop` also encoding. The first reason stays.
   void Cancel(const absl::Status& why, bool drop, Report report) {
     {
@@ -34,6 +38,8 @@ class SourceJob {
     send_.request_stop();
     if (drop) encode_.request_stop();
   }
+  // What its first reads come after; null: nothing.
+  CompletionPtr start_after() const { return order_ == nullptr ? nullptr : order_->start(); }
   // OK while the job is wanted, else why not.
   absl::Status cancelled() const {
     MutexLock lock(&mu_);
@@ -50,6 +56,7 @@ class SourceJob {
 
  private:
   const action::StartSource start_;
+  const std::shared_ptr<StreamOrder> order_;
   mutable Mutex mu_;
   absl::Status why_ ABSL_GUARDED_BY(mu_);
   bool quiet_ ABSL_GUARDED_BY(mu_) = false;

@@ -53,6 +53,7 @@ PublisherOptions PublisherOptionsFrom(const v1::TrainerConfig& config) {
   options.ring_slots = config.transfer().ring_slots();
   options.connect_timeout = absl::Milliseconds(config.coordinator().stage_timeout_ms()) + kBeyondCoordinator;
   options.transfer_timeout = options.connect_timeout;
+  options.start_timeout = absl::Milliseconds(config.coordinator().stage_timeout_ms()) * 4 / 5;
   options.min_rate_bytes_per_second = static_cast<double>(config.coordinator().min_rate_bytes_per_second());
   return options;
 }
@@ -124,12 +125,13 @@ TrainerAgent::Parts::Parts(const v1::TrainerConfig& trainer_config, RecipeRules 
           &loop),
       registrar({.rules = std::move(rules),
                  .bucket_bytes = config.transfer().bucket_bytes(),
+                 .check_rules = [](const RecipeRules& all) { return CheckSendable(all); },
                  .prepare_catalog =
                      [this](const Plan* plan) {
                        return [this, catalog = MakeCatalogMessages(plan)] { coordinator_service.SetCatalog(catalog); };
                      }},
                 &backend->memory(), &publisher, &tracker, &loop),
-      trainer_service(&registrar, &tracker, &loop) {
+      trainer_service(&registrar, &tracker, &loop, &backend->memory()) {
   loop.OnAction([this](const Action& action) { CarryOut(action); });
   loop.AddChore([this](absl::Time now) { return registrar.Watch(now); });
   loop.AddChore([this](absl::Time now) { return ReportProgress(now); });
@@ -150,21 +152,22 @@ Overloaded(Ts...) -> Overloaded<Ts...>;
 }  // namespace
 
 void TrainerAgent::Parts::CarryOut(const Action& action) {
-  std::visit(Overloaded{[this](const action::StartSource& a) { publisher.Start(a); },
-                        [this](const action::CancelSource& a) { publisher.Cancel(a); },
-                        [this](const action::CheckContent& a) { publisher.CheckContent(a); },
-                        [this](const action::PublishAccepted& a) { tracker.Carry(a); },
-                        [this](const action::PublishReleased& a) {
-                          (void)WSYNC_FAILPOINT("trainer.released");
-                          tracker.Carry(a);
-                        },
-                        [this](const action::PublishDone& a) {
-                          (void)WSYNC_FAILPOINT("trainer.done");
-                          tracker.Carry(a);
-                        },
-                        [](const action::Log& a) { WriteLog(a); },
-                        [this](const auto& to_member) { coordinator_service.Carry(to_member); }},
-             action);
+  std::visit(
+      Overloaded{[this](const action::StartSource& a) { publisher.Start(a, tracker.OrderOf(a.version)); },
+                 [this](const action::CancelSource& a) { publisher.Cancel(a); },
+                 [this](const action::CheckContent& a) { publisher.CheckContent(a, tracker.OrderOf(a.version)); },
+                 [this](const action::PublishAccepted& a) { tracker.Carry(a, MonotonicNow()); },
+                 [this](const action::PublishReleased& a) {
+                   (void)WSYNC_FAILPOINT("trainer.released");
+                   tracker.Carry(a);
+                 },
+                 [this](const action::PublishDone& a) {
+                   (void)WSYNC_FAILPOINT("trainer.done");
+                   tracker.Carry(a);
+                 },
+                 [](const action::Log& a) { WriteLog(a); },
+                 [this](const auto& to_member) { coordinator_service.Carry(to_member); }},
+      action);
 }
 
 v1::JobStatus TrainerAgent::Parts::Status() const {

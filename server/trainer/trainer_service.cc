@@ -1,7 +1,11 @@
 #include "server/trainer/trainer_service.h"
 
+#include <optional>
 #include <string>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
 #include "server/rpc/convert.h"
 #include "server/trainer/publish_call.h"
 #include "server/trainer/register_call.h"
@@ -25,7 +29,9 @@ grpc::ServerWriteReactor<v1::PublishEvent>* TrainerService::Publish(grpc::Callba
   auto call = PublishCall::Open();
   const bool queued = loop_->Run([this, call, request = *request] {
     if (absl::Status status = Admit(request); !status.ok()) return call->Fail(status);
-    if (tracker_->Watch(request.version(), call)) loop_->Step(event::Publish{request.version()});
+    auto order = OrderOf(request);
+    if (!order.ok()) return call->Fail(order.status());
+    if (tracker_->Watch(request.version(), call, *order)) loop_->Step(event::Publish{request.version()});
   });
   if (!queued) call->Fail(ShuttingDown());
   return call.get();
@@ -37,6 +43,26 @@ absl::Status TrainerService::Admit(const v1::PublishRequest& request) {
     return absl::InvalidArgumentError("a version is a number above 0 that grows with every publish; got 0");
   }
   return registrar_->Check(request.registration_id());
+}
+
+absl::StatusOr<std::shared_ptr<StreamOrder>> TrainerService::OrderOf(const v1::PublishRequest& request) {
+  if (!request.has_after() && !request.has_released()) return nullptr;
+  if (tracker_->Running(request.version())) {
+    return absl::FailedPreconditionError(absl::StrCat("version ", request.version(),
+                                                      " is still being published: its order against a CUDA stream is "
+                                                      "what that publish said"));
+  }
+  std::optional<EventHandle> after, released;
+  if (request.has_after()) after = FromProto(request.after());
+  if (request.has_released()) released = FromProto(request.released());
+  auto order = std::make_shared<StreamOrder>(
+      std::move(after), std::move(released), [loop = loop_, tracker = tracker_, version = request.version()] {
+        loop->Run([tracker, version] { tracker->ReadsEnqueued(version, MonotonicNow()); });
+      });
+  if (absl::Status status = order->Check(*memory_); !status.ok()) {
+    return absl::Status(status.code(), absl::StrCat("publish version ", request.version(), ": ", status.message()));
+  }
+  return order;
 }
 
 grpc::ServerUnaryReactor* TrainerService::Unregister(grpc::CallbackServerContext* context,

@@ -7,6 +7,7 @@
 #include <grpcpp/server_context.h>
 
 #include <atomic>
+#include <memory>
 
 #include "server/trainer/control_loop.h"
 #include "server/trainer/publish_tracker.h"
@@ -17,8 +18,8 @@ namespace wsync {
 
 class TrainerService final : public v1::Trainer::CallbackService {
  public:
-  TrainerService(Registrar* registrar, PublishTracker* tracker, ControlLoop* loop)
-      : registrar_(registrar), tracker_(tracker), loop_(loop) {}
+  TrainerService(Registrar* registrar, PublishTracker* tracker, ControlLoop* loop, const Memory* memory)
+      : registrar_(registrar), tracker_(tracker), loop_(loop), memory_(memory) {}
 
   // From now on new registrations and versions are refused with UNAVAILABLE.
   void Drain() { draining_ = true; }
@@ -30,11 +31,14 @@ class TrainerService final : public v1::Trainer::CallbackService {
                                                       const v1::PublishRequest* request) override;
   grpc::ServerUnaryReactor* Unregister(grpc::CallbackServerContext* context, const v1::UnregisterRequest* request,
                                        v1::UnregisterReply* reply) override;
-  absl::Status Admit(const v1::PublishRequest& request);  // control thread
+  // Control thread.
+  absl::Status Admit(const v1::PublishRequest& request);
+  absl::StatusOr<std::shared_ptr<StreamOrder>> OrderOf(const v1::PublishRequest& request);
 
   Registrar* const registrar_;
   PublishTracker* const tracker_;
   ControlLoop* const loop_;
+  const Memory* const memory_;
   std::atomic<bool> draining_ = false;
 };
 

@@ -119,5 +119,10 @@ TEST_F(HostMemoryTest, ASegmentLargerThanDevShmIsRefusedWithoutLeavingAName) {
   EXPECT_EQ(std::get<SharedMemoryHandle>(handle).name, "/untouched");
 }
 
+TEST_F(HostMemoryTest, AnEventIsRefusedSayingThatThereAreNoStreams) {
+  EXPECT_THAT(memory_.CheckEvent({std::string(64, 'x'), "GPU-1"}),
+              FailsWith(absl::StatusCode::kFailedPrecondition, "transfer.backend"));
+}
+
 }  // namespace
 }  // namespace wsync::host

@@ -14,7 +14,8 @@ namespace wsync::faults {
 namespace {
 
 // A killed peer costs the trainer a second, a stopped one five (heartbeats and keepalives of 3 s); nothing costs more
-// than ten, where a deadline has to end it. Half a second more is what two busy cores take to tell us.
+// than ten, where a deadline has to end it. Half a second more is what two busy cores take to tell us; ten are the end,
+// and the deadlines have room below them.
 constexpr absl::Duration kKilledLimit = absl::Seconds(1);
 constexpr absl::Duration kStoppedLimit = absl::Seconds(5);
 constexpr absl::Duration kHardLimit = absl::Seconds(10);
@@ -96,7 +97,8 @@ absl::Status Run::Begin() {
   if (BeforeVersions()) return BeginAgain();
   if (OfAgent()) {
     fired_before_ = group_.TimesFired(Agent(), Failpoint());
-    if (absl::Status armed = group_.Arm(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok()) return armed;
+    if (absl::Status armed = ArmFailpoint(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok())
+      return armed;
   } else {
     ChildProcess& client = cell_.side == Side::kEngine ? group_.engine(victim_) : group_.trainer();
     client.Forget();
@@ -113,7 +115,7 @@ absl::Status Run::BeginAgain() {
   const std::string at = absl::StrCat("at ", cell_.step, " ", static_cast<int>(cell_.fault), " ", cell_.argument);
   switch (cell_.side) {
     case Side::kTrainerAgent: {
-      if (absl::Status armed = group_.Arm(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok())
+      if (absl::Status armed = ArmFailpoint(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok())
         return armed;
       if (cell_.step == "register") return group_.StartTrainerProcess();
       group_.agents().KillRollout(victim_);
@@ -121,7 +123,7 @@ absl::Status Run::BeginAgain() {
     }
     case Side::kRolloutAgent: {
       group_.agents().KillRollout(victim_);
-      setenv("WSYNC_FAILPOINTS", Group::ArmCommand(Failpoint(), cell_.fault, cell_.argument).c_str(), 1);
+      setenv("WSYNC_FAILPOINTS", ArmCommand(Failpoint(), cell_.fault, cell_.argument).c_str(), 1);
       const absl::Status launched = group_.agents().LaunchRollout(victim_);
       unsetenv("WSYNC_FAILPOINTS");
       return launched;
@@ -176,14 +178,15 @@ absl::Status Run::AwaitAnswer() {
     }
     group_.BeginPublish(during_);
   }
-  const absl::Duration limit = Ends() && cell_.side != Side::kTrainerAgent                        ? kKilledLimit
-                               : cell_.fault == Fault::kStop && cell_.side != Side::kTrainerAgent ? kStoppedLimit
-                                                                                                  : kHardLimit;
+  const absl::Duration limit = Ends() && cell_.side != Side::kTrainerAgent ? kKilledLimit + kSlack
+                               : cell_.fault == Fault::kStop && cell_.side != Side::kTrainerAgent
+                                   ? kStoppedLimit + kSlack
+                                   : kHardLimit;
   const std::optional<Published> published = group_.AwaitPublished(Scaled(kHardLimit + absl::Seconds(5)));
   if (!published.has_value()) return absl::DeadlineExceededError("the publish was never answered");
   answered_ = true;
   outcome_.unblocked = published->at - fault_at_;
-  if (outcome_.unblocked > Scaled(limit + kSlack)) {
+  if (outcome_.unblocked > Scaled(limit)) {
     return absl::DeadlineExceededError(absl::StrCat("the publish was answered ",
                                                     absl::FormatDuration(outcome_.unblocked),
                                                     " after the fault: ", published->message));

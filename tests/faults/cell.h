@@ -27,7 +27,8 @@ struct Cell {
   Fault fault = Fault::kNone;
   int argument = 0;
   Expect expect = Expect::kAll;
-  std::string Name() const;  // "RolloutAgent_Kill_commit"
+  std::string Name() const;      // "RolloutAgent_Kill_commit"
+  std::string Expected() const;  // in words
 };
 
 std::vector<Cell> AllCells();

@@ -44,8 +44,8 @@ class Table {
 };
 
 void AddRolloutAgent(Table& table) {
-  const std::vector<std::string> before = {"join",         "catalog",       "begin",       "connect",
-                                           "bucket.first", "bucket.middle", "bucket.last", "staged"};
+  const std::vector<std::string> before = {"join",          "catalog",     "begin",  "connect",         "bucket.first",
+                                           "bucket.middle", "bucket.last", "staged", "broadcast.middle"};
   const std::vector<std::string> after = {"commit", "pause", "apply", "copied", "applied"};
   for (const Fault fault : {Fault::kKill, Fault::kStop}) {
     table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, before);
@@ -65,9 +65,9 @@ void AddRolloutAgent(Table& table) {
 }
 
 void AddTrainerAgent(Table& table) {
-  const std::vector<std::string> steps = {"register", "join",         "catalog",       "begin",
-                                          "connect",  "bucket.first", "bucket.middle", "bucket.last",
-                                          "released", "staged",       "commit",        "applied"};
+  const std::vector<std::string> steps = {"register",     "join",          "catalog",         "begin",    "connect",
+                                          "bucket.first", "bucket.middle", "bucket.last",     "released", "staged",
+                                          "commit",       "applied",       "broadcast.middle"};
   table.Add(Side::kTrainerAgent, Fault::kKill, 0, Expect::kCommits, steps);
   table.Add(Side::kTrainerAgent, Fault::kStop, 0, Expect::kCommits, steps);
   table.Add(Side::kTrainerAgent, Fault::kDelay, kLateMs, Expect::kAll,
@@ -99,6 +99,20 @@ std::string Cell::Name() const {
       absl::StrCat(NameOf(side), "_", NameOf(fault), fault == Fault::kError ? absl::StrCat(argument) : "", "_", step);
   for (char& c : name) c = c == '.' ? '_' : c;
   return name;
+}
+
+std::string Cell::Expected() const {
+  switch (expect) {
+    case Expect::kAll:
+      return "committed by all";
+    case Expect::kSurvivors:
+      return "committed";
+    case Expect::kFails:
+      return "failed";
+    case Expect::kCommits:
+      return side == Side::kEngine ? "committed" : "whole or not at all";
+  }
+  return "";
 }
 
 std::vector<Cell> AllCells() {

@@ -66,9 +66,9 @@ TEST_P(Cells, RuleHolds) {
   const absl::Status ready = Prepare(variant);
   ASSERT_TRUE(ready.ok()) << ready;
   const Outcome outcome = RunCell(cell, variant, *job.group, &job.version);
-  std::printf("CELL|%d|%s|%llu|%s|%.2f|%.2f|%.2f\n", row, cell.Name().c_str(), static_cast<unsigned long long>(seed),
+  std::printf("CELL|%d|%s|%llu|%s|%.2f|%.2f|%.2f|%s\n", row, cell.Name().c_str(), static_cast<unsigned long long>(seed),
               outcome.became.c_str(), absl::ToDoubleSeconds(outcome.unblocked),
-              absl::ToDoubleSeconds(outcome.recovered), absl::ToDoubleSeconds(outcome.healed));
+              absl::ToDoubleSeconds(outcome.recovered), absl::ToDoubleSeconds(outcome.healed), cell.Expected().c_str());
   std::fflush(stdout);
   if (outcome.status.ok()) return;
   const std::string directory = job.group->agents().directory();

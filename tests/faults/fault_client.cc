@@ -82,7 +82,7 @@ class Trainer {
     auto client = TrainerClient::Connect(socket_, absl::Seconds(20));
     if (!client.ok()) return client.status();
     client_ = *std::move(client);
-    auto model = cli::SharedModel::Create(FaultModel(), "the model of a fault test");
+    auto model = cli::SharedModel::Create(SmallModel(), "the model of a fault test");
     if (!model.ok()) return model.status();
     model_ = std::make_unique<cli::SharedModel>(*std::move(model));
     plot_->Reach("register");

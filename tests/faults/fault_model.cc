@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "client/cli/demo_model.h"
 #include "kernels/quantize.h"
 #include "server/core/hash.h"
@@ -39,20 +38,6 @@ Encoded EncodeTensor(const Tensor& tensor, const Recipe& recipe, const std::byte
 }
 
 }  // namespace
-
-std::vector<Tensor> FaultModel() {
-  std::vector<Tensor> tensors = {{"model.embed_tokens.weight", Dtype::kBF16, {500, 96}}};
-  for (int layer = 0; layer < 3; ++layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    tensors.push_back({prefix + "self_attn.q_proj.weight", Dtype::kBF16, {256, 192}});
-    tensors.push_back({prefix + "self_attn.q_proj.bias", Dtype::kBF16, {256}});
-    tensors.push_back({prefix + "mlp.up_proj.weight", Dtype::kBF16, {1000, 192}});
-    tensors.push_back({prefix + "mlp.down_proj.weight", Dtype::kBF16, {192, 1000}});
-    tensors.push_back({prefix + "input_layernorm.weight", Dtype::kBF16, {192}});
-  }
-  tensors.push_back({"lm_head.weight", Dtype::kBF16, {500, 96}});
-  return tensors;
-}
 
 void FillWeights(std::byte* data, int64_t bytes, uint64_t seed) { cli::FillRandomBf16(data, bytes / 2, seed + 1); }
 

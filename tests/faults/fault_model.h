@@ -10,13 +10,11 @@
 
 #include "client/cli/engine_memory.h"
 #include "server/core/plan.h"
+#include "tests/system/small_model.h"
 
 namespace wsync::faults {
 
 inline constexpr int64_t kBucketBytes = kMinBucketBytes;
-
-// Embedding, linear layers, norms: 1.5 MB, over twenty buckets of kBucketBytes.
-std::vector<Tensor> FaultModel();
 
 // Random finite weights that depend on `seed` alone.
 void FillWeights(std::byte* data, int64_t bytes, uint64_t seed);
@@ -28,7 +26,7 @@ std::string ContentName(const std::byte* data, int64_t bytes);
 // nothing between the kernels and the answer is part of what the scenarios test.
 class Oracle {
  public:
-  explicit Oracle(std::vector<Tensor> tensors = FaultModel());
+  explicit Oracle(std::vector<Tensor> tensors = SmallModel());
   const std::string& Content(uint64_t seed);
   int64_t buckets() const { return static_cast<int64_t>(plan_->buckets().size()); }
 

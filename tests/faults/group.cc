@@ -1,14 +1,8 @@
 #include "tests/faults/group.h"
 
-#include <fcntl.h>
-#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <utility>
 
@@ -22,12 +16,6 @@ namespace {
 constexpr absl::Duration kResumeLimit = absl::Seconds(1);
 constexpr absl::Duration kPatience = absl::Seconds(20);  // for what has no limit of its own
 
-// Where this process's daemons have their pipes; each adds its pid. A killed one leaves them behind.
-const std::string& Fifo() {
-  static const std::string fifo = absl::StrCat("/tmp/wsync-fiu-", getpid());
-  return fifo;
-}
-
 // Whose fault it is when the limit is missed is found in the logs.
 absl::Status Late(const std::string& what) {
   return absl::DeadlineExceededError(absl::StrCat(what, " did not happen"));
@@ -35,22 +23,11 @@ absl::Status Late(const std::string& what) {
 
 }  // namespace
 
-absl::Duration Scaled(absl::Duration limit) {
-  static const double factor = [] {
-    const char* text = std::getenv("WSYNC_FAULT_TIME_FACTOR");
-    return text == nullptr ? 1.0 : std::max(1.0, std::atof(text));
-  }();
-  return limit * factor;
-}
-
 Group::~Group() {
   trainer_.reset();
   engines_.clear();
   agents_.reset();
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored)) {
-    if (entry.path().string().rfind(Fifo() + "-", 0) == 0) std::filesystem::remove(entry.path(), ignored);
-  }
+  RemoveFailpointPipes();
 }
 
 absl::StatusOr<std::unique_ptr<Group>> Group::Start(GroupOptions options) {
@@ -70,7 +47,7 @@ absl::Status Group::StartAll() {
   options.binary_suffix = "-faults";
   options.listen_host = options_.listen_host;
   options.network_of = options_.network_of;
-  setenv("WSYNC_FAILPOINT_FIFO", Fifo().c_str(), 1);
+  PrepareFailpoints();
   auto agents = cli::LocalCluster::Start(std::move(options));
   if (!agents.ok()) return agents.status();
   agents_ = *std::move(agents);
@@ -101,54 +78,6 @@ absl::Status Group::StartEngine(int rollout, const std::string& told) {
   if (!told.empty()) engines_[rollout]->Tell(told);
   engines_[rollout]->Tell("attach");
   return absl::OkStatus();
-}
-
-// ---- failpoints
-
-std::string Group::ArmCommand(const std::string& failpoint, Fault fault, int argument, bool once) {
-  return absl::StrCat("enable name=", failpoint, ",failnum=", static_cast<int>(fault), ",failinfo=", argument,
-                      once ? ",onetime" : "");
-}
-
-absl::Status Group::Arm(pid_t pid, const std::string& failpoint, Fault fault, int argument, bool once) {
-  return Control(pid, ArmCommand(failpoint, fault, argument, once));
-}
-
-absl::Status Group::Disarm(pid_t pid, const std::string& failpoint) {
-  return Control(pid, absl::StrCat("disable name=", failpoint));
-}
-
-// libfiu opens the answering pipe once it has a reader, and answers "0" when the command was good.
-absl::Status Group::Control(pid_t pid, const std::string& command) {
-  const std::string base = absl::StrCat(Fifo(), "-", pid);
-  const int in = open((base + ".in").c_str(), O_RDWR | O_CLOEXEC);
-  const int out = open((base + ".out").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  std::string answer;
-  if (in >= 0 && out >= 0) {
-    const std::string line = command + "\n";
-    (void)!write(in, line.data(), line.size());
-    const absl::Time deadline = MonotonicNow() + absl::Seconds(5);
-    while (answer.find('\n') == std::string::npos && MonotonicNow() < deadline) {
-      pollfd readable{out, POLLIN, 0};
-      poll(&readable, 1, 20);
-      char buffer[256];
-      const ssize_t got = read(out, buffer, sizeof(buffer));
-      if (got > 0) answer.append(buffer, static_cast<size_t>(got));
-      if (got == 0) usleep(1000);  // it has not opened its end yet
-    }
-  }
-  if (in >= 0) close(in);
-  if (out >= 0) close(out);
-  if (answer.substr(0, 2) == "0\n") return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("process ", pid, " answered '", answer, "' to '", command, "'"));
-}
-
-int Group::TimesFired(const std::string& agent, const std::string& failpoint) const {
-  std::ifstream log(agents_->log_path(agent));
-  const std::string wanted = absl::StrCat("failpoint ", failpoint, " fired");
-  int times = 0;
-  for (std::string line; std::getline(log, line);) times += line == wanted;
-  return times;
 }
 
 // ---- versions

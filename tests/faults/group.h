@@ -16,13 +16,11 @@
 #include "absl/time/time.h"
 #include "client/cli/local_cluster.h"
 #include "tests/faults/child_process.h"
-#include "tests/faults/fault_kind.h"
+#include "tests/faults/environment.h"
+#include "tests/faults/failpoint_control.h"
 #include "tests/faults/fault_model.h"
 
 namespace wsync::faults {
-
-// Limits hold on two busy cores; a sanitizer build multiplies them by WSYNC_FAULT_TIME_FACTOR.
-absl::Duration Scaled(absl::Duration limit);
 
 struct GroupOptions {
   int rollouts = 2;
@@ -62,11 +60,10 @@ class Group {
   absl::Status StartTrainerProcess(const std::string& told = "");
   absl::Status StartEngine(int rollout, const std::string& told = "");
 
-  // In the agent: `trainer` or `rollout-0`, ... Takes effect before it returns.
-  absl::Status Arm(pid_t pid, const std::string& failpoint, Fault fault, int argument, bool once = true);
-  absl::Status Disarm(pid_t pid, const std::string& failpoint);
-  static std::string ArmCommand(const std::string& failpoint, Fault fault, int argument, bool once = true);
-  int TimesFired(const std::string& agent, const std::string& failpoint) const;
+  // `agent`: `trainer` or `rollout-0`, ...
+  int TimesFired(const std::string& agent, const std::string& failpoint) const {
+    return faults::TimesFired(agents_->log_path(agent), failpoint);
+  }
 
   void BeginPublish(uint64_t version);
   std::optional<Published> AwaitPublished(absl::Duration timeout);
@@ -86,7 +83,6 @@ class Group {
  private:
   explicit Group(GroupOptions options) : options_(std::move(options)) {}
   absl::Status StartAll();
-  absl::Status Control(pid_t pid, const std::string& command);
 
   GroupOptions options_;
   Oracle oracle_;

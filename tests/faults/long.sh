@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The long form of the fault tests: tests/faults/long.sh [seeds] [jobs]. Builds, then runs
-#   every cell with `seeds` seeds (default 20; 100 before a release), `jobs` of them at a time (default: one per core),
+#   every cell with `seeds` seeds (default 20; 100 before a release), `jobs` of them at a time (default: three per core,
+#   since they mostly wait),
 #   10,000 versions with a kill every fifty, a catalog of 1,000,000 tensors, 1,000,000 flipped bits,
 #   1,000,000 simulated versions.
 # Writes the outcomes to build/faults/, and the table of README.md from them (tests/faults/table.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seeds=${1:-20}
-jobs=${2:-$(nproc)}
+jobs=${2:-$((3 * $(nproc)))}
 deploy/install_packages.sh
 deploy/build.sh release wsync_tests_faults coordinator_simulation_test
 bin=build/release/bin

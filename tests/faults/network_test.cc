@@ -15,7 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
-#include "tests/faults/group.h"
+#include "tests/faults/group_test.h"
 #include "tests/faults/private_network.h"
 #include "tests/faults/proxy.h"
 
@@ -24,51 +24,24 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr absl::Duration kCutOff = absl::Milliseconds(5500);  // 5 s, and what two busy cores take to tell us
-constexpr absl::Duration kHardLimit = absl::Seconds(10);
-constexpr int kHeldMs = 6000;
+const absl::Duration kCutOff = absl::Seconds(5) + kSlack;
+constexpr absl::Duration kHeld = absl::Seconds(6);
 
 absl::Status network = absl::UnknownError("not entered");
 
-class Network : public ::testing::Test {
+class Network : public GroupTest {
  protected:
   void SetUp() override {
     if (!network.ok()) GTEST_SKIP() << network;
     ASSERT_TRUE(PrivateNetwork::Heal().ok());
-    auto group = Group::Start(
-        {.rollouts = 2, .listen_host = PrivateNetwork::kHere, .network_of = {{1, PrivateNetwork::other()}}});
-    ASSERT_TRUE(group.ok()) << group.status();
-    group_ = *std::move(group);
-    Commit();
+    StartGroup({.rollouts = 2, .listen_host = PrivateNetwork::kHere, .network_of = {{1, PrivateNetwork::other()}}});
   }
   void TearDown() override {
     if (network.ok()) (void)PrivateNetwork::Heal();
   }
 
-  // The next version reaches everybody.
-  void Commit() {
-    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
-    ASSERT_TRUE(published.has_value());
-    EXPECT_TRUE(published->ok()) << published->message;
-    for (int i = 0; i < 2; ++i) {
-      const absl::Status status = group_->AwaitVersion(i, version_, Scaled(absl::Seconds(10)));
-      EXPECT_TRUE(status.ok()) << status;
-    }
-    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
-  }
-  // A version is on its way to the second rollout, which has half of it.
-  void HoldInTransfer() {
-    ASSERT_TRUE(group_->Arm(group_->agents().rollout_pid(1), "rollout.bucket.middle", Fault::kDelay, kHeldMs).ok());
-    const int before = group_->TimesFired("rollout-1", "rollout.bucket.middle");
-    group_->BeginPublish(++version_);
-    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
-    while (group_->TimesFired("rollout-1", "rollout.bucket.middle") == before) {
-      ASSERT_LT(MonotonicNow(), deadline);
-      usleep(1000);
-    }
-  }
   void ExpectCutOffIsSurvived(int incoming, int outgoing) {
-    ASSERT_NO_FATAL_FAILURE(HoldInTransfer());
+    ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kHeld));
     ASSERT_TRUE(PrivateNetwork::Drop(incoming, outgoing).ok());
     const absl::Time cut = MonotonicNow();
     const auto published = group_->AwaitPublished(Scaled(kHardLimit));
@@ -82,12 +55,9 @@ class Network : public ::testing::Test {
     ASSERT_TRUE(PrivateNetwork::Heal().ok());
     const absl::Status caught_up = group_->AwaitVersion(1, version_, Scaled(absl::Seconds(20)));
     EXPECT_TRUE(caught_up.ok()) << caught_up;
-    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+    ASSERT_NO_FATAL_FAILURE(AwaitReady());
     Commit();
   }
-
-  std::unique_ptr<Group> group_;
-  uint64_t version_ = 0;
 };
 
 TEST_F(Network, CutBothWaysInATransfer) { ExpectCutOffIsSurvived(100, 100); }
@@ -103,41 +73,30 @@ TEST_F(Network, AFifthOfAllPacketsLostIsOnlySlow) {
     EXPECT_TRUE(group_->CheckContent(0, {version_}, false).ok());
   }
   ASSERT_TRUE(PrivateNetwork::Heal().ok());
-  EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(20))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }
 
 // ---- behind a proxy: no namespace needed
 
-class Proxied : public ::testing::Test {
+class Proxied : public GroupTest {
  protected:
   void SetUp() override {
-    auto group = Group::Start({.rollouts = 2});
-    ASSERT_TRUE(group.ok()) << group.status();
-    group_ = *std::move(group);
+    ASSERT_NO_FATAL_FAILURE(StartGroup());
     auto proxy = Proxy::Start("127.0.0.1", group_->agents().coordinator());
     ASSERT_TRUE(proxy.ok()) << proxy.status();
     proxy_ = *std::move(proxy);
     group_->agents().KillRollout(1);
     group_->agents().Dial(1, proxy_->address());
     ASSERT_TRUE(group_->agents().StartRollout(1).ok());
-    ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(20))).ok());
+    ASSERT_NO_FATAL_FAILURE(AwaitReady());
     Commit();
   }
   void TearDown() override {
     group_.reset();  // before the proxy: its threads end with their connections
   }
-  void Commit() {
-    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
-    ASSERT_TRUE(published.has_value());
-    EXPECT_TRUE(published->ok()) << published->message;
-    for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(15))).ok());
-    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
-  }
 
   std::unique_ptr<Proxy> proxy_;
-  std::unique_ptr<Group> group_;
-  uint64_t version_ = 0;
 };
 
 TEST_F(Proxied, AFarAwaySinkTakesItsTimeAndLosesNothing) {
@@ -147,9 +106,7 @@ TEST_F(Proxied, AFarAwaySinkTakesItsTimeAndLosesNothing) {
 }
 
 TEST_F(Proxied, AResetInTheMiddleOfAStreamHoldsUpNobody) {
-  ASSERT_TRUE(group_->Arm(group_->agents().rollout_pid(1), "rollout.bucket.middle", Fault::kDelay, 1000).ok());
-  group_->BeginPublish(++version_);
-  usleep(300'000);
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer(absl::Seconds(1)));
   proxy_->ResetAll();
   const absl::Time reset = MonotonicNow();
   const auto published = group_->AwaitPublished(Scaled(kHardLimit));
@@ -157,15 +114,13 @@ TEST_F(Proxied, AResetInTheMiddleOfAStreamHoldsUpNobody) {
   std::printf("NETWORK|connection reset|%.2f\n", absl::ToDoubleSeconds(published->at - reset));
   EXPECT_TRUE(published->ok()) << published->message;
   EXPECT_LT(published->at - reset, Scaled(absl::Milliseconds(1500)));
-  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(15))).ok());
-  EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  AwaitServed();
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }
 
 TEST_F(Proxied, AHalfOpenConnectionIsNoticedBySilence) {
-  ASSERT_TRUE(group_->Arm(group_->agents().rollout_pid(1), "rollout.bucket.middle", Fault::kDelay, 1000).ok());
-  group_->BeginPublish(++version_);
-  usleep(300'000);
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer(absl::Seconds(1)));
   proxy_->Swallow(true);
   const absl::Time begun = MonotonicNow();
   const auto published = group_->AwaitPublished(Scaled(kHardLimit));
@@ -176,7 +131,7 @@ TEST_F(Proxied, AHalfOpenConnectionIsNoticedBySilence) {
   proxy_->Swallow(false);
   proxy_->ResetAll();
   EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(20))).ok());
-  EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }
 
@@ -204,7 +159,7 @@ TEST_F(Proxied, StrangersAtThePortsChangeNothing) {
     for (const int fd : open) close(fd);
     ASSERT_TRUE(published.has_value());
     EXPECT_TRUE(published->ok()) << published->message;
-    for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(5))).ok());
+    AwaitServed();
   }
 }
 

@@ -14,8 +14,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
-#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -26,7 +24,7 @@
 #include "client/local/shared_segment.h"
 #include "client/local/trainer_client.h"
 #include "server/core/clock.h"
-#include "tests/faults/group.h"
+#include "tests/faults/group_test.h"
 #include "tests/faults/process_facts.h"
 #include "tests/faults/proxy.h"
 #include "wsync/v1/coordinator.grpc.pb.h"
@@ -36,38 +34,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr absl::Duration kHardLimit = absl::Seconds(10);
-
-int64_t FromEnvironment(const char* name, int64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::atoll(text);
-}
-
-class Resources : public ::testing::Test {
- protected:
-  void Start(int rollouts) {
-    auto group = Group::Start({.rollouts = rollouts});
-    ASSERT_TRUE(group.ok()) << group.status();
-    group_ = *std::move(group);
-    Commit();
-  }
-  void Commit() {
-    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
-    ASSERT_TRUE(published.has_value());
-    EXPECT_TRUE(published->ok()) << published->message;
-    for (int i = 0; i < group_->rollouts(); ++i) {
-      const absl::Status status = group_->AwaitVersion(i, version_, Scaled(absl::Seconds(15)));
-      EXPECT_TRUE(status.ok()) << status;
-    }
-    EXPECT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
-  }
-
-  std::unique_ptr<Group> group_;
-  uint64_t version_ = 0;
-};
+using Resources = GroupTest;
 
 TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
-  Start(2);
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   const pid_t pid = group_->agents().rollout_pid(1);
   rlimit before{};
   ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, nullptr, &before), 0);
@@ -76,7 +46,7 @@ TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
   ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &none, nullptr), 0);
   group_->agents().KillRollout(0);
   ASSERT_TRUE(group_->agents().StartRollout(0).ok());
-  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   const auto published = group_->Publish(++version_, Scaled(2 * kHardLimit));
   ASSERT_TRUE(published.has_value());
   // Three attempts of 5 s each: that was found here.
@@ -87,12 +57,12 @@ TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
   EXPECT_TRUE(group_->CheckContent(0, {0, version_ - 1, version_}, false).ok());
   EXPECT_TRUE(group_->CheckContent(1, {version_ - 1, version_}, false).ok());
   ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &before, nullptr), 0);
-  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(20))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }
 
 TEST_F(Resources, ASinkTenTimesSlowerThanTheOthersCostsTimeAndNothingElse) {
-  Start(2);
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   const pid_t slow = group_->agents().rollout_pid(1);
   std::atomic<bool> done{false};
   std::thread brake([&] {  // runs a tenth of the time
@@ -117,7 +87,7 @@ TEST_F(Resources, ASinkTenTimesSlowerThanTheOthersCostsTimeAndNothingElse) {
 }
 
 TEST_F(Resources, TenThousandIdleConnectionsHoldUpNobody) {
-  Start(1);
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 1}));
   const int64_t wanted = FromEnvironment("WSYNC_FAULT_CONNECTIONS", 10'000);
   const rlimit many{static_cast<rlim_t>(wanted) + 1000, static_cast<rlim_t>(wanted) + 1000};
   if (setrlimit(RLIMIT_NOFILE, &many) != 0 ||
@@ -182,7 +152,7 @@ grpc::Status SendRaw(const std::shared_ptr<grpc::Channel>& channel, const std::s
 }
 
 TEST_F(Resources, MalformedAndOversizedMessagesEndTheirOwnCallOnly) {
-  Start(1);
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 1}));
   grpc::ChannelArguments arguments;
   arguments.SetMaxSendMessageSize(-1);
   const auto tcp =

@@ -2,6 +2,7 @@
 // wedged. And that none of the failpoints is in what users run.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,36 +10,21 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
 #include "server/rpc/daemon.h"
-#include "tests/faults/group.h"
+#include "tests/faults/group_test.h"
 
 namespace wsync::faults {
 namespace {
 
 using ::testing::HasSubstr;
 
-class Restart : public ::testing::Test {
+class Restart : public GroupTest {
  protected:
-  void SetUp() override {
-    auto group = Group::Start({.rollouts = 2});
-    ASSERT_TRUE(group.ok()) << group.status();
-    group_ = *std::move(group);
-    Commit();
-  }
-  void Commit() {
-    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
-    ASSERT_TRUE(published.has_value());
-    EXPECT_TRUE(published->ok()) << published->message;
-    for (int i = 0; i < 2; ++i) {
-      const absl::Status status = group_->AwaitVersion(i, version_, Scaled(absl::Seconds(10)));
-      EXPECT_TRUE(status.ok()) << status;
-    }
-  }
+  void SetUp() override { StartGroup(); }
   // As a supervisor does; what it exited with.
   int AwaitExit(pid_t pid) {
     const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
@@ -49,9 +35,6 @@ class Restart : public ::testing::Test {
     }
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
-
-  std::unique_ptr<Group> group_;
-  uint64_t version_ = 0;
 };
 
 TEST_F(Restart, TheTrainingProcessRegistersAgainByItselfAndVersionsGoOn) {
@@ -71,7 +54,7 @@ TEST_F(Restart, TheTrainingProcessRegistersAgainByItselfAndVersionsGoOn) {
 }
 
 TEST_F(Restart, APublishThatTheAgentsDeathCutOffIsMadeAgain) {
-  ASSERT_TRUE(group_->Arm(group_->agents().trainer_pid(), "trainer.begin", Fault::kKill, 0).ok());
+  ASSERT_TRUE(ArmFailpoint(group_->agents().trainer_pid(), "trainer.begin", Fault::kKill, 0).ok());
   const pid_t pid = group_->agents().trainer_pid();
   group_->BeginPublish(++version_);
   const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
@@ -83,8 +66,8 @@ TEST_F(Restart, APublishThatTheAgentsDeathCutOffIsMadeAgain) {
   std::printf("RESTART|trainer agent, in a version|committed after|%.2f\n",
               absl::ToDoubleSeconds(MonotonicNow() - back));
   EXPECT_TRUE(published->ok()) << published->message;
-  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, version_, Scaled(absl::Seconds(10))).ok());
-  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+  AwaitServed();
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }
 
@@ -96,33 +79,44 @@ TEST_F(Restart, WithoutAnAgentAPublishFailsWithinTenSecondsAndSaysWhatToDo) {
   EXPECT_LT(published->took, Scaled(absl::Seconds(10)));
   EXPECT_THAT(published->message, HasSubstr("start it and publish again"));
   ASSERT_TRUE(group_->agents().StartTrainer().ok());
-  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
+
+// It failed at once with what the last attempt to connect had ended with, though the agent was there again.
+TEST_F(Restart, APublishRightAfterAStoppedAgentGoesOnIsMade) {
+  kill(group_->agents().trainer_pid(), SIGSTOP);
+  const auto unanswered = group_->Publish(++version_, Scaled(kHardLimit));
+  kill(group_->agents().trainer_pid(), SIGCONT);
+  ASSERT_TRUE(unanswered.has_value());
+  EXPECT_EQ(unanswered->code, absl::StatusCode::kUnavailable);
+  EXPECT_LT(unanswered->took, Scaled(kHardLimit - absl::Seconds(1)));
   Commit();
 }
 
 // A thread of the data plane that never comes back, and a backend that knows it: what an NCCL abort that hangs is.
 TEST_F(Restart, AWedgedTrainerAgentExitsForItsSupervisor) {
   const pid_t pid = group_->agents().trainer_pid();
-  ASSERT_TRUE(group_->Arm(pid, "trainer.bucket.middle", Fault::kHang, 0).ok());
+  ASSERT_TRUE(ArmFailpoint(pid, "trainer.bucket.middle", Fault::kHang, 0).ok());
   group_->BeginPublish(++version_);
   usleep(200'000);
-  ASSERT_TRUE(group_->Arm(pid, "trainer.health", Fault::kError, static_cast<int>(absl::StatusCode::kInternal)).ok());
+  ASSERT_TRUE(ArmFailpoint(pid, "trainer.health", Fault::kError, static_cast<int>(absl::StatusCode::kInternal)).ok());
   const absl::Time begun = MonotonicNow();
   EXPECT_EQ(AwaitExit(pid), kExitForRestart);
   EXPECT_LT(MonotonicNow() - begun, Scaled(absl::Seconds(4)));
   ASSERT_TRUE(group_->agents().RestartTrainer().ok());
   ASSERT_TRUE(group_->AwaitPublished(Scaled(absl::Seconds(15))).has_value());
-  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   std::printf("RESTART|wedged trainer agent|all ready after|%.2f\n", absl::ToDoubleSeconds(MonotonicNow() - begun));
   Commit();
 }
 
 TEST_F(Restart, AWedgedRolloutAgentExitsForItsSupervisorAndTheOthersGoOn) {
   const pid_t pid = group_->agents().rollout_pid(1);
-  ASSERT_TRUE(group_->Arm(pid, "rollout.bucket.middle", Fault::kHang, 0).ok());
+  ASSERT_TRUE(ArmFailpoint(pid, "rollout.bucket.middle", Fault::kHang, 0).ok());
   group_->BeginPublish(++version_);
   usleep(200'000);
-  ASSERT_TRUE(group_->Arm(pid, "rollout.health", Fault::kError, static_cast<int>(absl::StatusCode::kInternal)).ok());
+  ASSERT_TRUE(ArmFailpoint(pid, "rollout.health", Fault::kError, static_cast<int>(absl::StatusCode::kInternal)).ok());
   const absl::Time begun = MonotonicNow();
   const auto published = group_->AwaitPublished(Scaled(absl::Seconds(10)));
   ASSERT_TRUE(published.has_value());
@@ -135,7 +129,7 @@ TEST_F(Restart, AWedgedRolloutAgentExitsForItsSupervisorAndTheOthersGoOn) {
   group_->agents().KillRollout(1);
   ASSERT_TRUE(group_->agents().StartRollout(1).ok());
   EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(15))).ok());
-  ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(15))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }
 

@@ -1,6 +1,7 @@
 #include "tests/gpu/gpu_cluster.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -16,10 +17,10 @@ namespace {
 constexpr int64_t kOutputAlign = 256;
 constexpr absl::Duration kRetry = absl::Milliseconds(100);
 
-// Several buckets of 1 MiB, odd shapes, tensors larger than a bucket, everything that is not quantized.
-std::vector<Tensor> Model() {
+// Several buckets, odd shapes, tensors larger than a bucket, everything that is not quantized.
+std::vector<Tensor> Model(int layers) {
   std::vector<Tensor> tensors = {{"model.embed_tokens.weight", Dtype::kBF16, {1500, 384}}};
-  for (int layer = 0; layer < 4; ++layer) {
+  for (int layer = 0; layer < layers; ++layer) {
     const std::string prefix = absl::StrCat("model.layers.", layer, ".");
     tensors.push_back({prefix + "self_attn.q_proj.weight", Dtype::kBF16, {1024, 384}});
     tensors.push_back({prefix + "self_attn.q_proj.bias", Dtype::kBF16, {1024}});
@@ -84,6 +85,16 @@ bool GpuEngine::WaitForUpdates(int count, absl::Duration timeout) {
   return true;
 }
 
+std::optional<absl::Time> GpuEngine::AwaitLetGo(absl::Time since, absl::Duration timeout) {
+  const absl::Time deadline = since + timeout;
+  MutexLock lock(&mu_);
+  while (true) {
+    const auto found = std::lower_bound(let_go_.begin(), let_go_.end(), since);
+    if (found != let_go_.end()) return *found;
+    if (!changed_.WaitUntil(&mu_, deadline)) return std::nullopt;
+  }
+}
+
 std::string GpuEngine::last_error() const {
   MutexLock lock(&mu_);
   return last_error_;
@@ -96,6 +107,15 @@ Bytes GpuEngine::Memory() {
   const absl::Status status = (*probe)->Download(bytes.data(), memory_->data(), bytes_);
   EXPECT_TRUE(status.ok()) << status;
   return bytes;
+}
+
+void GpuEngine::Flip(int64_t byte) {
+  auto probe = cuda::Probe::Open(device_);
+  ASSERT_TRUE(probe.ok()) << probe.status();
+  std::byte value{};
+  ASSERT_TRUE((*probe)->Download(&value, memory_->data() + byte, 1).ok());
+  value ^= std::byte{4};
+  ASSERT_TRUE((*probe)->Upload(memory_->data() + byte, &value, 1).ok());
 }
 
 void GpuEngine::Run() {
@@ -148,11 +168,47 @@ absl::Status GpuEngine::Follow(EngineClient& engine) {
     if (event->has_prepare() && event->prepare().in_place()) answered = engine.Paused(event->prepare().version());
     if (event->has_apply()) answered = engine.Paused(event->apply().version());
     if (!answered.ok()) return answered;
-    if (!event->has_applied()) continue;
     MutexLock lock(&mu_);
+    if (event->has_applied() || event->has_cancelled() || event->has_torn()) {
+      let_go_.push_back(MonotonicNow());
+      changed_.SignalAll();
+    }
+    if (!event->has_applied()) continue;
     version_ = event->applied().version();
     ++updates_;
-    changed_.SignalAll();
+  }
+}
+
+// ---- memory that somebody else has
+
+MemoryHog::MemoryHog(int device, int64_t left) : device_(device), left_(left) {
+  auto backend = cuda::CudaBackend::Create({.device = device});
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  backend_ = *std::move(backend);
+  Take();
+  thread_ = std::thread([this] {
+    while (!stopping_) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      Take();
+    }
+  });
+}
+
+MemoryHog::~MemoryHog() {
+  stopping_ = true;
+  thread_.join();
+}
+
+void MemoryHog::Take() {
+  for (int64_t chunk = int64_t{8} << 30; chunk >= (int64_t{1} << 20);) {
+    const auto facts = cuda::FactsOf(device_);
+    if (!facts.ok() || facts->free_bytes <= left_) return;
+    auto buffer = backend_->memory().Allocate(std::min(facts->free_bytes - left_, chunk), "the hog");
+    if (buffer.ok()) {
+      buffers_.push_back(*std::move(buffer));
+    } else {
+      chunk /= 2;  // what is free is in pieces
+    }
   }
 }
 
@@ -160,7 +216,7 @@ absl::Status GpuEngine::Follow(EngineClient& engine) {
 
 void GpuCluster::SetUp() {
   if (cuda::DeviceCount() < 2) GTEST_SKIP() << "needs two GPUs: this process sees " << cuda::DeviceCount();
-  model_ = std::make_unique<contract::EncodedModel>(Model(), RecipeRules(), int64_t{1} << 20);
+  model_ = std::make_unique<contract::EncodedModel>(Model(options_.layers), RecipeRules(), options_.bucket_bytes);
   auto backend = cuda::CudaBackend::Create({.device = 0});
   ASSERT_TRUE(backend.ok()) << backend.status();
   backend_ = *std::move(backend);
@@ -187,8 +243,9 @@ void GpuCluster::Start(cli::ConfigFlags trainer_flags, cli::ConfigFlags rollout_
   cli::LocalCluster::Options options;
   options.rollouts = 1;
   options.devices = {0, 1};
+  options.binary_suffix = options_.binary_suffix;
   options.trainer_flags = std::move(trainer_flags);
-  options.trainer_flags.emplace_back("transfer.bucket_bytes", "1MiB");
+  options.trainer_flags.emplace_back("transfer.bucket_bytes", absl::StrCat(options_.bucket_bytes));
   options.rollout_flags = std::move(rollout_flags);
   auto cluster = cli::LocalCluster::Start(std::move(options));
   ASSERT_TRUE(cluster.ok()) << cluster.status();

@@ -6,9 +6,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "client/cli/local_cluster.h"
@@ -34,9 +37,14 @@ class GpuEngine {
   bool WaitForVersion(uint64_t version, absl::Duration timeout = kPatience);
   uint64_t version() const;
   bool WaitForUpdates(int count, absl::Duration timeout = kPatience);  // versions taken in all
+  // When it was first told, after `since`, that a version is applied, called off or torn: from then on it depends on
+  // nobody. None: not within the timeout.
+  std::optional<absl::Time> AwaitLetGo(absl::Time since, absl::Duration timeout);
   // What its memory holds now, output by output without gaps.
   Bytes Memory();
   std::string last_error() const;
+  // What a stray write does to its memory.
+  void Flip(int64_t byte);
 
  private:
   void Run();
@@ -52,14 +60,40 @@ class GpuEngine {
   EngineClient* attached_ ABSL_GUARDED_BY(mu_) = nullptr;
   uint64_t version_ ABSL_GUARDED_BY(mu_) = 0;
   int updates_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<absl::Time> let_go_ ABSL_GUARDED_BY(mu_);
   std::string last_error_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<Buffer> memory_;  // the thread's, but while a version is served
   int64_t bytes_ = 0;
   std::thread thread_;
 };
 
+// Another user of a GPU, who takes all but `left` bytes of it, and at once whatever somebody gives back, for as long as
+// it lives.
+class MemoryHog {
+ public:
+  MemoryHog(int device, int64_t left);
+  ~MemoryHog();
+
+ private:
+  void Take();
+
+  const int device_;
+  const int64_t left_;
+  std::unique_ptr<cuda::CudaBackend> backend_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;  // the thread's, once that runs; goes before the backend
+  std::atomic<bool> stopping_ = false;
+  std::thread thread_;
+};
+
+struct GpuClusterOptions {
+  int layers = 4;
+  int64_t bucket_bytes = int64_t{1} << 20;
+  std::string binary_suffix;  // of the agents: "-faults" are those with failpoints
+};
+
 class GpuCluster : public testing::Test {
  protected:
+  explicit GpuCluster(GpuClusterOptions options = {}) : options_(std::move(options)) {}
   // Skips the test where two GPUs are missing.
   void SetUp() override;
   void TearDown() override;
@@ -77,6 +111,7 @@ class GpuCluster : public testing::Test {
   Bytes Expected() const;
   std::string LogOf(const std::string& agent) const;
 
+  const GpuClusterOptions options_;
   std::unique_ptr<contract::EncodedModel> model_;
   std::unique_ptr<cli::LocalCluster> cluster_;
   std::unique_ptr<GpuEngine> engine_;

@@ -3,17 +3,19 @@
 #   BIN_DIR   where the programs are, when they were built elsewhere (deploy/build.sh static wsync_tests_gpu
 #             wsync_tests_multigpu makes them need no library but libc, and NCCL); without it they are built here.
 # In the environment:
-#   PARTS="exact bench"  runs these parts only, in this order; all of them: exact memcheck racecheck contract sync python
-#                        bench sync_bench. Those between GPUs are left out, visibly, where there is only one.
-#   SYNC_TESTS=FILTER    only these of the sync part's tests, as --gtest_filter takes them
+#   PARTS="exact bench"  runs these parts only, in this order; all of them: exact memcheck racecheck contract sync faults
+#                        python bench sync_bench. Those between GPUs are left out, visibly, where there is only one.
+#   SYNC_TESTS=FILTER    only these of the sync part's tests, as --gtest_filter takes them; FAULT_TESTS: of the faults part's
+#   WSYNC_SOAK_SYNCS=N   versions of the faults part's soak, with an agent killed every fifty (120; the long run has 1000,
+#                        and SOAK_LIMIT=600, the seconds it may take)
 #   OUT=DIR              where logs and results go; by default a new directory under /tmp
 #   MIN_RATIO=0.93       quantizing must reach this part of the device's own copy rate, or the bench part fails; by
 #                        default 0.90; two H200 gave 0.95 (qwen2.5-7b) and 0.93 (qwen3-30b-a3b)
 # Prints PASS or FAIL per part. Exit code: 0 all passed, 1 one failed, 77 there is no GPU.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-all_parts=(exact memcheck racecheck contract sync python bench sync_bench)
-between_gpus=" sync python sync_bench "
+all_parts=(exact memcheck racecheck contract sync faults python bench sync_bench)
+between_gpus=" sync faults python sync_bench "
 read -ra parts <<<"${PARTS:-${all_parts[*]}}"
 out=${OUT:-$(mktemp -d /tmp/wsync-gpu.XXXXXX)}
 tests=(encode_gpu_test load_gpu_test golden_gpu_test)
@@ -76,7 +78,7 @@ part_bench() {
 part_contract() {
   local status=0 test log
   local contract=(cuda_memory_contract_test cuda_quantizer_contract_test cuda_loader_contract_test cuda_memory_test
-    cuda_nccl_session_test)
+    cuda_stream_event_test cuda_nccl_session_test)
   [ "$gpus" -lt 2 ] || contract+=(cuda_transport_contract_test)
   for test in "${contract[@]}"; do
     limited 120 "contract-$test" "$bin/$test" --gtest_brief=1 || status=1
@@ -91,6 +93,25 @@ part_contract() {
 part_sync() {
   limited 240 sync "$bin/sync_gpu_test" --gtest_filter="${SYNC_TESTS:-*}" || return 1
   grep -E "OK \]|given up" "$out/sync.log" | sed 's/^/  /'
+}
+
+# Agents killed and stopped at every step, in the middle of NCCL's work; GPUs without memory; verify --deep; a soak. Each
+# cell says how soon its survivors were free, and how soon the next version was there. The cells of the two sides are
+# two jobs, which mostly wait, side by side; what takes a GPU's memory away runs alone.
+part_faults() {
+  local status=0 trainer
+  if [ -n "${FAULT_TESTS:-}" ]; then
+    limited 600 faults "$bin/faults_gpu_test" --gtest_filter="$FAULT_TESTS" || status=1
+  else
+    limited 120 faults-trainer "$bin/faults_gpu_test" --gtest_filter="*Cells*/Trainer*" &
+    trainer=$!
+    limited 120 faults-rollout "$bin/faults_gpu_test" --gtest_filter="*Cells*/Rollout*" || status=1
+    wait "$trainer" || status=1
+    limited 80 faults-memory "$bin/faults_gpu_test" --gtest_filter="GpuMemoryFaults.*" || status=1
+    limited "${SOAK_LIMIT:-60}" faults-soak "$bin/soak_gpu_test" || status=1
+  fi
+  cat "$out"/faults*.log | grep -E "^GPUCELL|^SOAK|refused after|OK \]" | sed 's/^/  /'
+  return $status
 }
 
 # The Python package with torch at both ends, where python3 has torch, pytest and the package.

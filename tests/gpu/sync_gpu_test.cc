@@ -139,27 +139,10 @@ TEST_F(SyncOnGpus, TrainerAgentThatRestartsGoesOnWithHigherVersions) {
   EXPECT_TRUE(engine_->Memory() == Expected());
 }
 
-// Takes all but `left` bytes of GPU 0.
-class MemoryHog {
- public:
-  MemoryHog(Memory& memory, int64_t left) {
-    while (true) {
-      const auto facts = cuda::FactsOf(0);
-      if (!facts.ok() || facts->free_bytes <= left) return;
-      auto buffer = memory.Allocate(std::min(facts->free_bytes - left, int64_t{8} << 30), "the hog");
-      if (!buffer.ok()) return;
-      buffers_.push_back(*std::move(buffer));
-    }
-  }
-
- private:
-  std::vector<std::unique_ptr<Buffer>> buffers_;
-};
-
 TEST_F(SyncOnGpus, FullGpuIsAClearErrorAndTheNextRegistrationWorks) {
   Start();
   {
-    const MemoryHog hog(backend_->memory(), int64_t{4} << 20);
+    const MemoryHog hog(0, int64_t{4} << 20);
     const auto refused = TryRegister();
     EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted) << refused.status();
     EXPECT_THAT(std::string(refused.status().message()), HasSubstr("GPU 0"));
@@ -169,7 +152,7 @@ TEST_F(SyncOnGpus, FullGpuIsAClearErrorAndTheNextRegistrationWorks) {
   ASSERT_TRUE(engine_->WaitForVersion(1));
   EXPECT_TRUE(engine_->Memory() == Expected());
   // In the middle: what is registered goes on, since a version allocates nothing.
-  const MemoryHog hog(backend_->memory(), int64_t{4} << 20);
+  const MemoryHog hog(0, int64_t{4} << 20);
   Train(2);
   const auto next = Publish(2);
   ASSERT_TRUE(next.ok()) << next.status();

@@ -14,6 +14,7 @@ namespace {
 // Runs `next` with the result of `after`, at once if that is there.
 void After(const CompletionPtr& after, std::function<void(absl::Status)> next) {
   if (after == nullptr) return next(absl::OkStatus());
+  if (auto* event = dynamic_cast<FakeClientEvent*>(after.get())) return event->Then(std::move(next));
   static_cast<FakeCompletion&>(*after).Then(std::move(next));
 }
 
@@ -114,6 +115,10 @@ class FakeMemory final : public Memory {
     const auto it = script_->engine_memory_.find(shared->name);
     if (it == script_->engine_memory_.end()) return absl::NotFoundError(absl::StrCat("no memory ", shared->name));
     return std::make_unique<FakeBuffer>(it->second.data(), static_cast<int64_t>(it->second.size()));
+  }
+  absl::Status CheckEvent(const EventHandle& handle) const override { return FakeClientEvents::Check(handle); }
+  absl::StatusOr<std::unique_ptr<StreamEvent>> OpenEvent(const EventHandle& handle) override {
+    return script_->events.Open(handle);
   }
 
  private:

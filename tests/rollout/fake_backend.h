@@ -14,6 +14,7 @@
 #include "server/backend/backend.h"
 #include "server/core/clock.h"
 #include "server/core/sync.h"
+#include "tests/backend/fake_client_events.h"
 
 namespace wsync {
 
@@ -42,6 +43,8 @@ class FakeBackend;
 class Script {
  public:
   static constexpr int64_t kAll = int64_t{1} << 40;
+
+  FakeClientEvents events;  // that the engine lends
 
   void SetVersion(uint64_t version);          // what the source sends from now on, beginning with bucket 0
   void DeliverUpTo(int64_t buckets);          // of a session; later ones wait. kAll at first

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/ring.h"
+#include "server/rollout/underlay.h"
 #include "tests/rollout/fake_backend.h"
 
 namespace wsync {
@@ -199,14 +200,32 @@ TEST_F(ReceiverTest, TransferThatDoesNotMoveEndsByItself) {
 }
 
 TEST_F(ReceiverTest, InPlaceWritesThroughARingOfTwoSlots) {
-  MakeReady(SinkMode::kInPlace);
+  Use({.mode = SinkMode::kInPlace, .ring_slots = 2});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
   EXPECT_EQ(script_.allocated_bytes(), RingLayout(*plan_, 2).bytes());
+  ASSERT_TRUE(Attach(Spec(*plan_)).ok());
+  EXPECT_EQ(script_.allocated_bytes(), BytesOfDigestTables(*plan_));
   ASSERT_GT(plan_->buckets().size(), 4u);
   const sink::Received received = Receive(7);
   ASSERT_TRUE(received.status.ok()) << received.status;
   EXPECT_EQ(received.digest, ContentOf(7));
   EXPECT_TRUE(received.wrote);
   EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceOfASliceCannotBeReadAgainAndSaysWhy) {
+  Use({.mode = SinkMode::kInPlace, .ring_slots = 2});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  AttachSpec spec = Spec(*plan_);
+  ASSERT_GT(spec.destinations[0].col_end, 1);
+  --spec.destinations[0].col_end;
+  ASSERT_TRUE(Attach(std::move(spec)).ok());
+  ASSERT_TRUE(Receive(7).status.ok());
+  Answer<absl::StatusOr<Hash128>> answer;
+  receiver_->Verify(answer.Callback());
+  const absl::StatusOr<Hash128> digest = answer.Get();
+  EXPECT_EQ(digest.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(digest.status().message().find("slices"), std::string::npos) << digest.status();
 }
 
 TEST_F(ReceiverTest, InPlaceSlotIsFilledAgainOnlyWhenItWasApplied) {
@@ -293,6 +312,102 @@ TEST_F(ReceiverTest, FailedCopyIsTold) {
   EXPECT_EQ(Apply().status.code(), absl::StatusCode::kInternal);
   EXPECT_TRUE(Apply().status.ok());
   EXPECT_TRUE(EngineHolds(7));
+}
+
+// ---- ordered against the engine's stream
+
+constexpr char kAfter[] = "after", kApplied[] = "applied";
+EngineOrder Ordered() {
+  return {EventHandle{kAfter, FakeClientEvents::kUuid}, EventHandle{kApplied, FakeClientEvents::kUuid}};
+}
+
+TEST_F(ReceiverTest, ACopyWaitsForTheEnginesStreamAndIsMarkedAsSoonAsItIsOnItsWay) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(7).status.ok());
+  const auto after = script_.events.Lend(kAfter), applied = script_.events.Lend(kApplied);
+  Answer<int> enqueued;
+  Answer<sink::ApplyDone> done;
+  receiver_->Apply(done.Callback(), Ordered(), [tell = enqueued.Callback()] { tell(0); });
+  enqueued.Get();
+  ASSERT_EQ(applied->marks(), 1u);
+  const CompletionPtr copy = applied->marked(0).at(0);
+  EXPECT_FALSE(copy->Poll().has_value());
+  EXPECT_EQ(script_.applied(), 0);
+  after->Come();
+  const sink::ApplyDone result = done.Get();
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(copy->Poll(), absl::OkStatus());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, AnEngineWhoseStreamDoesNotComeIsGivenUpAndNothingIsWritten) {
+  Use({.mode = SinkMode::kStaged, .pause_timeout = absl::Milliseconds(50)});
+  ASSERT_TRUE(SetCatalog(plan_).status.ok());
+  ASSERT_TRUE(Attach(Spec(*plan_)).ok());
+  ASSERT_TRUE(Receive(7).status.ok());
+  const auto after = script_.events.Lend(kAfter), applied = script_.events.Lend(kApplied);
+  Answer<sink::ApplyDone> done;
+  receiver_->Apply(done.Callback(), Ordered());
+  const sink::ApplyDone result = done.Get();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(result.status)) << result.status;
+  EXPECT_THAT(std::string(result.status.message()), HasSubstr("stream did not get to the point of its pause"));
+  EXPECT_FALSE(result.wrote);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(after->given_up()));
+  EXPECT_EQ(script_.applied(), 0);
+  EXPECT_TRUE(Apply().status.ok()) << "the copy is still there for an engine that has paused";
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, AnEngineThatGoesWhileItsStreamIsWaitedForIsNotWaitedForAnyLonger) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(7).status.ok());
+  const auto after = script_.events.Lend(kAfter), applied = script_.events.Lend(kApplied);
+  Answer<int> enqueued;
+  Answer<sink::ApplyDone> done;
+  receiver_->Apply(done.Callback(), Ordered(), [tell = enqueued.Callback()] { tell(0); });
+  enqueued.Get();
+  receiver_->Detach();
+  const sink::ApplyDone result = done.Get();
+  EXPECT_EQ(result.status, absl::UnavailableError("the engine is gone"));
+  EXPECT_FALSE(result.wrote);
+  EXPECT_EQ(after->given_up(), result.status);
+}
+
+TEST_F(ReceiverTest, AnEventThatCannotBeOpenedFailsTheApplyBeforeAnythingIsWritten) {
+  MakeReady(SinkMode::kStaged);
+  ASSERT_TRUE(Receive(7).status.ok());
+  Answer<sink::ApplyDone> done;
+  receiver_->Apply(done.Callback(), Ordered());
+  const sink::ApplyDone result = done.Get();
+  EXPECT_TRUE(absl::IsNotFound(result.status)) << result.status;
+  EXPECT_FALSE(result.wrote);
+}
+
+TEST_F(ReceiverTest, InPlaceNothingLandsBeforeTheEnginesStreamHasCome) {
+  MakeReady(SinkMode::kInPlace);
+  const auto after = script_.events.Lend(kAfter);
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> received;
+  receiver_->Receive(received.Callback(), nullptr, {EventHandle{kAfter, FakeClientEvents::kUuid}, std::nullopt});
+  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_EQ(script_.received(), 0);
+  after->Come();
+  EXPECT_TRUE(received.Get().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceACancelEndsTheWaitForTheEnginesStream) {
+  MakeReady(SinkMode::kInPlace);
+  script_.events.Lend(kAfter);
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  receiver_->Receive(answer.Callback(), nullptr, {EventHandle{kAfter, FakeClientEvents::kUuid}, std::nullopt});
+  receiver_->Cancel(absl::AbortedError("a member was lost"));
+  const sink::Received received = answer.Get();
+  EXPECT_EQ(received.status, absl::AbortedError("a member was lost"));
+  EXPECT_FALSE(received.wrote);
 }
 
 TEST_F(ReceiverTest, AllocationFailureIsAReasonAndTheNextCatalogTriesAgain) {

@@ -338,6 +338,43 @@ TEST_F(RolloutAgentTest, LayersAreToldBetweenPrepareAndAppliedAndAnewForEveryVer
   }
 }
 
+TEST_F(RolloutAgentTest, TheEnginesStreamGoesOnWhenTheCopyIsOnItsWayAndTheGroupHearsOfItWhenItIsDone) {
+  MakeReady();
+  const auto after = script_.events.Lend("after"), applied = script_.events.Lend("applied");
+  Stage(1, 7);
+  coordinator_->Commit(1, 7, ContentOf(7));
+  EXPECT_EQ(engine_->Next().apply().version(), 7u);
+  engine_->PausedOnStream(7, "after", "applied", FakeClientEvents::kUuid);
+  const v1::UpdateEvent enqueued = engine_->Next();
+  EXPECT_EQ(enqueued.apply_enqueued().version(), 7u) << enqueued.ShortDebugString();
+  EXPECT_EQ(FromProto(enqueued.apply_enqueued().content_digest()), ContentOf(7));
+  EXPECT_EQ(applied->marks(), 1u);
+  const std::vector<std::string> log = coordinator_->rounds_log();
+  EXPECT_EQ(std::count(log.begin(), log.end(), "applied"), 0);
+  EXPECT_FALSE(EngineHolds(7));
+  after->Come();
+  EXPECT_EQ(engine_->Next().applied().version(), 7u);
+  EXPECT_EQ(coordinator_->AwaitApplied().version(), 7u);
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(RolloutAgentTest, AnEngineWithAnEventOfAnotherGpuIsLetGoWithTheReasonAndMayComeBack) {
+  MakeReady();
+  Stage(1, 7);
+  coordinator_->Commit(1, 7, ContentOf(7));
+  EXPECT_EQ(engine_->Next().apply().version(), 7u);
+  engine_->PausedOnStream(7, "after", "applied", "GPU-other");
+  const grpc::Status end = engine_->End();
+  EXPECT_EQ(end.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(end.error_message(), HasSubstr("GPU-other"));
+  coordinator_->AwaitReady(false);
+  AttachEngine();
+  EXPECT_EQ(engine_->Next().apply().version(), 7u);
+  engine_->Paused(7);
+  EXPECT_EQ(engine_->Next().applied().version(), 7u);
+  EXPECT_TRUE(EngineHolds(7));
+}
+
 TEST_F(RolloutAgentTest, RestartedEngineTakesTheStagedCopyWithoutTheCoordinator) {
   MakeReady();
   Serve(1, 7);
@@ -381,6 +418,19 @@ TEST_F(RolloutAgentTest, ChangedCatalogThatDoesNotFitEndsTheAttachment) {
   EXPECT_EQ(end.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(end.error_message(), HasSubstr("catalog changed: attach again"));
   coordinator_->AwaitReady(false);
+}
+
+// It stayed out until it or its coordinator was started again.
+TEST_F(RolloutAgentTest, SinkWithoutMemorySaysSoAndTakesPartOnceThereIsSome) {
+  script_.FailAllocation(true);
+  StartAgent();
+  Join();
+  coordinator_->Await(
+      [](const auto& m) { return m.has_ready() && m.ready().reason().find("staging copy") != std::string::npos; });
+  script_.FailAllocation(false);
+  AttachEngine();
+  coordinator_->AwaitReady(true);
+  Serve(1, 1);
 }
 
 TEST_F(RolloutAgentTest, AnotherPlanHashMakesTheSinkNotReadyNamingBoth) {

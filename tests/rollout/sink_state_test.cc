@@ -290,6 +290,18 @@ TEST_F(SinkStateTest, FailedApplyIsTornUntilACompleteVersion) {
   EXPECT_FALSE(state_->torn());
 }
 
+TEST_F(SinkStateTest, ApplyThatWroteNothingIsCancelledAndTheOldVersionIsServedOn) {
+  MakeReady();
+  Serve(1, 6);
+  Stage(2, 7);
+  Commit(2, 7);
+  Step(sink::EnginePaused{7});
+  EXPECT_THAT(Step(sink::ApplyDone{.status = absl::DeadlineExceededError("the engine's stream"), .wrote = false}),
+              ElementsAre("failed 7", "-> cancelled 7"));
+  EXPECT_FALSE(state_->torn());
+  EXPECT_EQ(state_->serving().version, 6u);
+}
+
 TEST_F(SinkStateTest, InPlaceFailureBeforeTheFirstByteIsCancelled) {
   MakeReady(SinkMode::kInPlace);
   Receive(1, 7);

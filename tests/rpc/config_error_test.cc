@@ -119,6 +119,21 @@ TEST(ConfigError, EnvironmentAndFlagsAreNamedAsSuch) {
             "flag --transfer.ringslots: no such key; did you mean --transfer.ring_slots?");
 }
 
+TEST(ConfigError, MistypedVariablesNameTheKeyThatWasMeant) {
+  EXPECT_EQ(ProblemsOf<v1::TrainerConfig>({.environment = {{"WSYNC_TRANSFER_THREAD", "2"}}}),
+            "environment WSYNC_TRANSFER_THREAD: no such key; did you mean WSYNC_TRANSFER_THREADS?");
+}
+
+TEST(ConfigError, VariablesOfTheOtherDaemonAndOfStrangersAreLeftAlone) {
+  const std::map<std::string, std::string> shared = {{"WSYNC_REPLICA", "r0"},
+                                                     {"WSYNC_COORDINATOR_LISTEN", "0.0.0.0:7470"},
+                                                     {"WSYNC_TRAINER_PORT", "tcp://10.0.0.1:7470"},
+                                                     {"WSYNC_TRAINER_SERVICE_HOST", "10.0.0.1"},
+                                                     {"WSYNC_TEST_TORCH", "1"}};
+  EXPECT_EQ(ProblemsOf<v1::TrainerConfig>({.environment = shared}), "");
+  EXPECT_EQ(ProblemsOf<v1::RolloutConfig>({.environment = shared}), "");
+}
+
 TEST(ConfigError, AllProblemsAreReportedAtOnceInTheOrderOfTheFile) {
   const Given given{.yaml = "jbo: a\nlog:\n  level: loud\ntransfer:\n  threads: x\n  what: 1\n",
                     .environment = {{"WSYNC_RECIPE_SCALE", "fp64"}},

@@ -21,12 +21,8 @@ struct Given {
 
 inline absl::StatusOr<std::vector<ConfigValue>> Load(const Given& given, google::protobuf::Message* message) {
   const TempDir dir;
-  ConfigInputs inputs{.flags = given.flags};
+  ConfigInputs inputs{.environment = given.environment, .flags = given.flags};
   if (!given.yaml.empty()) inputs.file = dir.Write("c.yaml", given.yaml);
-  inputs.getenv = [&given](const char* name) -> const char* {
-    const auto found = given.environment.find(name);
-    return found == given.environment.end() ? nullptr : found->second.c_str();
-  };
   auto values = LoadConfig(inputs, message);
   // The directory's random name would make messages unpredictable.
   const auto shorten = [&dir](std::string text) {

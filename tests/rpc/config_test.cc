@@ -164,10 +164,10 @@ TEST(Config, SchemasAreSound) {
 template <typename Config>
 void ExpectSampleEqualsDefaults(const std::string& name) {
   const std::string file = std::string(WSYNC_CONFIG_DIR "/") + name;
-  const auto no_environment = [](const char*) -> const char* { return nullptr; };
+  const std::map<std::string, std::string> no_environment;
   Config defaults, sample;
-  ASSERT_TRUE(LoadConfig({.getenv = no_environment}, &defaults).ok());
-  const auto values = LoadConfig({.file = file, .getenv = no_environment}, &sample);
+  ASSERT_TRUE(LoadConfig({.environment = no_environment}, &defaults).ok());
+  const auto values = LoadConfig({.file = file, .environment = no_environment}, &sample);
   ASSERT_TRUE(values.ok()) << values.status();
   EXPECT_TRUE(MessageDifferencer::Equals(defaults, sample)) << "the sample's values are not the defaults";
   for (const ConfigValue& value : *values) {

@@ -169,6 +169,15 @@ TEST_F(DaemonTest, CheckConfigPrintsEveryValueWithItsOriginAndStartsNothing) {
   EXPECT_TRUE(line("transfer.bucket_bytes: 256MiB ", "default")) << daemon.output();
 }
 
+TEST_F(DaemonTest, CheckConfigReadsTheFilesOfTls) {
+  const std::string file = dir_.Write("ca.pem", "BEGIN CERTIFICATE");
+  ChildProcess daemon(Command(
+      {"--tls.ca_file", file, "--tls.cert_file", file, "--tls.key_file", dir_.Path("key.pem"), "--check-config"}));
+  EXPECT_EQ(daemon.WaitForExit(), 2) << daemon.output();
+  EXPECT_EQ(daemon.output(),
+            "wsync-test: cannot read tls.key_file " + dir_.Path("key.pem") + ": no such file or directory\n");
+}
+
 TEST_F(DaemonTest, HelpGroupsEverySettingAndShowsExamples) {
   ChildProcess daemon(Command({"--help"}));
   EXPECT_EQ(daemon.WaitForExit(), 0);

@@ -10,20 +10,6 @@
 
 namespace wsync::cli {
 
-std::vector<Tensor> SmallModel() {
-  std::vector<Tensor> tensors = {{"model.embed_tokens.weight", Dtype::kBF16, {500, 96}}};
-  for (int layer = 0; layer < 3; ++layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    tensors.push_back({prefix + "self_attn.q_proj.weight", Dtype::kBF16, {256, 192}});
-    tensors.push_back({prefix + "self_attn.q_proj.bias", Dtype::kBF16, {256}});
-    tensors.push_back({prefix + "mlp.up_proj.weight", Dtype::kBF16, {1000, 192}});
-    tensors.push_back({prefix + "mlp.down_proj.weight", Dtype::kBF16, {192, 1000}});
-    tensors.push_back({prefix + "input_layernorm.weight", Dtype::kBF16, {192}});
-  }
-  tensors.push_back({"lm_head.weight", Dtype::kBF16, {500, 96}});
-  return tensors;
-}
-
 void System::Start(int rollouts, ConfigFlags trainer_flags, ConfigFlags rollout_flags) {
   LocalCluster::Options options;
   options.rollouts = rollouts;

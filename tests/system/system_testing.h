@@ -15,13 +15,11 @@
 #include "client/cli/local_cluster.h"
 #include "client/cli/shared_model.h"
 #include "client/local/trainer_client.h"
+#include "tests/system/small_model.h"
 
 namespace wsync::cli {
 
 inline constexpr absl::Duration kPatience = absl::Seconds(60);  // sanitizer builds on two busy cores
-
-// Linear layers, an embedding, norms and biases; several 64 KiB buckets, odd shapes, one tensor larger than a bucket.
-std::vector<Tensor> SmallModel();
 
 class System : public ::testing::Test {
  protected:

@@ -40,10 +40,7 @@ int PublishOutcome::Count(v1::PublishEvent::EventCase kind) const {
       std::count_if(events.begin(), events.end(), [&](const auto& event) { return event.event_case() == kind; }));
 }
 
-PublishInFlight::PublishInFlight(v1::Trainer::Stub* stub, const std::string& registration_id, uint64_t version) {
-  v1::PublishRequest request;
-  request.set_registration_id(registration_id);
-  request.set_version(version);
+PublishInFlight::PublishInFlight(v1::Trainer::Stub* stub, const v1::PublishRequest& request) {
   reader_ = std::thread([this, stub, request] {
     auto stream = stub->Publish(&context_, request);
     v1::PublishEvent event;
@@ -127,7 +124,10 @@ std::string AgentTest::RegisterOk(int tensors, bool replace, const std::string& 
 }
 
 std::unique_ptr<PublishInFlight> AgentTest::Publish(const std::string& registration_id, uint64_t version) {
-  return std::make_unique<PublishInFlight>(trainer_.get(), registration_id, version);
+  v1::PublishRequest request;
+  request.set_registration_id(registration_id);
+  request.set_version(version);
+  return Publish(request);
 }
 
 PublishOutcome AgentTest::PublishAndWait(const std::string& registration_id, uint64_t version) {

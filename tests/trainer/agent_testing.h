@@ -31,7 +31,7 @@ struct PublishOutcome {
 // A Publish call under way, read by a thread of its own.
 class PublishInFlight {
  public:
-  PublishInFlight(v1::Trainer::Stub* stub, const std::string& registration_id, uint64_t version);
+  PublishInFlight(v1::Trainer::Stub* stub, const v1::PublishRequest& request);
   ~PublishInFlight();
   void AwaitEvent(v1::PublishEvent::EventCase kind);
   PublishOutcome Join();
@@ -55,6 +55,9 @@ class AgentTest : public ::testing::Test {
                         const std::string& memory = "/weights", int64_t pid = getpid());
   std::string RegisterOk(int tensors, bool replace = false, const std::string& memory = "/weights");
   std::unique_ptr<PublishInFlight> Publish(const std::string& registration_id, uint64_t version);
+  std::unique_ptr<PublishInFlight> Publish(const v1::PublishRequest& request) {
+    return std::make_unique<PublishInFlight>(trainer_.get(), request);
+  }
   PublishOutcome PublishAndWait(const std::string& registration_id, uint64_t version);
   grpc::Status Unregister(const std::string& registration_id, v1::UnregisterReply* reply);
   v1::JobStatus Status();

@@ -40,6 +40,10 @@ struct FakeBackend::Shared {
   int64_t violations ABSL_GUARDED_BY(mu) = 0;
   int64_t tokens ABSL_GUARDED_BY(mu) = 0;
   std::map<std::string, std::vector<std::byte>> lent ABSL_GUARDED_BY(mu);
+  FakeClientEvents events{[this] {
+    MutexLock lock(&mu);
+    Pump();
+  }};
 
   // Finishes what is no longer held back, in order, until nothing changes.
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
@@ -80,6 +84,7 @@ struct FakeBackend::Shared {
     while (after != nullptr && after != first) {
       const auto it = std::find_if(operations.begin(), operations.end(),
                                    [&](const Operation& operation) { return operation.done == after; });
+      if (it == operations.end()) return false;  // a client's event
       after = it->after;
     }
     return after != nullptr;
@@ -109,6 +114,10 @@ class FakeBackend::FakeMemory final : public Memory {
     const auto it = shared_->lent.find(named->name);
     if (it == shared_->lent.end()) return absl::NotFoundError(absl::StrCat("no memory '", named->name, "'"));
     return std::make_unique<View>(it->second.data(), static_cast<int64_t>(it->second.size()));
+  }
+  absl::Status CheckEvent(const EventHandle& handle) const override { return FakeClientEvents::Check(handle); }
+  absl::StatusOr<std::unique_ptr<StreamEvent>> OpenEvent(const EventHandle& handle) override {
+    return shared_->events.Open(handle);
   }
 
  private:
@@ -323,6 +332,12 @@ void FakeBackend::ChangeWeights(const std::string& name) {
   MutexLock lock(&shared_->mu);
   for (std::byte& byte : shared_->lent[name]) byte ^= std::byte{0x5A};
 }
+
+std::shared_ptr<FakeClientEvent> FakeBackend::LendEvent(const std::string& handle) {
+  return shared_->events.Lend(handle);
+}
+
+int64_t FakeBackend::opened_events() { return shared_->events.opened(); }
 
 Memory& FakeBackend::memory() { return *memory_; }
 

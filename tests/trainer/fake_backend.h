@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "server/backend/backend.h"
 #include "server/core/sync.h"
+#include "tests/backend/fake_client_events.h"
 
 namespace wsync {
 
@@ -56,6 +57,9 @@ class FakeBackend final : public Backend {
   int64_t violations();  // encodes into memory that a pending send reads
   // Memory that clients can lend: what shm_open is for the real backend.
   std::byte* Lend(const std::string& name, int64_t bytes);
+  // An event that the training process lends: the test says when its stream gets there.
+  std::shared_ptr<FakeClientEvent> LendEvent(const std::string& handle);
+  int64_t opened_events();
   void ChangeWeights(const std::string& name);  // what a training step does to lent memory
 
   // The content digest of weights at these addresses, as this backend makes it.

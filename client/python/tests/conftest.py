@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,7 +10,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,15 @@ def eventually(what: Callable[[], bool], text: str, patience: float = PATIENCE) 
     while not what():
         assert time.monotonic() < deadline, f"not within {patience:g} s: {text}"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def beside(what: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """Runs `what` on a thread beside the block; the block ends when it has, and what it raised fails the test."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(what)
+        yield future
+        future.result(PATIENCE)
 
 
 def free_port() -> int:

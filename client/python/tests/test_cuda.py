@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +15,7 @@ if torch.cuda.device_count() < 2:
     pytest.skip("needs two CUDA devices", allow_module_level=True)
 
 import wsync  # noqa: E402
-from conftest import Cluster  # noqa: E402
+from conftest import Cluster, beside, eventually  # noqa: E402
 from wsync.catalog import Dtype  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
@@ -124,9 +124,179 @@ def test_streams_and_slices_on_gpus(pair: tuple[wsync.Trainer, wsync.Rollout], c
     trainer.unregister()
     rollout.detach()
     sender, receiver = Sender(cluster.socket("trainer")), Receiver(cluster.socket("rollout-0"), device="cuda:1")
-    sending = threading.Thread(target=lambda: sender.send_and_wait(weights.items(), 2))
-    sending.start()
-    assert_same(dict(receiver.receive(timeout=60)), weights)
-    sending.join(60)
+    with beside(lambda: sender.send_and_wait(weights.items(), 2)) as sending:
+        assert_same(dict(receiver.receive(timeout=60)), weights)
+    assert sending.result().applied
     receiver.close()
     sender.close()
+
+
+# ---- ordered against streams
+
+SECOND = 1_800_000_000  # torch.cuda._sleep counts cycles; about a second of them
+
+
+def large(count: int = 16) -> dict[str, torch.Tensor]:
+    """Half a gigabyte: what is read too early, or overwritten too early, shows."""
+    return {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(4096, 4096, device="cuda:0").bfloat16() for i in range(count)}
+
+
+def fill(tensors: dict[str, torch.Tensor], value: float) -> None:
+    for tensor in tensors.values():
+        tensor.fill_(value)
+
+
+def assert_filled(engine: dict[str, torch.Tensor], value: float) -> None:
+    """All that is served is what all weights being `value` gives."""
+    for name, tensor in engine.items():
+        if name.endswith("_scale_inv"):
+            weight = engine[name.removesuffix("_scale_inv")]
+            product = weight.float().abs().amax().item() * tensor.amax().item()
+            assert abs(product - value) < value / 100 and (tensor == tensor.flatten()[0]).all(), name
+            assert (weight.view(torch.uint8) == weight.view(torch.uint8).flatten()[0]).all(), name
+
+
+@pytest.fixture(params=["full", "ring"])
+def ordered(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[tuple[wsync.Trainer, wsync.Rollout]]:
+    cuda = {"transfer__backend": "cuda", "transfer__bucket_bytes": "16MiB"}
+    trainer_socket = cluster.start_trainer(transfer__device="0", transfer__source_mode=request.param, **cuda)
+    rollout_socket = cluster.start_rollout(transfer__backend="cuda", transfer__device="1")
+    with wsync.Trainer(trainer_socket, timeout=30) as trainer, wsync.Rollout(rollout_socket, timeout=30) as rollout:
+        yield trainer, rollout
+
+
+def test_a_publish_reads_what_the_stream_leaves_and_the_stream_may_overwrite_behind_it(
+    ordered: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = ordered
+    weights = large()
+    trainer.register(weights)
+    engine = memory_for(rollout.plan())
+    rollout.attach(engine)
+    fill(weights, 0.5)
+    carry(trainer, rollout, 1)  # sessions are open, kernels loaded
+    stream = torch.cuda.Stream(device="cuda:0")
+    for version in (2, 3):
+        begun = time.monotonic()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(SECOND)
+            fill(weights, float(version))
+            sync = trainer.publish(version, stream=stream)
+            sync.released(stream=stream)
+            fill(weights, 100.0)
+        assert time.monotonic() - begun < 0.4, "no host waited for the GPU"
+        assert not stream.query() and not sync.released_future.done()
+        assert next(rollout.updates(timeout=60)).apply().version == version
+        assert sync.committed().applied
+        assert_filled(engine, float(version))
+        stream.synchronize()
+        assert all((weight == 100.0).all() for weight in weights.values())
+
+
+def test_an_apply_writes_between_two_reads_of_the_engines_stream(
+    ordered: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = ordered
+    weights = large()
+    trainer.register(weights)
+    engine = memory_for(rollout.plan())
+    rollout.attach(engine)
+    fill(weights, 1.0)
+    carry(trainer, rollout, 1)
+    stream = torch.cuda.Stream(device="cuda:1")
+    for version in (2, 3):
+        fill(weights, float(version))
+        sync = trainer.publish(version)
+        update = next(rollout.updates(timeout=60))
+        begun = time.monotonic()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(SECOND)
+            before = {name: tensor.clone() for name, tensor in engine.items()}
+            outcome = update.apply(stream=stream)
+            after = {name: tensor.clone() for name, tensor in engine.items()}
+        assert time.monotonic() - begun < 0.4, "no host waited for the GPU"
+        assert outcome.applied and not outcome.confirmed and not sync.done
+        assert rollout.serving_version == version
+        rollout.confirm(60)
+        assert sync.committed().applied
+        stream.synchronize()
+        assert_filled(before, float(version - 1))
+        assert_filled(after, float(version))
+
+
+def test_in_place_lands_only_when_the_engines_stream_has_read(cluster: Cluster) -> None:
+    cuda = {"transfer__backend": "cuda", "transfer__bucket_bytes": "16MiB"}
+    trainer = wsync.Trainer(cluster.start_trainer(transfer__device="0", **cuda), timeout=30)
+    rollout = wsync.Rollout(
+        cluster.start_rollout(transfer__backend="cuda", transfer__device="1", transfer__sink_mode="in_place"), timeout=30
+    )
+    weights = large(4)
+    trainer.register(weights)
+    engine = memory_for(rollout.plan())
+    rollout.attach(engine)
+    fill(weights, 1.0)
+    carry(trainer, rollout, 1)
+    fill(weights, 2.0)
+    sync = trainer.publish(2)
+    update = next(rollout.updates(timeout=60))
+    stream = torch.cuda.Stream(device="cuda:1")
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(SECOND)
+        before = {name: tensor.clone() for name, tensor in engine.items()}
+        assert update.apply(stream=stream).confirmed
+    assert sync.committed().applied
+    assert_filled(before, 1.0)
+    assert_filled(engine, 2.0)
+    rollout.close()
+    trainer.close()
+
+
+def test_a_training_process_that_is_killed_before_its_stream_got_there_leaves_a_healthy_agent(
+    ordered: tuple[wsync.Trainer, wsync.Rollout], cluster: Cluster
+) -> None:
+    trainer, rollout = ordered
+    script = (
+        "import sys, time, torch, wsync\n"
+        "weights = {'x.weight': torch.ones(4096, 4096, device='cuda:0').bfloat16()}\n"
+        "trainer = wsync.Trainer(sys.argv[1])\n"
+        "trainer.register(weights)\n"
+        "torch.cuda._sleep(60 * 1_800_000_000)\n"
+        "sync = trainer.publish(1, stream=torch.cuda.current_stream())\n"
+        "sync.released(stream=torch.cuda.current_stream())\n"
+        "print('released', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    doomed = subprocess.Popen(
+        [sys.executable, "-c", script, cluster.socket("trainer")], stdout=subprocess.PIPE, text=True
+    )
+    engine = memory_for(rollout.plan())
+    rollout.attach(engine)
+    assert doomed.stdout is not None and doomed.stdout.readline() == "released\n"
+    doomed.kill()
+    doomed.wait()
+    weights = {"x.weight": torch.full((4096, 4096), 3.0, device="cuda:0").bfloat16()}
+    trainer.register(weights)
+    sync = trainer.publish(1)
+    assert next(rollout.updates(timeout=60)).apply(60).version == 1
+    assert sync.committed().applied
+    assert_filled(engine, 3.0)
+    assert cluster.alive("trainer") and cluster.alive("rollout-0")
+
+
+def test_a_stream_whose_agent_is_killed_goes_on(
+    ordered: tuple[wsync.Trainer, wsync.Rollout], cluster: Cluster
+) -> None:
+    trainer, rollout = ordered
+    weights = large(2)
+    trainer.register(weights)
+    rollout.attach(memory_for(rollout.plan()))
+    busy, waiting = torch.cuda.Stream(device="cuda:0"), torch.cuda.Stream(device="cuda:0")
+    with torch.cuda.stream(busy):
+        torch.cuda._sleep(3 * SECOND)
+    sync = trainer.publish(1, stream=busy)
+    sync.released(stream=waiting)
+    assert not waiting.query()
+    cluster.kill("trainer")
+    with pytest.raises(wsync.AgentUnavailable):
+        sync.committed(30)
+    eventually(waiting.query, "the stream goes on", patience=10)

@@ -121,7 +121,8 @@ def test_memory_that_is_too_large_is_refused_before_a_byte_is_written() -> None:
 
 def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Trainer, cluster: Cluster) -> None:
     from wsync import _wire
-    from wsync.trainer import _messages, _Weight
+    from wsync.trainer import _messages
+    from wsync.weights import Weight
     from wsync.tensors import view_of
 
     class OneIpcHandle:
@@ -130,7 +131,7 @@ def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Traine
             return [_wire.message("MemoryHandle")(cuda_ipc=ipc)]
 
     weights = shared_arrays({"x.weight": (4, 4)})
-    entry = [_Weight("x.weight", weights["x.weight"], weights["x.weight"], view_of(weights["x.weight"]))]
+    entry = [Weight("x.weight", weights["x.weight"], weights["x.weight"], view_of(weights["x.weight"]))]
     request = _messages(entry, [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
     with pytest.raises(wsync.WrongDevice, match="host backend") as error:
         trainer._call_register(request, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -99,7 +100,7 @@ class ScriptedDriver:
 
 
 def on_gpu(address: int, shape: tuple[int, ...] = (4, 4), device: str = "cuda:0") -> View:
-    return View(Dtype.BF16, shape, address, device, True, 8, object())
+    return View(Dtype.BF16, shape, address, device, True, 8, object(), 2 * math.prod(shape))
 
 
 def test_tensors_of_one_cuda_allocation_are_exported_once() -> None:

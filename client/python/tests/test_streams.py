@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import Cluster  # noqa: E402
+from conftest import Cluster, beside  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
 
@@ -28,12 +27,9 @@ def test_a_stream_arrives_as_a_stream(cluster: Cluster) -> None:
     sender = Sender(cluster.start_trainer(coordinator__min_replicas_wait_ms="10s"))
     receiver = Receiver(cluster.start_rollout())
     for step in (1, 2, 3):
-        publication: list[object] = []
-        sending = threading.Thread(target=lambda s=step, p=publication: p.append(sender.send_and_wait(gathered(s))))
-        sending.start()
-        got = dict(receiver.receive(timeout=60))
-        sending.join(60)
-        assert publication[0].version == step and publication[0].applied
+        with beside(lambda s=step: sender.send_and_wait(gathered(s))) as sending:  # type: ignore[misc]
+            got = dict(receiver.receive(timeout=60))
+        assert sending.result().version == step and sending.result().applied
         assert list(got) == ["a.weight", "a.weight_scale_inv", "b.bias"]
         assert got["a.weight"].dtype == torch.float8_e4m3fn
         weight = dequantized(got["a.weight"], got["a.weight_scale_inv"], torch.float32)
@@ -49,14 +45,12 @@ def test_another_set_of_weights_is_registered_anew(cluster: Cluster) -> None:
     socket = cluster.start_rollout()
     for names, version in ((("a.weight",), 1), (("a.weight", "c.weight"), 2)):
         receiver = Receiver(socket)
-        sending = threading.Thread(target=lambda n=names: sender.send_and_wait(gathered(7, n)))
-        sending.start()
-        while True:  # until the new catalog is the plan
-            plan = {output.name for output in receiver.rollout.plan().outputs if not output.is_scale}
-            if plan == set(names):
-                break
-        got = dict(receiver.receive(timeout=60))
-        sending.join(60)
+        with beside(lambda n=names: sender.send_and_wait(gathered(7, n))):  # type: ignore[misc]
+            while True:  # until the new catalog is the plan
+                plan = {output.name for output in receiver.rollout.plan().outputs if not output.is_scale}
+                if plan == set(names):
+                    break
+            got = dict(receiver.receive(timeout=60))
         assert {name for name in got if not name.endswith("scale_inv")} == set(names)
         assert receiver.rollout.serving_version == version
         receiver.close()

@@ -6,6 +6,7 @@ socket. `wsync.engines` builds destinations for transformers, vLLM and SGLang; `
 
 from . import aio, engines, names
 from .catalog import Dtype, Output, Plan, ReplicaOutcome, Timings, VersionReport
+from .destinations import Destination
 from .errors import (
     AgentError,
     AgentUnavailable,
@@ -21,6 +22,7 @@ from .errors import (
     PublishFailed,
     PublishInProgress,
     StaleVersion,
+    StreamUnsupported,
     TooFewReplicas,
     TornUpdate,
     UnsupportedLayout,
@@ -29,8 +31,10 @@ from .errors import (
     WsyncError,
 )
 from .memory import SharedBuffer, share
-from .rollout import Attached, Destination, Event, Layer, Outcome, Rollout, Update
-from .trainer import Publication, Registration, Trainer
+from .publication import Publication
+from .rollout import Attached, Rollout
+from .trainer import Registration, Trainer
+from .updates import Event, Layer, Outcome, Update
 
 __all__ = [
     "AgentError",
@@ -60,6 +64,7 @@ __all__ = [
     "Rollout",
     "SharedBuffer",
     "StaleVersion",
+    "StreamUnsupported",
     "Timings",
     "TooFewReplicas",
     "TornUpdate",

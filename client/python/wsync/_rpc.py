@@ -102,6 +102,9 @@ def attach_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncEr
 def publish_error(connection: Connection, error: grpc.RpcError, version: int) -> errors.WsyncError:
     code, text = code_and_text(error)
     doing = f"publish version {version}"
+    if "CUDA event" in text:
+        wrong = errors.StreamUnsupported if code == grpc.StatusCode.FAILED_PRECONDITION else errors.WrongDevice
+        return wrong(f"{doing}: {text}")
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         higher = re.search(r"publish (?:this as version )?(\d+) or higher", text)
         if higher:

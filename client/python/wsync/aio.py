@@ -17,8 +17,10 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any
 
+from . import publication as _publication
 from . import rollout as _rollout
 from . import trainer as _trainer
+from . import updates as _updates
 from .catalog import Plan, VersionReport
 from .errors import DeadlineExceeded
 
@@ -28,11 +30,14 @@ _SLICE = 0.5  # seconds that a worker thread may still wait after its task was c
 class Publication:
     """See wsync.Publication."""
 
-    def __init__(self, publication: _trainer.Publication) -> None:
+    def __init__(self, publication: _publication.Publication) -> None:
         self.sync = publication
         self.version = publication.version
 
-    async def released(self, timeout: float = 120.0) -> float:
+    async def released(self, timeout: float = 120.0, *, stream: Any = None) -> float:
+        if stream is not None:
+            await self._wait(self.sync.enqueued_future, timeout, "read")
+            return self.sync.released(timeout, stream=stream)  # does not wait any more
         return float(await self._wait(self.sync.released_future, timeout, "released"))
 
     async def committed(self, timeout: float = 600.0) -> VersionReport:
@@ -76,12 +81,12 @@ class Trainer:
 class Update:
     """See wsync.Update."""
 
-    def __init__(self, update: _rollout.Update) -> None:
+    def __init__(self, update: _updates.Update) -> None:
         self.sync = update
         self.version = update.version
         self.in_place = update.in_place
 
-    async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _rollout.Outcome:
+    async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _updates.Outcome:
         return await asyncio.to_thread(self.sync.apply, timeout, **kwargs)
 
 
@@ -128,7 +133,7 @@ class Rollout:
         await self.close()
 
 
-def _next_update(rollout: _rollout.Rollout, timeout: float) -> _rollout.Update | None:
+def _next_update(rollout: _rollout.Rollout, timeout: float) -> _updates.Update | None:
     try:
         return next(rollout.updates(timeout=timeout), None)
     except DeadlineExceeded:

@@ -34,10 +34,10 @@ class Dtype(enum.IntEnum):
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return _ITEMSIZE[self]
+        return ITEMSIZE[self]
 
 
-_ITEMSIZE = {
+ITEMSIZE = {
     dtype: size
     for size, dtypes in {
         1: (Dtype.BOOL, Dtype.U8, Dtype.I8, Dtype.F8_E5M2, Dtype.F8_E4M3),

@@ -72,6 +72,12 @@ class MemoryNotShareable(WsyncError):
     """A tensor's memory cannot be lent to another process as it is."""
 
 
+class StreamUnsupported(WsyncError):
+    """A CUDA stream was given where nothing can be ordered against one."""
+
+    default_next_step = "leave `stream` out: released() and apply() return when the agent has finished"
+
+
 class WeightsMoved(WsyncError):
     """Registered weights lie elsewhere now; nothing was read from the old place."""
 

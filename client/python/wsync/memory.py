@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from . import _wire
 from .errors import MemoryNotShareable, WrongDevice
-from .tensors import Tensor, View, dtype_of, is_torch, view_of
+from .tensors import Tensor, View, cached_dtype, view_of
 
 _FOLDER = "/dev/shm"
 _ALIGN = 128  # as the agents align what they allocate
@@ -57,6 +57,8 @@ class SharedBuffer(mmap.mmap):
         self.name, self.nbytes = name, nbytes
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self))
         _buffers[self.address] = self
+        global _starts
+        _starts = sorted(_buffers.keys())
         weakref.finalize(self, _unlink, name, os.getpid())
         return self
 
@@ -77,12 +79,11 @@ class SharedBuffer(mmap.mmap):
             count *= dim
         if count == 0:
             return torch.empty(shape, dtype=dtype)
-        size = count * torch.empty((), dtype=dtype).element_size()
-        flat = torch.frombuffer(self, dtype=torch.uint8, count=size, offset=offset)
-        return flat.view(dtype).view(shape)
+        return torch.frombuffer(self, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 _buffers: weakref.WeakValueDictionary[int, SharedBuffer] = weakref.WeakValueDictionary()  # by address
+_starts: list[int] = []  # their addresses, sorted, and those of some that are gone
 
 
 def _unlink(name: str, owner: int) -> None:
@@ -96,12 +97,9 @@ def _unlink(name: str, owner: int) -> None:
 
 
 def _containing(address: int, nbytes: int) -> SharedBuffer | None:
-    if not _buffers:
-        return None
-    for start, buffer in list(_buffers.items()):
-        if start <= address and address + nbytes <= start + buffer.nbytes:
-            return buffer
-    return None
+    i = bisect.bisect_right(_starts, address) - 1
+    buffer = _buffers.get(_starts[i]) if i >= 0 else None
+    return buffer if buffer is not None and address + nbytes <= buffer.address + buffer.nbytes else None
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -123,7 +121,7 @@ class Blank:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * dtype_of(self.dtype).itemsize
+        return math.prod(self.shape) * cached_dtype(self.dtype).itemsize
 
 
 def empty_shared(blanks: Sequence[Blank], purpose: str) -> list[Tensor]:
@@ -145,9 +143,9 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
     share_viewed([(name, tensor, view_of(tensor)) for name, tensor in named_tensors], purpose)
 
 
-def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> set[int]:
-    """`share` for tensors that were looked at already: ids of those that it moved, whose views are out of date."""
-    private: dict[int, list[tuple[str, Tensor]]] = {}
+def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> None:
+    """`share` for tensors that were looked at already. Views are brought up to date."""
+    private: dict[int, list[tuple[Tensor, View]]] = {}
     for name, tensor, view in viewed:
         if view.device != "cpu" or view.nbytes == 0 or _containing(view.address, view.nbytes):
             continue
@@ -159,16 +157,18 @@ def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> se
                 next_step="make it in a wsync.SharedBuffer, give it a storage of its own, or register with "
                 "copy='if_needed'",
             )
-        private.setdefault(view.address, []).append((name, tensor))
+        private.setdefault(view.address, []).append((tensor, view))
     if not private:
-        return set()
-    firsts = [group[0][1] for group in private.values()]
-    places = empty_shared([Blank(tuple(first.shape), first.dtype, True) for first in firsts], purpose)
-    for place, group in zip(places, private.values(), strict=True):
-        place.copy_(group[0][1].detach())
-        for _, tensor in group:
-            tensor.data = place
-    return {id(tensor) for group in private.values() for _, tensor in group}
+        return
+    firsts = [group[0] for group in private.values()]
+    places = empty_shared([Blank(view.shape, first.dtype, True) for first, view in firsts], purpose)
+    with sys.modules["torch"].no_grad():
+        for place, group in zip(places, private.values(), strict=True):
+            place.copy_(group[0][0])
+            address = place.data_ptr()
+            for tensor, view in group:
+                tensor.data = place
+                view.address = address
 
 
 def can_be_shared(tensor: Tensor, view: View) -> bool:
@@ -177,13 +177,14 @@ def can_be_shared(tensor: Tensor, view: View) -> bool:
 
 
 def _why_immovable(tensor: Tensor, view: View) -> str:
-    if not is_torch(tensor):
+    if not view.torch:
         return "is a numpy array in private memory"
     if not view.contiguous:
         return "is not contiguous"
     if hasattr(tensor, "placements"):
         return "is a DTensor"
-    if tensor.untyped_storage().nbytes() != view.nbytes or tensor.is_shared():
+    storage = tensor.untyped_storage()
+    if storage.nbytes() != view.nbytes or storage.is_shared():
         return "shares its storage with other tensors or processes"
     return ""
 
@@ -239,8 +240,7 @@ class CudaDriver:
         self._call("cuDeviceGet", ctypes.byref(device), ordinal)
         return device
 
-    def _context(self, address: int) -> ctypes.c_void_p:
-        ordinal = self._ordinal(address)
+    def _context(self, ordinal: int) -> ctypes.c_void_p:
         if ordinal not in self._contexts:
             context = ctypes.c_void_p()
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device(ordinal))
@@ -248,9 +248,9 @@ class CudaDriver:
         return self._contexts[ordinal]
 
     @contextlib.contextmanager
-    def _current(self, address: int) -> Iterator[None]:
-        """The primary context of the address's device is the thread's meanwhile."""
-        self._call("cuCtxPushCurrent_v2", self._context(address))
+    def _current(self, ordinal: int) -> Iterator[None]:
+        """The primary context of that device is the thread's meanwhile."""
+        self._call("cuCtxPushCurrent_v2", self._context(ordinal))
         try:
             yield
         finally:
@@ -259,7 +259,7 @@ class CudaDriver:
     def allocation(self, address: int) -> tuple[int, int]:
         """(base, bytes) of the allocation that holds `address`."""
         base, size = ctypes.c_uint64(), ctypes.c_size_t()
-        with self._current(address):  # else an address of another device than the thread's is "not found"
+        with self._current(self._ordinal(address)):  # else an address of another device than the thread's is "not found"
             self._call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address))
         return base.value, size.value
 
@@ -270,9 +270,18 @@ class CudaDriver:
     def export(self, base: int) -> bytes:
         """The 64 bytes of cudaIpcGetMemHandle."""
         handle = (ctypes.c_ubyte * 64)()
-        with self._current(base):
+        with self._current(self._ordinal(base)):
             self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
         return bytes(handle)
+
+    def new_stream(self, ordinal: int) -> int:
+        """A stream of that device that nobody else has, of the highest priority. It is never destroyed."""
+        least, greatest, stream = ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p()
+        with self._current(ordinal):
+            self._call("cuCtxGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
+            non_blocking = 1
+            self._call("cuStreamCreateWithPriority", ctypes.byref(stream), non_blocking, greatest)
+        return stream.value or 0
 
     def uuid(self, address: int) -> str:
         """The device's UUID as nvidia-smi prints it: "GPU-....". """
@@ -282,10 +291,10 @@ class CudaDriver:
         return f"GPU-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-_driver: Driver | None = None
+_driver: CudaDriver | None = None
 
 
-def _cuda_driver() -> Driver:
+def cuda_driver() -> CudaDriver:
     global _driver
     if _driver is None:
         _driver = CudaDriver()
@@ -306,6 +315,11 @@ class Handles:
         self._messages: list[Any] = []
         self._held: list[Any] = []
         self._uuid: dict[str, str] = {}  # device UUID -> first tensor seen there
+
+    @property
+    def uuid(self) -> str:
+        """Of the one device that everything lies on; "cpu"."""
+        return next(iter(self._uuid), "cpu")
 
     def messages(self) -> list[Any]:
         """MemoryHandle messages; `locate` indexes them."""
@@ -356,7 +370,7 @@ class Handles:
     def _ipc(self, name: str, view: View) -> tuple[int, int, str, Any]:
         if not view.device.startswith("cuda"):
             raise WrongDevice(f"'{name}' lies on {view.device}; agents are for cpu and cuda", names=[name])
-        driver = self._driver or _cuda_driver()
+        driver = self._driver or cuda_driver()
         if not driver.exportable(view.address):
             raise MemoryNotShareable(
                 f"'{name}' lies in memory without a CUDA IPC handle (expandable_segments, or a memory pool)",

@@ -12,9 +12,10 @@ from typing import Any
 
 from .catalog import VersionReport
 from .errors import NotAttached
+from .publication import Publication
 from .rollout import Rollout
 from .tensors import Tensor, plain
-from .trainer import Publication, Trainer
+from .trainer import Trainer
 
 _TORCH_NAMES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BF16": "bfloat16", "F16": "float16",
                 "F32": "float32", "F64": "float64", "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .catalog import Dtype, matrix
+from .catalog import ITEMSIZE, Dtype, matrix
 from .errors import MemoryNotShareable
 
 # A torch.Tensor or a numpy.ndarray.
@@ -50,16 +52,17 @@ def dtype_of(dtype: Any) -> Dtype:
 _dtypes: dict[Any, Dtype] = {}  # names of dtypes are slow where there are 18,867 tensors
 
 
-def _cached_dtype(dtype: Any) -> Dtype:
+def cached_dtype(dtype: Any) -> Dtype:
+    """`dtype_of`, for many."""
     found = _dtypes.get(dtype)
     if found is None:
         found = _dtypes[dtype] = dtype_of(dtype)
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that makes it three times as slow, and there are 37,491
 class View:
-    """Where a tensor lies. `tensor` keeps the memory alive."""
+    """Where a tensor lies. `tensor` keeps the memory alive. Only `address` changes, when `share` moves the tensor."""
 
     dtype: Dtype
     shape: tuple[int, ...]
@@ -68,6 +71,8 @@ class View:
     contiguous: bool
     row_pitch: int | None  # bytes between rows of the matrix view; None: rows are not evenly spaced
     tensor: Tensor
+    nbytes: int  # of its elements
+    torch: bool = False  # a torch.Tensor
 
     @property
     def rows(self) -> int:
@@ -77,11 +82,6 @@ class View:
     def cols(self) -> int:
         return matrix(self.shape)[1]
 
-    @property
-    def nbytes(self) -> int:
-        rows, cols = matrix(self.shape)
-        return rows * cols * self.dtype.itemsize
-
 
 def view_of(tensor: Tensor) -> View:
     """Describes a torch tensor or numpy array. MemoryNotShareable for sharded DTensors, TypeError for anything else."""
@@ -90,11 +90,12 @@ def view_of(tensor: Tensor) -> View:
     interface = getattr(tensor, "__array_interface__", None)
     if interface is None:
         raise TypeError(f"expected a torch.Tensor or a numpy.ndarray, got {type(tensor).__name__}")
-    dtype = _cached_dtype(tensor.dtype)
+    dtype = cached_dtype(tensor.dtype)
     shape = tuple(tensor.shape)
     strides = tuple(stride // dtype.itemsize for stride in tensor.strides)
     contiguous = bool(tensor.flags.c_contiguous)
-    return View(dtype, shape, interface["data"][0], "cpu", contiguous, _row_pitch(shape, strides, dtype), tensor)
+    pitch = _row_pitch(shape, strides, dtype)
+    return View(dtype, shape, interface["data"][0], "cpu", contiguous, pitch, tensor, tensor.nbytes)
 
 
 def _torch_view(tensor: Tensor) -> View:
@@ -105,14 +106,15 @@ def _torch_view(tensor: Tensor) -> View:
                 next_step="register buffers of the full shape, and give full_tensor()s to publish(version, weights=...)",
             )
         tensor = plain(tensor)
-    dtype = _cached_dtype(tensor.dtype)
+    dtype = cached_dtype(tensor.dtype)
     shape = tuple(tensor.shape)
     contiguous = tensor.is_contiguous()
     if contiguous:
-        pitch: int | None = (shape[-1] if shape else 1) * dtype.itemsize
+        pitch: int | None = (shape[-1] if shape else 1) * ITEMSIZE[dtype]
     else:
         pitch = _row_pitch(shape, tensor.stride(), dtype)
-    return View(dtype, shape, tensor.data_ptr(), str(tensor.device), contiguous, pitch, tensor)
+    device = "cpu" if tensor.is_cpu else str(tensor.device)
+    return View(dtype, shape, tensor.data_ptr(), device, contiguous, pitch, tensor, tensor.nbytes, True)
 
 
 def _row_pitch(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype) -> int | None:
@@ -132,13 +134,37 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "placements") else tensor
 
 
-def pointer_reader(tensor: Tensor) -> Callable[[], int]:
-    """A function that gives the tensor's present address, as cheaply as can be: it is called per tensor and version."""
-    if is_torch(tensor):
-        reader: Callable[[], int] = plain(tensor).data_ptr
-        return reader
-    address = tensor.__array_interface__["data"][0]  # an array's memory never moves
-    return lambda: address
+class Addresses:
+    """Where torch tensors lay, and whether they still do. That is asked per version, so it costs what it must."""
+
+    def __init__(self, tensors: list[tuple[str, Tensor]]) -> None:
+        self._names = [name for name, _ in tensors]
+        self._tensors = [plain(tensor) for _, tensor in tensors]
+        self._were = self._now()
+
+    def _now(self) -> list[int]:
+        if not self._tensors:
+            return []
+        return list(map(sys.modules["torch"].Tensor.data_ptr, self._tensors))
+
+    def moved(self) -> list[str]:
+        """Names of those that lie elsewhere now."""
+        now = self._now()
+        if now == self._were:
+            return []
+        return [name for name, a, b in zip(self._names, now, self._were, strict=True) if a != b]
+
+
+@contextlib.contextmanager
+def garbage_free() -> Iterator[None]:
+    """For code that makes very many objects, all of which stay: the collector would look at them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def named(tensors: Tensors) -> list[tuple[str, Tensor]]:

@@ -9,13 +9,9 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -23,13 +19,12 @@ from typing import Any, Literal
 import grpc
 
 from . import _rpc, _wire, memory
-from .catalog import VersionReport, hash_text, report_from, tensor_message
-from .errors import AgentUnavailable, CatalogMismatch, DeadlineExceeded, MemoryNotShareable
-from .errors import NotRegistered, WeightsMoved, WsyncError
-from .tensors import Tensor, Tensors, View, is_torch, named, plain, pointer_reader, view_of
-
-CopyPolicy = Literal["never", "if_needed", "always"]
-
+from .catalog import hash_text, tensor_message
+from .errors import CatalogMismatch, NotRegistered, WeightsMoved, WsyncError
+from .publication import Publication
+from .stream_events import LentEvents, Stream, StreamOrder, check_stream
+from .tensors import Addresses, Tensor, Tensors, garbage_free, named
+from .weights import CopyPolicy, Weight, collect, copy_into, lend, refresh
 
 @dataclass(frozen=True, slots=True)
 class Registration:
@@ -46,14 +41,6 @@ class Registration:
     copied: tuple[str, ...]  # sent from a copy that publish refreshes
 
 
-@dataclass(slots=True)
-class _Weight:
-    name: str
-    source: Tensor  # the caller's
-    lent: Tensor  # what the agent reads: `source`, or a copy of it
-    view: View  # of `lent`
-
-
 class Trainer:
     """One trainer agent's client. Methods may be called from any thread, one at a time; publications from any."""
 
@@ -66,11 +53,11 @@ class Trainer:
         self._id = ""
         self._registration: Registration | None = None
         self._request: list[Any] = []  # messages of the present registration
-        self._weights: list[_Weight] = []
-        self._copies: list[_Weight] = []
-        self._addresses: list[int] = []
-        self._readers: list[Callable[[], int]] = []
+        self._weights: list[Weight] = []
+        self._copies: list[Weight] = []
+        self._addresses = Addresses([])
         self._devices: set[str] = set()
+        self._events = LentEvents("")
 
     # ---- registering
 
@@ -103,11 +90,12 @@ class Trainer:
         CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process holds
         the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.
         """
-        weights, tied_names = _collect(tensors, rename, tied)
-        _lend(weights, copy, cast)
-        handles = memory.Handles()
-        places = [handles.locate(weight.name, weight.view) for weight in weights]
-        request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
+        with garbage_free():
+            weights, tied_names = collect(tensors, rename, tied)
+            lend(weights, copy, cast)
+            handles = memory.Handles()
+            places = [handles.locate(weight.name, weight.view) for weight in weights]
+            request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
         self._connection.wait(self._timeout)
         reply = self._call_register(request, timeout)
         request[0].header.replace = False  # to take over was asked for once, not whenever the agent restarts
@@ -115,11 +103,10 @@ class Trainer:
             self._request = request
             self._id = reply.registration_id
         self._weights = weights
-        self._copies = [weight for weight in weights if weight.lent is not weight.source]
-        lent = [weight.lent for weight in weights if weight.lent is weight.source and is_torch(weight.lent)]
-        self._readers = [pointer_reader(tensor) for tensor in lent]
-        self._addresses = [read() for read in self._readers]
+        self._copies = [weight for weight in weights if weight.copied]
+        self._addresses = Addresses([(w.name, w.lent) for w in weights if not w.copied and w.view.torch])
         self._devices = {weight.view.device for weight in weights}
+        self._events = LentEvents(handles.uuid)
         self._registration = _registration(reply, tied_names, self._copies)
         return self._registration
 
@@ -144,31 +131,45 @@ class Trainer:
 
     # ---- publishing
 
-    def publish(self, version: int, *, weights: Tensors | None = None, synchronize: bool = True) -> Publication:
+    def publish(
+        self, version: int, *, weights: Tensors | None = None, synchronize: bool = True, stream: Stream | None = None
+    ) -> Publication:
         """Makes the present content of the registered weights version `version` (above 0, only grows).
 
         Returns at once; what comes of it is told by the publication. The weights must not change before `released`.
         `weights`: (name, tensor) pairs to fill registered copies from, under the registered names: gathered shards.
         `synchronize`: wait for the GPU work queued so far first, which may still write the weights.
 
-        WeightsMoved before anything is read, with the names. An agent that restarted since is registered with again.
+        `stream`: a torch.cuda.Stream; instead of waiting here, the agent reads the weights when everything that is in
+        the stream now has been done, and `released(stream=...)` can be had. A stream that does not get there within
+        4/5 of the agent's coordinator.stage_timeout_ms fails the version (PublishFailed).
+
+        WeightsMoved before anything is read, with the names. StreamUnsupported: the weights lie on the CPU. An agent
+        that restarted since is registered with again.
         """
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
         self._check_addresses(version)
-        if weights is not None:
-            self._fill(named(weights))
-        elif self._copies:
-            _refresh(self._copies)
+        if stream is not None:
+            device = check_stream(stream, self._devices, f"publish version {version}")
+            with _current(stream):
+                self._refresh(weights)
+            return Publication(self, version, StreamOrder(self._events, device, stream))
+        self._refresh(weights)
         if synchronize:
             memory.synchronize(self._devices)
         return Publication(self, version)
 
+    def _refresh(self, weights: Tensors | None) -> None:
+        if weights is not None:
+            self._fill(named(weights))
+        elif self._copies:
+            refresh(self._copies)
+
     def _check_addresses(self, version: int) -> None:
-        if [read() for read in self._readers] == self._addresses:
+        moved = self._addresses.moved()
+        if not moved:
             return
-        lent = [weight for weight in self._weights if weight.lent is weight.source and is_torch(weight.lent)]
-        moved = [w.name for w, read, at in zip(lent, self._readers, self._addresses, strict=True) if read() != at]
         shown = ", ".join(repr(name) for name in moved[:3]) + (f" and {len(moved) - 3} more" if len(moved) > 3 else "")
         raise WeightsMoved(f"publish version {version}: registered weights lie elsewhere now: {shown}", names=moved)
 
@@ -184,7 +185,7 @@ class Trainer:
                 next_step="give every registered copy, under the name it was registered with",
             )
         for name, tensor in tensors:
-            _copy_into(by_name[name].lent, tensor)
+            copy_into(by_name[name].lent, tensor)
 
     # ---- ending
 
@@ -207,7 +208,7 @@ class Trainer:
 
     def _forget(self) -> None:
         self._registration = None
-        self._weights, self._copies, self._readers, self._addresses = [], [], [], []
+        self._weights, self._copies, self._addresses = [], [], Addresses([])
 
     def close(self) -> None:
         """Unregisters, as far as the agent is there, and closes the connection."""
@@ -226,197 +227,15 @@ class Trainer:
         self.close()
 
 
-class Publication:
-    """One version on its way. Every wait has a limit; the version goes on whether or not anybody waits."""
+def _current(stream: Stream) -> Any:
+    """What is called within is put into `stream`."""
+    import torch
 
-    def __init__(self, trainer: Trainer, version: int) -> None:
-        self.version = version
-        self._trainer = trainer
-        self._progress: Any = None
-        self._accepted = False
-        self.released_future: Future[float] = Future()  # milliseconds from accepted to released
-        self.committed_future: Future[VersionReport] = Future()
-        self._registration_id = trainer._id
-        self._call = self._start()  # here: two publishes in a row reach the agent in that order
-        _thread.start_new_thread(self._follow, ())  # threading.Thread's start waits until the thread has begun
-
-    def _start(self) -> Any:
-        request = _wire.message("PublishRequest")(registration_id=self._registration_id, version=self.version)
-        return self._trainer._stub.publish(request)
-
-    def _follow(self) -> None:
-        try:
-            try:
-                report = self._read()
-            except grpc.RpcError as error:
-                if not self._may_retry(error):
-                    raise
-                self._registration_id = self._trainer._register_again(self._registration_id)
-                self._call = self._start()
-                report = self._read()
-        except grpc.RpcError as error:
-            self._fail(_rpc.publish_error(self._trainer._connection, error, self.version))
-        except WsyncError as error:
-            self._fail(error)
-        else:
-            if not self.released_future.done():  # committed before: nothing had to be read
-                self.released_future.set_result(0.0)
-            self.committed_future.set_result(report)
-
-    def _read(self) -> VersionReport:
-        for event in self._call:
-            kind = event.WhichOneof("event")
-            if kind == "accepted":
-                self._accepted = True
-            elif kind == "progress":
-                self._progress = event.progress
-            elif kind == "released":
-                self.released_future.set_result(event.released.elapsed_ms)
-            elif kind == "committed":
-                return report_from(event.committed)
-        raise AgentUnavailable(
-            f"publish version {self.version}: wsync-trainer ended the call without a report",
-            next_step="'wsync status' tells what was committed",
-        )
-
-    def _may_retry(self, error: grpc.RpcError) -> bool:
-        """Whether the agent forgot us, and the weights still hold what this publish is about."""
-        if self.released_future.done():
-            return False
-        code, text = _rpc.code_and_text(error)
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return "replicas" not in text
-        return code == grpc.StatusCode.FAILED_PRECONDITION and self._registration_id in text
-
-    def _fail(self, error: WsyncError) -> None:
-        if not self.released_future.done():
-            self.released_future.set_exception(error)
-        self.committed_future.set_exception(error)
-
-    def released(self, timeout: float = 120.0) -> float:
-        """Waits until the weights may change again; milliseconds that took. Raises what became of the version."""
-        return float(self._wait(self.released_future, timeout, "released"))
-
-    def committed(self, timeout: float = 600.0) -> VersionReport:
-        """Waits until every replica applied the version or was given up.
-
-        StaleVersion, InvalidWeights (NaN: names), TooFewReplicas, PublishFailed, AgentUnavailable.
-        """
-        report: VersionReport = self._wait(self.committed_future, timeout, "committed")
-        return report
-
-    def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
-        try:
-            return future.result(timeout)
-        except FutureTimeout:
-            if future.done():  # it is the version's own DeadlineExceeded
-                raise
-            raise DeadlineExceeded(
-                f"version {self.version} was not {what} within {timeout:g} s: {self.progress}"
-            ) from None
-
-    @property
-    def done(self) -> bool:
-        return self.committed_future.done()
-
-    @property
-    def progress(self) -> str:
-        """Where the version is, for people."""
-        p = self._progress
-        if p is None:
-            return "accepted" if self._accepted else "waits for the agent to accept it"
-        return (
-            f"{p.encoded_bytes} of {p.total_bytes} bytes encoded, {p.sent_bytes} sent, "
-            f"{p.staged_replicas} of {p.replicas} replicas staged, {p.applied_replicas} applied"
-        )
-
-
-# ---- what register does with the tensors
-
-
-def _collect(
-    tensors: Tensors, rename: Callable[[str], str | None] | None, tied: str
-) -> tuple[list[_Weight], dict[str, str]]:
-    weights: list[_Weight] = []
-    tied_names: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    for own_name, tensor in named(tensors):
-        name = rename(own_name) if rename else own_name
-        if name is None:
-            continue
-        view = view_of(tensor)
-        memory_of = (view.address, view.shape, view.dtype, view.device)
-        if tied == "first" and view.nbytes and seen.setdefault(memory_of, name) != name:
-            tied_names[name] = seen[memory_of]
-            continue
-        weights.append(_Weight(name, tensor, tensor, view))
-    if not weights:
-        raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
-    return weights, tied_names
-
-
-def _lend(weights: list[_Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None) -> None:
-    """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
-    private: list[_Weight] = []
-    copied: list[_Weight] = []
-    dtypes: dict[str, Any] = {}
-    for weight in weights:
-        view = weight.view
-        dtype = cast(weight.name, weight.source) if cast else None
-        dtypes[weight.name] = weight.source.dtype if dtype is None else dtype
-        if copy == "always" or dtypes[weight.name] != weight.source.dtype:
-            copied.append(weight)
-        elif not view.contiguous:
-            if copy == "never":
-                raise MemoryNotShareable(
-                    f"'{weight.name}' of shape {view.shape} is not contiguous",
-                    names=[weight.name],
-                    next_step="make it contiguous, or register with copy='if_needed'",
-                )
-            copied.append(weight)
-        elif view.device == "cpu":
-            if copy == "if_needed" and not memory.can_be_shared(weight.source, view):
-                copied.append(weight)
-            else:
-                private.append(weight)
-    viewed = [(weight.name, weight.source, weight.view) for weight in private]
-    moved = memory.share_viewed(viewed, "registered weights")
-    _make_copies(copied, dtypes)
-    for weight in weights:
-        if id(weight.source) in moved or weight.lent is not weight.source:
-            weight.view = view_of(weight.lent)
-
-
-def _make_copies(weights: list[_Weight], dtypes: dict[str, Any]) -> None:
-    on_cpu: list[tuple[_Weight, memory.Blank]] = []
-    for weight in weights:
-        view = weight.view
-        if view.device == "cpu":
-            on_cpu.append((weight, memory.Blank(view.shape, dtypes[weight.name], is_torch(weight.source))))
-        else:
-            weight.lent = plain(weight.source).detach().new_empty(view.shape, dtype=dtypes[weight.name])
-    made = memory.empty_shared([blank for _, blank in on_cpu], "copies of registered weights") if on_cpu else []
-    for (weight, _), lent in zip(on_cpu, made, strict=True):
-        weight.lent = lent
-    _refresh(weights)
-
-
-def _refresh(weights: list[_Weight]) -> None:
-    for weight in weights:
-        _copy_into(weight.lent, weight.source)
-
-
-def _copy_into(lent: Tensor, tensor: Tensor) -> None:
-    if tuple(lent.shape) != tuple(tensor.shape):
-        raise CatalogMismatch(f"a weight of shape {tuple(tensor.shape)} was registered as {tuple(lent.shape)}")
-    if is_torch(lent):
-        lent.detach().copy_(plain(tensor).detach())
-    else:
-        lent[...] = tensor
+    return torch.cuda.stream(stream)
 
 
 def _messages(
-    weights: list[_Weight],
+    weights: list[Weight],
     places: list[tuple[int, int]],
     handles: memory.Handles,
     modules_to_not_convert: list[str],
@@ -446,7 +265,7 @@ def _chunks(entries: list[Any], header: Any) -> Iterator[Any]:
         yield request(tensors=entries[begin : begin + step])
 
 
-def _registration(reply: Any, tied: dict[str, str], copies: list[_Weight]) -> Registration:
+def _registration(reply: Any, tied: dict[str, str], copies: list[Weight]) -> Registration:
     return Registration(
         tensors=reply.tensors,
         quantized_tensors=reply.quantized_tensors,

@@ -24,6 +24,16 @@ CudaCompletion::Ptr CudaCompletion::Doomed(Verdict verdict, Doom doom) {
   return completion;
 }
 
+CudaCompletion::Ptr CudaCompletion::OfEvent(EventPtr event, const Device* device, Verdict verdict,
+                                            std::shared_ptr<const std::byte> guard) {
+  auto completion = std::make_shared<CudaCompletion>();
+  completion->event_ = std::move(event);
+  completion->device_ = device;
+  completion->verdict_ = std::move(verdict);
+  completion->guard_ = std::move(guard);
+  return completion;
+}
+
 absl::StatusOr<CudaCompletion::Ptr> CudaCompletion::Record(EventPool& events, const Stream& stream, Ptr after,
                                                            Verdict verdict, Doom doom) {
   absl::StatusOr<EventPtr> event = events.Record(stream);

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/backend/cuda/stream_event.h"
 
 namespace wsync::cuda {
 namespace {
@@ -212,6 +213,12 @@ absl::StatusOr<std::unique_ptr<Buffer>> CudaMemory::Open(const MemoryHandle& han
                                                    ipc->bytes, " bytes, the allocation has ", (*mapping)->bytes()));
   }
   return std::make_unique<MappedBuffer>(*std::move(mapping), ipc->bytes);
+}
+
+absl::Status CudaMemory::CheckEvent(const EventHandle& handle) const { return CheckEventHandle(*device_, handle); }
+
+absl::StatusOr<std::unique_ptr<StreamEvent>> CudaMemory::OpenEvent(const EventHandle& handle) {
+  return CudaStreamEvent::Open(device_, handle);
 }
 
 int64_t CudaMemory::mappings() const {

@@ -29,6 +29,9 @@ class CudaMemory final : public Memory {
   // The exporting process must not free the allocation before the last Buffer of it is gone.
   absl::StatusOr<std::unique_ptr<Buffer>> Open(const MemoryHandle& handle, Access access) override;
 
+  absl::Status CheckEvent(const EventHandle& handle) const override;
+  absl::StatusOr<std::unique_ptr<StreamEvent>> OpenEvent(const EventHandle& handle) override;
+
   // Device memory with a copy of host memory, which may go when this returns.
   absl::StatusOr<std::unique_ptr<Buffer>> Upload(const void* data, int64_t bytes, std::string_view purpose);
   // Allocations of other processes that are mapped now.

@@ -207,4 +207,14 @@ absl::StatusOr<std::unique_ptr<Buffer>> HostMemory::Open(const MemoryHandle& han
   return std::make_unique<Mapping>(data, shared->bytes, "");
 }
 
+absl::Status HostMemory::CheckEvent(const EventHandle&) const {
+  return absl::FailedPreconditionError(
+      "the host backend has no streams to put in order by CUDA events: leave the events out and wait for the agent's "
+      "word, or run the agent with the cuda backend (transfer.backend)");
+}
+
+absl::StatusOr<std::unique_ptr<StreamEvent>> HostMemory::OpenEvent(const EventHandle& handle) {
+  return CheckEvent(handle);
+}
+
 }  // namespace wsync::host

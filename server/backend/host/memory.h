@@ -21,6 +21,8 @@ class HostMemory final : public Memory {
                                                          MemoryHandle* handle) override;
   // The exporting process must not shrink the segment while it is mapped: reading beyond its end is a SIGBUS.
   absl::StatusOr<std::unique_ptr<Buffer>> Open(const MemoryHandle& handle, Access access) override;
+  absl::Status CheckEvent(const EventHandle& handle) const override;
+  absl::StatusOr<std::unique_ptr<StreamEvent>> OpenEvent(const EventHandle& handle) override;
 };
 
 }  // namespace wsync::host

@@ -51,6 +51,18 @@ TEST_P(MemoryContract, SharedMemoryStartsZeroed) {
   EXPECT_EQ(agent_->FromDevice((*buffer)->data(), 100'000), Bytes(100'000));
 }
 
+TEST_P(MemoryContract, EventsThatAreNoneAreRefusedWithWhatToDoBeforeAndWhenTheyAreOpened) {
+  for (const EventHandle& bad : {EventHandle{}, EventHandle{std::string(63, 'x'), agent_->backend().device_id()},
+                                 EventHandle{std::string(64, 'x'), "GPU-00000000-1111-2222-3333-444444444444"}}) {
+    const absl::Status status = memory().CheckEvent(bad);
+    EXPECT_TRUE(absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status)) << status;
+    EXPECT_EQ(memory().OpenEvent(bad).status(), status);
+  }
+  EXPECT_FALSE(memory().OpenEvent({std::string(64, 'x'), agent_->backend().device_id()}).ok());
+  EXPECT_TRUE(agent_->backend().health().ok());
+  EXPECT_TRUE(memory().Allocate(1, "a test").ok());
+}
+
 }  // namespace wsync::contract
 
 #endif  // WSYNC_TESTS_BACKEND_CONTRACT_MEMORY_CONTRACT_H_

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .. import memory
+from ..destinations import Destination
 from ..errors import UnsupportedLayout
-from ..rollout import Destination
-from ..tensors import Tensor, View, is_torch, view_of
+from ..tensors import Tensor, View, view_of
 from .mapping import Placement
 
 
@@ -18,8 +18,8 @@ def bind(placements: Iterable[Placement], parameters: Mapping[str, Tensor]) -> l
     """
     placements = list(placements)
     used = dict.fromkeys(placement.parameter for placement in placements)
-    memory.share([(name, parameters[name]) for name in used if is_torch(parameters[name])], "engine weights")
     views = {name: view_of(parameters[name]) for name in used}
+    memory.share_viewed([(name, view.tensor, view) for name, view in views.items() if view.torch], "engine weights")
     odd = [name for name, view in views.items() if view.row_pitch is None]
     if odd:
         raise UnsupportedLayout(
@@ -43,5 +43,7 @@ def _destination(placement: Placement, parameter: View) -> Destination:
         contiguous=False,
         row_pitch=max(pitch, (right - left) * itemsize),
         tensor=parameter.tensor,
+        nbytes=(bottom - top) * (right - left) * itemsize,
+        torch=parameter.torch,
     )
     return Destination(placement.output.name, target, placement.output.shape, placement.rows, placement.cols)

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..catalog import BLOCK
 from ..errors import DeadlineExceeded, UnsupportedLayout
-from ..rollout import Outcome, Rollout, Update
+from ..rollout import Rollout
 from ..tensors import Tensor
+from ..updates import Outcome, Update
 from .bind import bind
 from .mapping import Naming, Placement, Sharding, check, place
 

@@ -1,0 +1,105 @@
+"""The engine's memory: which slice of which output goes where, and that it still lies there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from . import _rpc, _wire, memory
+from .catalog import Dtype, matrix, tensor_message
+from .errors import CatalogMismatch, DestinationsMoved, MemoryNotShareable
+from .tensors import Addresses, Tensor, View, view_of
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A slice of an output -> memory of the engine.
+
+    `target` holds exactly the slice: `rows` x `cols` of the output's matrix view (a scalar is 1 x 1, [n] one row of n,
+    [a, b, c] a*b rows of c), rows evenly spaced, elements of a row adjacent. Without `rows` and `cols` the target holds
+    the whole output. `shape` and `dtype` are the whole output's as the engine expects it; by default the target's.
+    """
+
+    output: str
+    target: Tensor | View
+    shape: tuple[int, ...] | None = None
+    rows: tuple[int, int] | None = None
+    cols: tuple[int, int] | None = None
+    dtype: Dtype | None = None
+
+
+class Engine:
+    """Destinations as the agent wants to hear of them, ready to be sent again."""
+
+    def __init__(self, destinations: list[Destination], engine: str, allow_partial: bool, layer_events: bool) -> None:
+        views = [d.target if isinstance(d.target, View) else view_of(d.target) for d in destinations]
+        on_torch = [(d.output, view.tensor, view) for d, view in zip(destinations, views, strict=True) if view.torch]
+        # A tensor may be the target of several destinations; its first view stands for it.
+        each = {id(tensor): (output, tensor) for output, tensor, _ in reversed(on_torch)}
+        memory.share_viewed([entry for entry in on_torch if entry[2].contiguous], "engine weights")
+        handles = memory.Handles()
+        entries = [_destination(d, view, handles) for d, view in zip(destinations, views, strict=True)]
+        header = _wire.message("AttachHeader")(
+            pid=os.getpid(),
+            engine=engine,
+            handles=handles.messages(),
+            allow_partial=allow_partial,
+            layer_events=layer_events,
+        )
+        self.request = _chunks(entries, header)
+        self._addresses = Addresses(list(each.values()))
+        self.devices = {view.device for _, _, view in on_torch}
+        self.uuid = handles.uuid
+        self._held = handles
+
+    def check(self, version: int) -> None:
+        moved = self._addresses.moved()
+        if moved:
+            raise DestinationsMoved(
+                f"version {version}: the engine's memory lies elsewhere than when it was attached: {moved[0]!r}"
+                + (f" and {len(moved) - 1} more" if len(moved) > 1 else ""),
+                names=moved,
+            )
+
+
+_DESTINATION = _wire.message("Destination")
+
+
+def _destination(destination: Destination, view: View, handles: memory.Handles) -> Any:
+    name = destination.output
+    if view.row_pitch is None:
+        raise MemoryNotShareable(
+            f"'{name}': the rows of the target (shape {view.shape}) are not evenly spaced",
+            names=[name],
+            next_step="give a target whose last dimension is contiguous, or several destinations",
+        )
+    shape = view.shape if destination.shape is None else destination.shape
+    all_rows, all_cols = matrix(shape)
+    rows = destination.rows or (0, all_rows)
+    cols = destination.cols or (0, all_cols)
+    if (rows[1] - rows[0], cols[1] - cols[0]) != matrix(view.shape):
+        raise CatalogMismatch(
+            f"'{name}': rows {rows} x columns {cols} do not fit the target's {view.rows} x {view.cols}", names=[name]
+        )
+    handle, offset = handles.locate(name, view)
+    dtype = view.dtype if destination.dtype is None else destination.dtype
+    return _DESTINATION(
+        output=tensor_message(name, dtype, shape),
+        row_begin=rows[0],
+        row_end=rows[1],
+        col_begin=cols[0],
+        col_end=cols[1],
+        handle=handle,
+        offset_bytes=offset,
+        row_pitch_bytes=view.row_pitch,
+    )
+
+
+def _chunks(entries: list[Any], header: Any) -> list[Any]:
+    request = _wire.message("AttachRequest")
+    step = _rpc.TENSORS_PER_MESSAGE
+    rest = range(step, len(entries), step)
+    return [request(header=header, destinations=entries[:step])] + [
+        request(destinations=entries[begin : begin + step]) for begin in rest
+    ]

@@ -1,0 +1,218 @@
+"""What an agent tells an engine, and what an engine does with it: events, and the updates for which it has to pause."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from . import _rpc, _wire
+from .catalog import Timings, hash_text, timings_from
+from .errors import AgentUnavailable, DeadlineExceeded, NotAttached, TornUpdate, WsyncError
+from .stream_events import Stream, StreamOrder
+
+if TYPE_CHECKING:
+    from .rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of the agent, as it came.
+
+    `kind`: "prepare" (a version is on its way; `in_place`: pause now), "apply" (staged: pause now), "layer_ready" (every
+    byte of `layer` is in its place, not yet committed), "apply_enqueued" (paused with a stream: the copy is on its way),
+    "applied" (the memory holds exactly this version), "torn" (it
+    holds parts of two: stay paused), "cancelled" (it will not come).
+    """
+
+    kind: str
+    version: int
+    in_place: bool = False
+    reason: str = ""
+    content_digest: str = ""
+    timings: Timings | None = None
+    layer: Layer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer whose bytes have all landed. `name`: "model.layers.17"; "": the tensors of no layer."""
+
+    name: str
+    ready: int  # layers complete, with this one
+    layers: int  # of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an update ended. Not `applied`: cancelled, nothing was touched, the version before is served on."""
+
+    version: int
+    applied: bool
+    content_digest: str
+    timings: Timings | None
+    reason: str
+    confirmed: bool = True  # False: applied on a stream, and that it succeeded is told by `Rollout.confirm` or `updates`
+
+
+class Update:
+    """One version that waits for the engine to pause."""
+
+    def __init__(self, rollout: Rollout, event: Event) -> None:
+        self.version = event.version
+        self.in_place = event.in_place
+        self._rollout = rollout
+
+    def apply(
+        self,
+        timeout: float = 120.0,
+        *,
+        on_layer: Callable[[Layer], None] | None = None,
+        stream: Stream | None = None,
+    ) -> Outcome:
+        """Tells the agent that the engine is paused, and waits until its memory holds a complete version.
+
+        Returns the version that was applied (a newer one, if this one was overtaken), or that it was cancelled and
+        nothing was touched. When the update fails half-way the engine's weights are torn: this goes on waiting, paused,
+        for the next complete version, also across a restart of the agent. TornUpdate when none came within `timeout`
+        seconds: the engine must stay paused. DeadlineExceeded: nothing was touched.
+
+        `on_layer` is called on this thread for each layer as it becomes complete (attached with `layer_events`, agent in
+        mode in_place), so that work on it overlaps the transfer. What landed is not committed yet; a version that is
+        sent again calls it again for every layer.
+
+        `stream`: a torch.cuda.Stream, the one that reads the weights. No host waits for the GPU then: the agent writes
+        when everything that is in the stream now has been done, this returns as soon as the copy is on its way, and what
+        the stream gets from now on reads the new version, which was verified and committed. The outcome is not
+        `confirmed` yet. With an agent in mode in_place, whose bytes land before the commit, it returns when they are
+        committed. A stream that does not get there within the agent's limits costs the replica the version.
+        StreamUnsupported: the engine's memory lies on the CPU.
+        """
+        rollout = self._rollout
+        deadline = time.monotonic() + timeout
+        asked: int | None = self.version
+        order: StreamOrder | None = None
+        began = False  # memory may have been touched by an agent that is gone
+        while True:
+            try:
+                if asked is not None:
+                    order = rollout._pause(asked, stream)
+                    asked, began = None, True
+                event = rollout._next(deadline)
+            except AgentUnavailable as error:
+                if began:
+                    rollout._serving, rollout._digest, rollout._torn = 0, "", True
+                self._find_agent(deadline, error)
+                continue
+            except DeadlineExceeded as error:
+                if not rollout.torn:
+                    raise
+                raise TornUpdate(f"version {self.version}: no complete version within {timeout:g} s: {error}") from None
+            if event.kind == "apply" or (event.kind == "prepare" and event.in_place):
+                asked = event.version
+            elif event.kind == "apply_enqueued" and order is not None and stream is not None:
+                return rollout._apply_enqueued(event, order, stream)
+            elif event.kind == "applied":
+                if order is not None:
+                    order.complete()
+                return Outcome(event.version, True, event.content_digest, event.timings, "")
+            elif event.layer is not None and on_layer is not None:
+                on_layer(event.layer)
+            elif event.kind == "cancelled" and not rollout.torn:
+                return Outcome(event.version, False, "", None, event.reason)
+
+    def _find_agent(self, deadline: float, error: AgentUnavailable) -> None:
+        left = deadline - time.monotonic()
+        try:
+            if left <= 0:
+                raise error
+            self._rollout._reattach(left)
+        except (AgentUnavailable, DeadlineExceeded) as gone:
+            if not self._rollout.torn:
+                raise
+            raise TornUpdate(f"version {self.version}: the agent went away while it wrote: {gone}") from None
+
+
+# ---- the update stream
+
+
+class Detached(NotAttached):
+    """The updates ended because this process detached."""
+
+
+class UpdateStream:
+    """The Updates call: a thread reads it into a queue, so that waiting for it can have a deadline."""
+
+    def __init__(
+        self, connection: _rpc.Connection, stub: _wire.RolloutStub, attachment_id: str, on_end: Callable[[], None]
+    ) -> None:
+        """`on_end` is called on the reading thread when nothing more will come."""
+        self.attachment_id = attachment_id
+        self.detaching = False
+        self.ended = False  # nothing more will come, though what came before may still wait to be read
+        self._connection = connection
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._incoming: queue.SimpleQueue[Event | WsyncError] = queue.SimpleQueue()
+        self._ended: WsyncError | None = None
+        self._on_end = on_end
+        hello = _wire.message("EngineHello")(attachment_id=attachment_id)
+        self.send(_wire.message("EngineMessage")(hello=hello))
+        self._call = stub.updates(iter(self._outgoing.get, None))
+        threading.Thread(target=self._read, name="wsync-updates", daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        self._outgoing.put(message)
+
+    def close(self) -> None:
+        self.detaching = True
+        self._call.cancel()
+        self._outgoing.put(None)
+
+    def _read(self) -> None:
+        try:
+            for message in self._call:
+                self._incoming.put(_event(message))
+            end: WsyncError = self._connection.absent("it ended the updates: it is shutting down")
+        except grpc.RpcError as error:
+            code, _ = _rpc.code_and_text(error)
+            end = _rpc.attach_error(self._connection, error)
+            if code == grpc.StatusCode.NOT_FOUND:
+                end = NotAttached(f"updates: {_rpc.code_and_text(error)[1]}")
+        if self.detaching:
+            end = Detached("the engine detached")
+        self._outgoing.put(None)
+        self.ended = True
+        self._on_end()
+        self._incoming.put(end)
+
+    def get(self, deadline: float | None) -> Event:
+        """The next event; DeadlineExceeded at `deadline` (monotonic; None: waits). What ended the call, once it has."""
+        if self._ended is None:
+            try:
+                wait = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                got = self._incoming.get(timeout=wait)
+            except queue.Empty:
+                raise DeadlineExceeded("no update came from the rollout agent in time") from None
+            if isinstance(got, Event):
+                return got
+            self._ended = got
+        raise self._ended
+
+
+def _event(message: Any) -> Event:
+    kind = message.WhichOneof("event")
+    body = getattr(message, kind)
+    if kind == "applied":
+        return Event(kind, body.version, False, "", hash_text(body.content_digest), timings_from(body.timings))
+    if kind == "apply_enqueued":
+        return Event(kind, body.version, content_digest=hash_text(body.content_digest))
+    if kind == "prepare":
+        return Event(kind, body.version, body.in_place)
+    if kind == "layer_ready":
+        return Event(kind, body.version, layer=Layer(body.layer, body.ready, body.layers))
+    return Event(kind, body.version, reason=getattr(body, "reason", ""))

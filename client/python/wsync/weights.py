@@ -1,0 +1,104 @@
+"""The weights that a trainer registers: collected, lent as they are or as copies, and described to the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from . import memory
+from .errors import CatalogMismatch, MemoryNotShareable
+from .tensors import Tensor, Tensors, View, is_torch, named, plain, view_of
+
+CopyPolicy = Literal["never", "if_needed", "always"]
+
+
+@dataclass(slots=True)
+class Weight:
+    name: str
+    source: Tensor  # the caller's
+    lent: Tensor  # what the agent reads: `source`, or a copy of it
+    view: View  # of `lent`
+
+    @property
+    def copied(self) -> bool:
+        return self.lent is not self.source
+
+
+def collect(
+    tensors: Tensors, rename: Callable[[str], str | None] | None, tied: str
+) -> tuple[list[Weight], dict[str, str]]:
+    weights: list[Weight] = []
+    tied_names: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for own_name, tensor in named(tensors):
+        name = rename(own_name) if rename else own_name
+        if name is None:
+            continue
+        view = view_of(tensor)
+        memory_of = (view.address, view.shape, view.dtype, view.device)
+        if tied == "first" and view.nbytes and seen.setdefault(memory_of, name) != name:
+            tied_names[name] = seen[memory_of]
+            continue
+        weights.append(Weight(name, tensor, tensor, view))
+    if not weights:
+        raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
+    return weights, tied_names
+
+
+def lend(weights: list[Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None) -> None:
+    """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
+    private: list[Weight] = []
+    copied: list[Weight] = []
+    dtypes: dict[str, Any] = {}
+    for weight in weights:
+        view = weight.view
+        dtype = cast(weight.name, weight.source) if cast else None
+        dtypes[weight.name] = weight.source.dtype if dtype is None else dtype
+        if copy == "always" or dtypes[weight.name] != weight.source.dtype:
+            copied.append(weight)
+        elif not view.contiguous:
+            if copy == "never":
+                raise MemoryNotShareable(
+                    f"'{weight.name}' of shape {view.shape} is not contiguous",
+                    names=[weight.name],
+                    next_step="make it contiguous, or register with copy='if_needed'",
+                )
+            copied.append(weight)
+        elif view.device == "cpu":
+            if copy == "if_needed" and not memory.can_be_shared(weight.source, view):
+                copied.append(weight)
+            else:
+                private.append(weight)
+    memory.share_viewed([(weight.name, weight.source, weight.view) for weight in private], "registered weights")
+    _make_copies(copied, dtypes)
+    for weight in copied:
+        weight.view = view_of(weight.lent)
+
+
+def _make_copies(weights: list[Weight], dtypes: dict[str, Any]) -> None:
+    on_cpu: list[tuple[Weight, memory.Blank]] = []
+    for weight in weights:
+        view = weight.view
+        if view.device == "cpu":
+            on_cpu.append((weight, memory.Blank(view.shape, dtypes[weight.name], view.torch)))
+        else:
+            weight.lent = plain(weight.source).detach().new_empty(view.shape, dtype=dtypes[weight.name])
+    made = memory.empty_shared([blank for _, blank in on_cpu], "copies of registered weights") if on_cpu else []
+    for (weight, _), lent in zip(on_cpu, made, strict=True):
+        weight.lent = lent
+    refresh(weights)
+
+
+def refresh(weights: list[Weight]) -> None:
+    for weight in weights:
+        copy_into(weight.lent, weight.source)
+
+
+def copy_into(lent: Tensor, tensor: Tensor) -> None:
+    if tuple(lent.shape) != tuple(tensor.shape):
+        raise CatalogMismatch(f"a weight of shape {tuple(tensor.shape)} was registered as {tuple(lent.shape)}")
+    if is_torch(lent):
+        lent.detach().copy_(plain(tensor).detach())
+    else:
+        lent[...] = tensor

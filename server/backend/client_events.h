@@ -1,0 +1,48 @@
+// The events that one client process has lent so far, each opened once: clients use a few again and again.
+//
+// Used from one thread. Forget them when the client goes.
+#ifndef WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_
+#define WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/backend/memory.h"
+
+namespace wsync {
+
+class ClientEvents {
+ public:
+  // Two per version are in use; a client that lends ever new ones gets the oldest closed.
+  static constexpr size_t kMax = 16;
+
+  // Errors are Memory::OpenEvent's.
+  absl::StatusOr<std::shared_ptr<StreamEvent>> Open(Memory& memory, const EventHandle& handle) {
+    for (const auto& [name, event] : open_) {
+      if (name == handle.handle) return event;
+    }
+    absl::StatusOr<std::unique_ptr<StreamEvent>> opened = memory.OpenEvent(handle);
+    if (!opened.ok()) return opened.status();
+    if (open_.size() == kMax) open_.erase(open_.begin());
+    open_.emplace_back(handle.handle, *std::move(opened));
+    return open_.back().second;
+  }
+  // One that was given up.
+  void Close(const StreamEvent* event) {
+    std::erase_if(open_, [event](const auto& entry) { return entry.second.get() == event; });
+  }
+  void CloseAll() { open_.clear(); }
+  size_t size() const { return open_.size(); }
+
+ private:
+  std::vector<std::pair<std::string, std::shared_ptr<StreamEvent>>> open_;  // the oldest first
+};
+
+}  // namespace wsync
+
+#endif  // WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_

@@ -1,0 +1,37 @@
+// What processes held when they had warmed up, and that they do not hold more later.
+#ifndef WSYNC_TESTS_FAULTS_FLATNESS_H_
+#define WSYNC_TESTS_FAULTS_FLATNESS_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "tests/faults/process_facts.h"
+
+namespace wsync::faults {
+
+class Flatness {
+ public:
+  // Of the process `name` after `version`. A process that was started again warms up again. Reports a gtest failure.
+  void Look(const std::string& name, pid_t pid, int64_t version);
+  // Of something that is no process's own ("GPU 0"), compared with the largest of its warm-up.
+  void LookAtBytes(const std::string& name, int64_t bytes, int64_t version);
+  void Print() const;  // SOAK|name|first -> last
+
+ private:
+  struct Process {
+    pid_t pid = 0;
+    int64_t since = 0;
+    std::optional<ProcessFacts> base;
+  };
+  std::map<std::string, Process> processes_;
+  std::map<std::string, int64_t> bytes_;
+  std::map<std::string, std::string> last_;
+};
+
+}  // namespace wsync::faults
+
+#endif  // WSYNC_TESTS_FAULTS_FLATNESS_H_

@@ -1,0 +1,74 @@
+// What tests of a whole job share: one that is in sync, versions that reach everybody, one that is held on its way.
+#ifndef WSYNC_TESTS_FAULTS_GROUP_TEST_H_
+#define WSYNC_TESTS_FAULTS_GROUP_TEST_H_
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
+#include "tests/faults/environment.h"
+#include "tests/faults/group.h"
+
+namespace wsync::faults {
+
+// The longest that any single fault may delay a training process. No slack on top: the deadlines leave room.
+inline constexpr absl::Duration kHardLimit = absl::Seconds(10);
+// What two busy cores take to tell a test about something that is due.
+inline constexpr absl::Duration kSlack = absl::Milliseconds(500);
+
+class GroupTest : public ::testing::Test {
+ protected:
+  // Everybody serves version 1 afterwards. Call with ASSERT_NO_FATAL_FAILURE, as all of these.
+  void StartGroup(GroupOptions options = {.rollouts = 2}) {
+    auto group = Group::Start(std::move(options));
+    ASSERT_TRUE(group.ok()) << group.status();
+    group_ = *std::move(group);
+    Commit();
+  }
+  // The next version reaches everybody.
+  void Commit() {
+    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(20)));
+    ASSERT_TRUE(published.has_value()) << "version " << version_ << " was not answered";
+    EXPECT_TRUE(published->ok()) << published->message;
+    AwaitServed();
+    AwaitReady();
+  }
+  void AwaitServed() {
+    for (int i = 0; i < group_->rollouts(); ++i) {
+      const absl::Status status = group_->AwaitVersion(i, version_, Scaled(absl::Seconds(20)));
+      EXPECT_TRUE(status.ok()) << status;
+    }
+  }
+  void AwaitReady() {
+    const absl::Status ready = group_->AwaitReady(Scaled(absl::Seconds(20)));
+    ASSERT_TRUE(ready.ok()) << ready;
+  }
+  // The next version is on its way to the last rollout, which has half of it and stands there for `held`.
+  void HoldInTransfer(absl::Duration held) {
+    const int victim = group_->rollouts() - 1;
+    const std::string name = absl::StrCat("rollout-", victim);
+    const absl::Status armed = ArmFailpoint(group_->agents().rollout_pid(victim), "rollout.bucket.middle",
+                                            Fault::kDelay, static_cast<int>(absl::ToInt64Milliseconds(held)));
+    ASSERT_TRUE(armed.ok()) << armed;
+    const int before = group_->TimesFired(name, "rollout.bucket.middle");
+    group_->BeginPublish(++version_);
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+    while (group_->TimesFired(name, "rollout.bucket.middle") == before) {
+      ASSERT_LT(MonotonicNow(), deadline) << "the version never came that far";
+      usleep(1000);
+    }
+  }
+
+  std::unique_ptr<Group> group_;
+  uint64_t version_ = 0;
+};
+
+}  // namespace wsync::faults
+
+#endif  // WSYNC_TESTS_FAULTS_GROUP_TEST_H_

@@ -1,0 +1,94 @@
+// The trainer agent over real gRPC: publishes that are ordered against a CUDA stream of the training process.
+#include <gmock/gmock.h>
+
+#include "tests/trainer/agent_testing.h"
+#include "tests/trainer/testing.h"
+
+namespace wsync {
+namespace {
+
+using ::testing::HasSubstr;
+using Event = v1::PublishEvent;
+
+class AgentStreamTest : public AgentTest {
+ protected:
+  static v1::PublishRequest Ordered(const std::string& id, uint64_t version,
+                                    const std::string& uuid = FakeClientEvents::kUuid) {
+    v1::PublishRequest request;
+    request.set_registration_id(id);
+    request.set_version(version);
+    request.mutable_after()->set_handle("after");
+    request.mutable_after()->set_device_uuid(uuid);
+    request.mutable_released()->set_handle("released");
+    request.mutable_released()->set_device_uuid(uuid);
+    return request;
+  }
+};
+
+TEST_F(AgentStreamTest, TheTrainerHearsThatReadsAreOnTheirWayBeforeItsStreamGotThereAndOfTheReleaseAfter) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  const auto after = backend_->LendEvent("after"), released = backend_->LendEvent("released");
+  auto publish = Publish(Ordered(id, 7));
+  publish->AwaitEvent(Event::kReadsEnqueued);
+  EXPECT_EQ(released->marks(), 1u);
+  const v1::Begin begin = member->Await(TestMember::Case::kBegin).begin();
+  after->Come();
+  publish->AwaitEvent(Event::kReleased);
+  const v1::Hash content = ContentOf(2);
+  member->Staged(begin, content);
+  member->Await(TestMember::Case::kCommit);
+  member->Applied(begin, content);
+  const PublishOutcome outcome = publish->Join();
+  ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+  EXPECT_EQ(outcome.Count(Event::kReadsEnqueued), 1);
+  EXPECT_EQ(outcome.Count(Event::kReleased), 1);
+}
+
+TEST_F(AgentStreamTest, AStreamThatNeverGetsThereIsNamedAndTheMemberIsNotBlamed) {
+  v1::TrainerConfig config = TestConfig();
+  config.mutable_coordinator()->set_stage_timeout_ms(500);
+  StartAgent(config);
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  backend_->LendEvent("after");
+  backend_->LendEvent("released");
+  const PublishOutcome outcome = Publish(Ordered(id, 7))->Join();
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << outcome.status.error_message();
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("stream did not get to the point of its publish within 400ms"));
+  EXPECT_EQ(outcome.status.error_message().find("'a'"), std::string::npos) << outcome.status.error_message();
+  EXPECT_TRUE(Sync(id, 7, {member.get()}, ContentOf(2), 1).status.ok()) << "the number may be used again";
+}
+
+TEST_F(AgentStreamTest, EventsThatTheDeviceCannotTakeAreRefusedBeforeTheRoundBegins) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  const PublishOutcome outcome = Publish(Ordered(id, 7, "GPU-other"))->Join();
+  EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(outcome.status.error_message(), HasSubstr("GPU-other"));
+  EXPECT_EQ(member->Count(TestMember::Case::kBegin), 0u);
+}
+
+TEST_F(AgentStreamTest, ACallerThatJoinsARunningPublishCannotChangeItsOrder) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  backend_->LendEvent("after");
+  backend_->LendEvent("released");
+  auto first = Publish(Ordered(id, 7));
+  first->AwaitEvent(Event::kReadsEnqueued);
+  const PublishOutcome second = Publish(Ordered(id, 7))->Join();
+  EXPECT_EQ(second.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(second.status.error_message(), HasSubstr("still being published"));
+  auto joined = Publish(id, 7);
+  joined->AwaitEvent(Event::kReadsEnqueued);  // it is told what it missed
+}
+
+}  // namespace
+}  // namespace wsync
