@@ -38,8 +38,8 @@ struct PublishObserver {
 };
 
 struct TrainerClientOptions {
-  // How long a Register or a Publish waits for an agent that went away. With the 4 s in which a silent agent is noticed it stays
-  // 2 s below the 10 s that nothing may cost the trainer, on a machine short of processors as well.
+  // How long a Register or a Publish waits for an agent that went away. With the 4 s in which a silent agent is noticed
+  // it stays 2 s below the 10 s that nothing may cost the trainer, on a machine short of processors as well.
   absl::Duration reconnect_timeout = absl::Seconds(4);
 };
 

@@ -25,7 +25,7 @@ namespace wsync {
 std::vector<std::byte*> FindDirectBuckets(const Plan& plan, const ScatterTable& table,
                                           absl::Span<std::byte* const> handles);
 
-// `table` without the copies of those buckets: their bytes lie where they belong. Its `bytes` stay.
+// `table` without the copies of those buckets: their bytes are where they belong. Its `bytes` stay the engine's.
 ScatterTable WithoutDirectBuckets(const ScatterTable& table, absl::Span<std::byte* const> direct);
 
 }  // namespace wsync

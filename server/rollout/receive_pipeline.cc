@@ -99,18 +99,14 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
     const auto k = static_cast<int64_t>(flights.size());
     Flight& flight = flights.emplace_back();
     (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
-    if (std::byte* const place = direct.empty() ? nullptr : direct[k]; place != nullptr) {
-      live = true;
-      flight.received = context.transport.Broadcast(place, bucket.wire_bytes, nullptr);
-      flight.checked = context.loader.Check(k, place, flight.received);
-      flight.applied = context.loader.Apply(k, place, flight.checked);  // its digest table, if anything
-      continue;
-    }
-    std::byte* const wire = ring + layout.OffsetOf(k);
+    std::byte* const place = direct.empty() ? nullptr : direct[k];
+    live |= place != nullptr;
+    std::byte* const wire = place != nullptr ? place : ring + layout.OffsetOf(k);
     CompletionPtr& free = slot_free[static_cast<size_t>(k % slots)];
-    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, free);
+    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, place != nullptr ? nullptr : free);
     flight.checked = context.loader.Check(k, wire, flight.received);
-    flight.applied = free = context.loader.Apply(k, wire, flight.checked);
+    flight.applied = context.loader.Apply(k, wire, flight.checked);  // of a direct bucket, the digest table alone
+    if (place == nullptr) free = flight.applied;
   }
   sink::Received result = Settle(context, flights, begin);
   result.wrote |= live;

@@ -108,7 +108,7 @@ class DirectBucketsTest : public ::testing::Test {
   std::vector<std::byte> Memory() const { return {engine_->data(), engine_->data() + bytes_}; }
 
   sink::Received Receive(CopyingTransport& transport) {
-    loader_ = *backend_.NewLoader(model_.plan(), Table(), {engine_->data()});
+    loader_ = *backend_.NewLoader(model_.plan(), WithoutDirectBuckets(Table(), Direct()), {engine_->data()});
     ring_ = *backend_.memory().Allocate(RingLayout(plan(), kSlots).bytes(), "a ring");
     const ReceiveContext context{plan(), transport, *loader_, absl::Seconds(30), &bucket_};
     return ReceiveInPlace(context, ring_->data(), kSlots, Direct());

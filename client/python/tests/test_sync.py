@@ -38,6 +38,19 @@ def test_a_version_arrives_with_every_byte_and_its_number(trainer: wsync.Trainer
         assert_same_weights(engine, weights)
 
 
+def test_an_engine_may_attach_again_at_once(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    weights = shared_arrays(SHAPES)
+    randomize(weights, 1)
+    trainer.register(weights)
+    engine = memory_for(rollout.plan())
+    for _ in range(20):
+        rollout.attach(engine)
+    sync = trainer.publish(1)
+    assert next(rollout.updates(timeout=30)).apply().version == 1
+    assert sync.committed().applied
+    assert_same_weights(engine, weights)
+
+
 def test_in_place_pauses_at_prepare(cluster: Cluster) -> None:
     with wsync.Trainer(cluster.start_trainer()) as trainer:
         with wsync.Rollout(cluster.start_rollout(transfer__sink_mode="in_place")) as rollout:

@@ -120,7 +120,7 @@ class Rollout:
         CatalogMismatch lists names, shapes and dtypes that disagree; AlreadyAttached; MemoryNotShareable; WrongDevice;
         DeadlineExceeded after `timeout` seconds says what is missing.
         """
-        self._let_go()
+        self.detach(timeout=self._timeout)  # by a call: the agent may see the end of the updates only after the attach
         if isinstance(destinations, Mapping):
             destinations = [Destination(name, tensor) for name, tensor in destinations.items()]
         with garbage_free():

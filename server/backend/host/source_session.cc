@@ -193,18 +193,24 @@ void SourceSession::OnGone(int32_t rank) {
   std::shared_ptr<SinkStream> stream;
   const absl::Status gone =
       absl::UnavailableError(absl::StrCat("data plane: rank ", rank, " is gone: its stream broke off"));
+  Finished finished;
+  bool early = false;
   {
     MutexLock lock(&mu_);
     Sink& sink = sinks_[rank - 1];
     stream = std::move(sink.stream);
     sink.gone = true;
     if (!why_.ok()) return;
-    if (sink.at == next_sequence_) {
-      gone_.Update(gone);
-      return;
-    }
+    // Of a sink that leaves with everything we may hear before gRPC says that the last chunk was written. Whether it
+    // really has it is the sink's to say.
+    Send* head = sink.writing ? SendAt(sink.at) : nullptr;
+    if (head != nullptr && sink.offset == head->bytes) Pass(sink, *head);
+    early = sink.at != next_sequence_;
+    if (!early) gone_.Update(gone);
+    finished = TakeFinished();
   }
-  Cancel(gone);
+  FinishAll(finished);
+  if (early) Cancel(gone);
 }
 
 void SourceSession::Cancel(const absl::Status& why) {

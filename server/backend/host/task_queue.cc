@@ -57,9 +57,13 @@ void TaskQueue::StartNext() {
 }
 
 void TaskQueue::End(const TaskPtr& task, const absl::Status& result) {
+  {
+    // Before anybody hears of it: who does may add a task that fails at once, and this error came first.
+    MutexLock lock(&mu_);
+    if (first_error_.ok()) first_error_ = result;
+  }
   task->completion->Finish(result);
   MutexLock lock(&mu_);
-  if (first_error_.ok()) first_error_ = result;
   --left_;
   changed_.SignalAll();
 }
