@@ -27,7 +27,8 @@ void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
   const absl::Status started = AwaitStart(*job);
   const absl::Time begun = MonotonicNow();
   if (!started.ok()) {
-    running_->Abandon();
+    running_->Abandon();  // first: it is told here, and not by the sender as well
+    job->Cancel(started, /*drop=*/true, SourceJob::Report::kYes);
     return FinishImage(job, started, begun);
   }
   FinishImage(job, EncodeImage(*job), begun);

@@ -199,13 +199,11 @@ absl::Status Publisher::OpenOrder(const SourceJob& job) {
   return order == nullptr ? absl::OkStatus() : order->Open(&client_events_, backend_->memory());
 }
 
-absl::Status Publisher::AwaitStart(SourceJob& job) {
+absl::Status Publisher::AwaitStart(const SourceJob& job) const {
   StreamOrder* const order = job.order();
   if (order == nullptr) return absl::OkStatus();
-  absl::Status started =
-      order->AwaitStart(options_.start_timeout, [&job] { return job.dropped() ? job.cancelled() : absl::OkStatus(); });
-  if (!started.ok()) job.Cancel(started, /*drop=*/true, SourceJob::Report::kYes);
-  return started;
+  return order->AwaitStart(options_.start_timeout,
+                           [&job] { return job.dropped() ? job.cancelled() : absl::OkStatus(); });
 }
 
 absl::StatusOr<Hash128> Publisher::FinishEncoding(const SourceJob& job, absl::Time deadline) {

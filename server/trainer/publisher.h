@@ -106,10 +106,9 @@ class Publisher {
   void Check(const std::shared_ptr<SourceJob>& job);
 
   CompletionPtr EncodeBucket(int64_t bucket, CompletionPtr after);
-  // The job's order, if it has one: opened before anything else, and awaited before the first encode. Where its start
-  // does not come, nothing was read, and the job is called off.
+  // The job's order, if it has one: opened before anything else, and awaited before the first encode.
   absl::Status OpenOrder(const SourceJob& job);
-  absl::Status AwaitStart(SourceJob& job);
+  absl::Status AwaitStart(const SourceJob& job) const;
   absl::StatusOr<Hash128> FinishEncoding(const SourceJob& job, absl::Time deadline);
   absl::Status CannotEncode() const;
   void CloseSessions();

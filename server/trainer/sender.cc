@@ -97,7 +97,7 @@ absl::Status Sender::Serve(const SendTask& task) {
     std::byte* const wire = task.image.data + buckets[k].image_offset;
     const int64_t bytes = buckets[k].wire_bytes;
     const std::optional<CompletionPtr> started = task.encodes->Await(k);
-    if (!started.has_value()) return task.job->cancelled();
+    if (!started.has_value()) return absl::CancelledError("the version was abandoned");
     CompletionPtr encoded = *started;
     WSYNC_CORRUPTION_POINT("trainer.wire", wire, encoded == nullptr || encoded->Poll() ? bytes : 0);
     (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));
