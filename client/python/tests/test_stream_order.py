@@ -136,21 +136,20 @@ def test_a_word_is_used_again_though_the_gpu_has_not_looked_at_it_yet(
     (word,) = {ctypes.addressof(word) for stream in streams for word, _ in stream.waits}
 
 
-def test_versions_that_overlap_wait_for_words_of_their_own(trainer: wsync.Trainer, script: Script) -> None:
-    first, second = FakeStream(), FakeStream()
-    two = trainer.publish(2, stream=second)
-    script.requests.get(timeout=30)
-    three = trainer.publish(3, stream=first)
-    two.released(stream=second)
-    three.released(stream=first)
-    script.say(say("committed", version=2))
-    script.end()
-    two.committed(30)
-    assert second.passed() and not first.passed()
-    script.say(say("committed", version=3))
-    script.end()
-    three.committed(30)
-    assert first.passed()
+def test_gates_that_are_closed_at_once_have_words_of_their_own_and_are_opened_once(cuda: FakeCuda) -> None:
+    gates = [stream_events._gates.take("cuda:0") for _ in range(2000)]  # of more than one page
+    streams = [FakeStream() for _ in gates]
+    for gate, stream in zip(gates, streams, strict=True):
+        gate.hold(stream, "cuda:0")
+    for count, gate in enumerate(gates, 1):
+        gate.open()
+        if count % 500 == 1:
+            assert [stream.passed() for stream in streams] == [True] * count + [False] * (len(gates) - count)
+    late = FakeStream()
+    stream_events._gates.take("cuda:0").hold(late, "cuda:0")
+    for gate in gates:
+        gate.open()
+    assert not late.passed(), "who was done with a word does not open it for its next user"
 
 
 def test_a_stream_that_waits_for_an_agent_that_died_goes_on_and_the_error_is_told(

@@ -43,6 +43,7 @@ class _Pending:
 
     version: int
     order: StreamOrder
+    told: UpdateStream  # which says what becomes of it
     before: tuple[int, str]  # what was served
 
 
@@ -211,7 +212,7 @@ class Rollout:
                 except StreamUnsupported:
                     order.open()
                     raise
-                self._pending = _Pending(version, order, (self._serving, self._digest))
+                self._pending = _Pending(version, order, updates, (self._serving, self._digest))
                 self._serving, self._digest = version, ""
         updates.send(_wire.message("EngineMessage")(paused=paused))
         if order is not None and updates.ended:  # before there was anything to be told of it
@@ -269,13 +270,13 @@ class Rollout:
         finally:
             self._put_back.extendleft(reversed(others))
 
-    def _heard(self, event: Event | None) -> None:
+    def _heard(self, told: UpdateStream, event: Event | None) -> None:
         """On the reading thread, before anybody else: the engine's host may be waiting for its stream, which waits too.
 
         None: nothing more will come.
         """
         pending = self._pending
-        if pending is None:
+        if pending is None or pending.told is not told:
             return
         if event is None or (event.kind in ("applied", "torn", "cancelled") and event.version >= pending.version):
             pending.order.open()

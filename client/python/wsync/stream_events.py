@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import threading
 from typing import Any
 
@@ -115,21 +116,26 @@ class Gates:
         self._lock = threading.Lock()
         self._free: list[_Word] = []
         self._closed: set[Gate] = set()
+        self._pid = os.getpid()
         atexit.register(self.open_all)  # a process whose streams wait might not end
 
     def prepare(self, device: str) -> None:
         """Makes room for a gate, for which the GPU may have to be waited for: before any stream waits for one."""
         with self._lock:
-            if not self._free:
-                host, address = cuda_driver().page_locked(_ordinal(device), _PAGE)
-                self._free = [_Word(host + at, address + at) for at in range(0, _PAGE, _WORD)]
+            if self._free:
+                return
+        host, address = cuda_driver().page_locked(_ordinal(device), _PAGE)  # without the lock: others may open gates
+        with self._lock:
+            self._free += [_Word(host + at, address + at) for at in range(0, _PAGE, _WORD)]
 
     def take(self, device: str) -> Gate:
-        self.prepare(device)
-        with self._lock:
-            gate = Gate(self, self._free.pop())
-            self._closed.add(gate)
-            return gate
+        while True:
+            self.prepare(device)
+            with self._lock:
+                if self._free:
+                    gate = Gate(self, self._free.pop())
+                    self._closed.add(gate)
+                    return gate
 
     def _open(self, gate: Gate) -> None:
         with self._lock:
@@ -139,7 +145,11 @@ class Gates:
                 self._free.append(gate._word)
 
     def open_all(self) -> None:
-        for gate in list(self._closed):
+        if os.getpid() != self._pid:  # a forked child's copy
+            return
+        with self._lock:
+            closed = list(self._closed)
+        for gate in closed:
             gate.open()
 
 

@@ -158,7 +158,7 @@ class UpdateStream:
         connection: _rpc.Connection,
         stub: _wire.RolloutStub,
         attachment_id: str,
-        heard: Callable[[Event | None], None],
+        heard: Callable[[UpdateStream, Event | None], None],
     ) -> None:
         """`heard` is called on the reading thread for each event, and with None when nothing more will come."""
         self.attachment_id = attachment_id
@@ -186,7 +186,7 @@ class UpdateStream:
         try:
             for message in self._call:
                 event = _event(message)
-                self._heard(event)
+                self._heard(self, event)
                 self._incoming.put(event)
             end: WsyncError = self._connection.absent("it ended the updates: it is shutting down")
         except grpc.RpcError as error:
@@ -198,7 +198,7 @@ class UpdateStream:
             end = Detached("the engine detached")
         self._outgoing.put(None)
         self.ended = True
-        self._heard(None)
+        self._heard(self, None)
         self._incoming.put(end)
 
     def get(self, deadline: float | None) -> Event:
