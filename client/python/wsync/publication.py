@@ -59,6 +59,9 @@ class Publication:
             if not self.released_future.done():  # committed before: nothing had to be read
                 self.released_future.set_result(0.0)
             self.committed_future.set_result(report)
+        finally:  # whatever happened: a stream may be waiting
+            if self._order is not None:
+                self._order.open()
 
     def _read(self) -> VersionReport:
         for event in self._call:

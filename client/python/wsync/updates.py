@@ -184,6 +184,16 @@ class UpdateStream:
 
     def _read(self) -> None:
         try:
+            end = self._read_all()
+        finally:  # whatever happened: a stream may be waiting
+            self.ended = True
+            self._heard(self, None)
+        self._outgoing.put(None)
+        self._incoming.put(end)
+
+    def _read_all(self) -> WsyncError:
+        """Why nothing more will come."""
+        try:
             for message in self._call:
                 event = _event(message)
                 self._heard(self, event)
@@ -194,12 +204,7 @@ class UpdateStream:
             end = _rpc.attach_error(self._connection, error)
             if code == grpc.StatusCode.NOT_FOUND:
                 end = NotAttached(f"updates: {_rpc.code_and_text(error)[1]}")
-        if self.detaching:
-            end = Detached("the engine detached")
-        self._outgoing.put(None)
-        self.ended = True
-        self._heard(self, None)
-        self._incoming.put(end)
+        return Detached("the engine detached") if self.detaching else end
 
     def get(self, deadline: float | None) -> Event:
         """The next event; DeadlineExceeded at `deadline` (monotonic; None: waits). What ended the call, once it has."""
