@@ -153,9 +153,9 @@ struct CopyDevice {
 // first.
 cudaError_t LaunchCopyBucket(const CopyTable& table, const CopyDevice& device, int64_t bucket, const std::byte* wire,
                              cudaStream_t stream, const Mismatches* guard = nullptr);
-// From the image of all buckets. The guard is as above.
-cudaError_t LaunchCopyAll(const CopyTable& table, const CopyDevice& device, const std::byte* image, cudaStream_t stream,
-                          const Mismatches* guard = nullptr);
+// From the image of all buckets.
+cudaError_t LaunchCopyAll(const CopyTable& table, const CopyDevice& device, const std::byte* image,
+                          cudaStream_t stream);
 
 }  // namespace wsync::cuda
 

@@ -98,9 +98,9 @@ cudaError_t LaunchCopyBucket(const CopyTable& table, const CopyDevice& device, i
   return LaunchItems(device, table.item_begin[k], table.item_begin[k + 1], base, guard, stream);
 }
 
-cudaError_t LaunchCopyAll(const CopyTable& table, const CopyDevice& device, const std::byte* image, cudaStream_t stream,
-                          const Mismatches* guard) {
-  return LaunchItems(device, 0, table.item_begin.back(), reinterpret_cast<uintptr_t>(image), guard, stream);
+cudaError_t LaunchCopyAll(const CopyTable& table, const CopyDevice& device, const std::byte* image,
+                          cudaStream_t stream) {
+  return LaunchItems(device, 0, table.item_begin.back(), reinterpret_cast<uintptr_t>(image), nullptr, stream);
 }
 
 }  // namespace wsync::cuda

@@ -91,7 +91,6 @@ absl::StatusOr<v1::VersionReport> PublishOnce(v1::Trainer::Stub& stub, const std
         report = event.committed();
         committed = true;
         break;
-      case v1::PublishEvent::kReadsEnqueued:  // this client lends no events
       case v1::PublishEvent::EVENT_NOT_SET:
         break;
     }

@@ -4,7 +4,6 @@
 #ifndef WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_
 #define WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_
 
-#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -18,7 +17,7 @@ namespace wsync {
 
 class ClientEvents {
  public:
-  // Two per version are in use; a client that lends ever new ones gets the oldest closed.
+  // One per version is in use; a client that lends ever new ones gets the oldest closed.
   static constexpr size_t kMax = 16;
 
   // Errors are Memory::OpenEvent's.
@@ -31,10 +30,6 @@ class ClientEvents {
     if (open_.size() == kMax) open_.erase(open_.begin());
     open_.emplace_back(handle.handle, *std::move(opened));
     return open_.back().second;
-  }
-  // One that was given up.
-  void Close(const StreamEvent* event) {
-    std::erase_if(open_, [event](const auto& entry) { return entry.second.get() == event; });
   }
   void CloseAll() { open_.clear(); }
   size_t size() const { return open_.size(); }

@@ -1,17 +1,16 @@
-// An event of a client process: it puts that process's stream and the agent's work in order, and no host waits.
+// An event of a client process, which says how far a stream of that process is.
 //
-// The client owns the event and lends it by handle. It goes one of two ways: the client records it, and the agent's
-// work comes after that point (Recorded); or the agent marks what it has started (Mark), and the client's stream waits
-// for it. Since the owner can record its event again, a client whose agent died can always end the wait of its stream;
-// since the agent can mark it, so can an agent whose client died or never got there (GiveUp). Used from one thread;
-// completions from any.
+// The client owns the event, records it and lends it by handle; a thread of the agent waits until it has come before it
+// touches the client's memory. No stream of the agent ever waits for it: what a GPU waits for cannot be called off, and
+// the event of a process that died never comes. Used from one thread; completions from any.
 #ifndef WSYNC_SERVER_BACKEND_STREAM_EVENT_H_
 #define WSYNC_SERVER_BACKEND_STREAM_EVENT_H_
 
+#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/types/span.h"
+#include "absl/time/time.h"
 #include "server/backend/completion.h"
 
 namespace wsync {
@@ -24,16 +23,16 @@ struct EventHandle {
 class StreamEvent {
  public:
   virtual ~StreamEvent() = default;
-  // The point that the client recorded last, before it said so: to be passed on as `after`. Asked whether it has come,
-  // it does not block.
+  // The point that the client recorded last, before it said so: to be asked and waited for on the host, and not to be
+  // passed on as `after`.
   virtual CompletionPtr Recorded() = 0;
-  // Ends the wait for what the client recorded: its completion fails with `why`, and what came after it on the device
-  // goes on, and leaves live memory alone as it must after a failure. The event is of no use from then on.
-  virtual void GiveUp(const absl::Status& why) = 0;
-  // Marks the point at which all of `after` are done; returns at once. Streams of the client that begin to wait for the
-  // event after this wait until then.
-  virtual absl::Status Mark(absl::Span<const CompletionPtr> after) = 0;
 };
+
+// OK once the client's stream has come to the point that it recorded last. What `called_off` says, if that is not OK
+// before (null: nothing ends the wait); DEADLINE_EXCEEDED with the text `late` past `limit`; the device's error. Looks
+// every few microseconds at first, and a thousand times a second in the end.
+absl::Status AwaitRecorded(StreamEvent& event, absl::Duration limit, const std::function<absl::Status()>& called_off,
+                           const std::string& late);
 
 }  // namespace wsync
 

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -37,7 +38,6 @@ class EngineStream {
   virtual void Prepare(const sink::TellPrepare& event) = 0;
   virtual void LayerComplete(uint64_t version, const LayerReady& layer) = 0;
   virtual void Apply(const sink::TellApply& event) = 0;
-  virtual void ApplyEnqueued(uint64_t version, const Hash128& digest) = 0;
   virtual void Applied(const sink::TellApplied& event) = 0;
   virtual void Torn(const sink::TellTorn& event) = 0;
   virtual void Cancelled(const sink::TellCancelled& event) = 0;
@@ -56,8 +56,10 @@ class LocalApi {
 
   // The controller ends the stream when the attachment is gone, also at once: NOT_FOUND.
   virtual void OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) = 0;
-  // Events that the agent's device cannot take end the stream with Memory::CheckEvent's error.
-  virtual void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, EngineOrder order) = 0;
+  // `after`: the engine's stream reads the weights up to here; none: it has stopped reading. An event that the agent's
+  // device cannot take ends the stream with Memory::CheckEvent's error.
+  virtual void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version,
+                            std::optional<EventHandle> after) = 0;
   // The call broke, or the engine spoke nonsense: it is detached, and the stream ends with `status`.
   virtual void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) = 0;
 };

@@ -16,9 +16,6 @@ namespace {
 constexpr absl::Duration kSettleTimeout = absl::Seconds(30);
 constexpr absl::Duration kProgressPeriod = absl::Seconds(1);  // how often a long wait looks whether bytes still move
 
-// How late an engine that is gone is noticed while its stream is waited for.
-constexpr absl::Duration kLook = absl::Milliseconds(20);
-
 struct Flight {
   CompletionPtr received, checked, applied;
 };
@@ -116,40 +113,20 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
   return result;
 }
 
-absl::Status AwaitEngine(const CompletionPtr& come, absl::Duration limit,
-                         const std::function<absl::Status()>& called_off) {
-  const absl::Time deadline = MonotonicNow() + limit;
-  while (true) {
-    come->Wait(std::min(deadline, MonotonicNow() + kLook)).IgnoreError();
-    if (const std::optional<absl::Status> done = come->Poll()) return *done;
-    if (called_off) {
-      if (absl::Status why = called_off(); !why.ok()) return why;
-    }
-    if (MonotonicNow() < deadline) continue;
-    return absl::DeadlineExceededError(
-        absl::StrCat("the engine's stream did not get to the point of its pause within ", absl::FormatDuration(limit)));
-  }
+absl::Status AwaitEngine(StreamEvent& after, absl::Duration limit, const std::function<absl::Status()>& called_off) {
+  return AwaitRecorded(
+      after, limit, called_off,
+      absl::StrCat("the engine's stream did not get to the point of its pause within ", absl::FormatDuration(limit)));
 }
 
-sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image, const ApplyOrder& order) {
-  const CompletionPtr paused = order.after == nullptr ? nullptr : order.after->Recorded();
-  sink::ApplyDone result;
-  const CompletionPtr copied = loader.ApplyAll(image, paused);
-  if (order.applied != nullptr) {
-    result.status = order.applied->Mark(absl::MakeConstSpan(&copied, 1));
-    if (result.status.ok() && order.enqueued) order.enqueued();
-  }
-  if (paused != nullptr) {
-    const absl::Status come = AwaitEngine(paused, order.pause_timeout, order.called_off);
-    if (!come.ok()) order.after->GiveUp(come);
-  }
+sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image) {
   const absl::Time begin = MonotonicNow();
-  if (copied != nullptr) result.status.Update(copied->Wait(MonotonicNow() + kSettleTimeout));
+  sink::ApplyDone result;
+  const CompletionPtr copied = loader.ApplyAll(image, nullptr);
+  if (copied != nullptr) result.status = copied->Wait(MonotonicNow() + kSettleTimeout);
   result.status.Update(WSYNC_FAILPOINT("rollout.copied"));
   result.status.Update(loader.Finish(MonotonicNow() + kSettleTimeout).status());
   result.apply = MonotonicNow() - begin;
-  // Without an order it is a failure of the device, after which nothing is known.
-  result.wrote = paused == nullptr || loader.wrote();
   return result;
 }
 

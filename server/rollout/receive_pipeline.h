@@ -41,22 +41,12 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots,
                               absl::Span<std::byte* const> direct = {});
 
-// How a copy is ordered against the engine's stream.
-struct ApplyOrder {
-  std::shared_ptr<StreamEvent> after;        // null: nothing reads live memory any more
-  std::shared_ptr<StreamEvent> applied;      // null: nobody waits for a mark behind the copy
-  std::function<void()> enqueued = nullptr;  // called when `applied` is marked
-  // How long the engine's stream may take to get to `after`, and what may end the wait before.
-  absl::Duration pause_timeout = absl::Seconds(30);
-  std::function<absl::Status()> called_off = nullptr;
-};
+// OK once the engine's stream has come to the point of its pause, and live memory may be written; DEADLINE_EXCEEDED
+// past `limit`, or what `called_off` says first.
+absl::Status AwaitEngine(StreamEvent& after, absl::Duration limit, const std::function<absl::Status()>& called_off);
 
-// OK once the engine's stream has come; DEADLINE_EXCEEDED past `limit`, or what `called_off` says first.
-absl::Status AwaitEngine(const CompletionPtr& come, absl::Duration limit,
-                         const std::function<absl::Status()>& called_off);
-
-// Copies a checked image to the destinations. `wrote` says whether any of them may have been written.
-sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image, const ApplyOrder& order = {});
+// Copies a checked image to the destinations.
+sink::ApplyDone ApplyImage(Loader& loader, const std::byte* image);
 
 }  // namespace wsync
 

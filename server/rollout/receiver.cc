@@ -73,18 +73,16 @@ void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)>
 }
 
 void Receiver::Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer,
-                       EngineOrder order) {
+                       std::optional<EventHandle> after) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done), layer = std::move(layer), order = std::move(order)] {
-    done(ReceiveNow(job, layer, order));
+  thread_.Post([this, job, done = std::move(done), layer = std::move(layer), after = std::move(after)] {
+    done(ReceiveNow(job, layer, after));
   });
 }
 
-void Receiver::Apply(std::function<void(sink::ApplyDone)> done, EngineOrder order, std::function<void()> enqueued) {
+void Receiver::Apply(std::function<void(sink::ApplyDone)> done, std::optional<EventHandle> after) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done), order = std::move(order), enqueued = std::move(enqueued)] {
-    done(ApplyNow(job, order, enqueued));
-  });
+  thread_.Post([this, job, done = std::move(done), after = std::move(after)] { done(ApplyNow(job, after)); });
 }
 
 void Receiver::Verify(std::function<void(absl::StatusOr<Hash128>)> done) {
@@ -157,50 +155,31 @@ absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
   return status;
 }
 
-absl::StatusOr<ApplyOrder> Receiver::OpenOrder(const EngineOrder& order) {
-  ApplyOrder opened;
-  opened.pause_timeout = options_.pause_timeout;
-  if (order.after.has_value()) {
-    auto event = work_.events.Open(backend_->memory(), *order.after);
-    if (!event.ok()) return event.status();
-    opened.after = *std::move(event);
-  }
-  if (order.applied.has_value()) {
-    auto event = work_.events.Open(backend_->memory(), *order.applied);
-    if (!event.ok()) return event.status();
-    opened.applied = *std::move(event);
-  }
-  return opened;
+absl::Status Receiver::AwaitPause(const std::optional<EventHandle>& after,
+                                  const std::function<absl::Status()>& called_off) {
+  if (!after.has_value()) return absl::OkStatus();
+  auto event = work_.events.Open(backend_->memory(), *after);
+  if (!event.ok()) return event.status();
+  return AwaitEngine(**event, options_.pause_timeout, called_off);
 }
 
-sink::ApplyDone Receiver::ApplyNow(uint64_t job, const EngineOrder& order, const std::function<void()>& enqueued) {
+sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle>& after) {
   absl::Status usable = WSYNC_FAILPOINT("rollout.apply");
   usable.Update(CheckUsable("apply"));
   if (!usable.ok()) return sink::ApplyDone{usable};
-  absl::StatusOr<ApplyOrder> opened = OpenOrder(order);
-  if (!opened.ok()) return sink::ApplyDone{.status = opened.status(), .wrote = false};
-  opened->enqueued = enqueued;
-  opened->called_off = [this, job] { return DetachedStatus(job); };
-  sink::ApplyDone done = ApplyImage(*work_.attachment->loader(), work_.memory->data(), *opened);
-  if (!done.status.ok() && opened->after != nullptr) work_.events.Close(opened->after.get());  // it may be given up
-  return done;
+  const absl::Status paused = AwaitPause(after, [this, job] { return DetachedStatus(job); });
+  if (!paused.ok()) return sink::ApplyDone{.status = paused, .wrote = false};
+  return ApplyImage(*work_.attachment->loader(), work_.memory->data());
 }
 
 sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer,
-                                    const EngineOrder& order) {
+                                    const std::optional<EventHandle>& after) {
   absl::Status status = CancelledStatus(job);
   if (status.ok()) status = CheckUsable("receive");
   const std::shared_ptr<Transport> session = transport();
   if (status.ok() && session == nullptr) status = absl::InternalError("receive without a session");
-  if (status.ok() && order.after.has_value()) {
-    // Bytes of any bucket may land in live memory, and the engine hears of the end by words: nothing is gained by
-    // starting earlier.
-    const absl::StatusOr<ApplyOrder> opened = OpenOrder({.after = order.after, .applied = std::nullopt});
-    status = opened.status();
-    if (opened.ok()) {
-      status =
-          AwaitEngine(opened->after->Recorded(), options_.pause_timeout, [this, job] { return CancelledStatus(job); });
-    }
+  if (status.ok() && options_.mode == SinkMode::kInPlace) {
+    status = AwaitPause(after, [this, job] { return CancelledStatus(job); });  // any bucket may land in live memory
   }
   if (!status.ok()) return sink::Received{.status = status};
   ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};

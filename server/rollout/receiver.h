@@ -41,12 +41,6 @@ struct PlanResult {
   absl::Status attachment;           // not OK: the engine's destinations do not fit any more, and were let go
 };
 
-// How an engine's pause is ordered against its stream. Both null: it has stopped reading, and waits for words.
-struct EngineOrder {
-  std::optional<EventHandle> after;    // its stream reads the weights up to here
-  std::optional<EventHandle> applied;  // staged: to be marked behind the last write
-};
-
 struct AttachInfo {
   Hash128 plan_hash;
   int64_t bytes_per_version = 0;
@@ -69,12 +63,11 @@ class Receiver {
   // Goes on in the open session when that is the one asked for and nothing failed in it; else closes it and opens this.
   void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
   // `layer` is called on the receiver's thread before `done`, in place and where the engine asked for it, for each
-  // layer whose bytes are all in its memory.
+  // layer whose bytes are all in its memory. `after`: the engine's stream reads the weights up to here; none: it has
+  // stopped reading.
   void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr,
-               EngineOrder order = {});
-  // `enqueued` is called on the receiver's thread once order.applied is marked, before `done`.
-  void Apply(std::function<void(sink::ApplyDone)> done, EngineOrder order = {},
-             std::function<void()> enqueued = nullptr);
+               std::optional<EventHandle> after = std::nullopt);
+  void Apply(std::function<void(sink::ApplyDone)> done, std::optional<EventHandle> after = std::nullopt);
   // The content digest of what the engine's memory holds; see Attachment::Verify. A Connect ends it: ABORTED.
   // REQUIRES: the staging copy, in mode staged, holds what was applied last.
   void Verify(std::function<void(absl::StatusOr<Hash128>)> done);
@@ -100,9 +93,11 @@ class Receiver {
   PlanResult MakeRoom(std::shared_ptr<const Plan> plan);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
-  sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer, const EngineOrder& order);
-  sink::ApplyDone ApplyNow(uint64_t job, const EngineOrder& order, const std::function<void()>& enqueued);
-  absl::StatusOr<ApplyOrder> OpenOrder(const EngineOrder& order);
+  sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer,
+                            const std::optional<EventHandle>& after);
+  sink::ApplyDone ApplyNow(uint64_t job, const std::optional<EventHandle>& after);
+  // Before live memory is written.
+  absl::Status AwaitPause(const std::optional<EventHandle>& after, const std::function<absl::Status()>& called_off);
   absl::StatusOr<Hash128> VerifyNow(uint64_t job);
   absl::Status CheckUsable(const char* what) const;
 

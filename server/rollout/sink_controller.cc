@@ -249,7 +249,7 @@ void SinkController::Do(const sink::Receive& action) {
   receiver_.Receive(
       [this](const sink::Received& result) { Post([=, this] { Step(result); }); },
       [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
-      OrderFor(action.version));
+      PausedAt(action.version));
 }
 
 // Posted before the end of the same Receive, so the state is still at it, unless it was called off.
@@ -260,8 +260,7 @@ void SinkController::OnLayer(uint64_t version, const LayerReady& layer) {
 
 void SinkController::Do(const sink::Apply& action) {
   receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); },
-                  OrderFor(action.version),
-                  [this, version = action.version] { Post([=, this] { OnApplyEnqueued(version); }); });
+                  PausedAt(action.version));
 }
 
 void SinkController::Do(const sink::Cancel& action) { receiver_.Cancel(action.why); }

@@ -40,7 +40,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Attach(Caller caller, AttachSpec spec, std::function<void(absl::StatusOr<Attached>)> done) override;
   void Detach(std::string attachment_id, std::function<void(absl::Status)> done) override;
   void OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) override;
-  void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, EngineOrder order) override;
+  void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, std::optional<EventHandle> after) override;
   void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) override;
 
  private:
@@ -56,8 +56,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
     absl::Time attached_at;
     int64_t bytes_per_version = 0;
     std::shared_ptr<EngineStream> stream;
-    uint64_t paused = 0;  // the version that it paused for last, in this order
-    EngineOrder order;
+    uint64_t paused = 0;  // the version that it paused for last, at this point of its stream
+    std::optional<EventHandle> paused_at;
   };
 
   // MemberDelegate
@@ -85,8 +85,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Do(const sink::TellCancelled& action);
   void Do(const sink::Detach& action);
   void OnLayer(uint64_t version, const LayerReady& layer);
-  void OnApplyEnqueued(uint64_t version);
-  EngineOrder OrderFor(uint64_t version) const;
+  std::optional<EventHandle> PausedAt(uint64_t version) const;
 
   void WaitForPlan(Caller caller, PlanDone done);
   void ResolveWaiters();

@@ -150,30 +150,23 @@ void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<Engi
   });
 }
 
-void SinkController::EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, EngineOrder order) {
-  Post([this, stream = std::move(stream), version, order = std::move(order)] {
+void SinkController::EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version,
+                                  std::optional<EventHandle> after) {
+  Post([this, stream = std::move(stream), version, after = std::move(after)] {
     if (engine_stream() != stream.get()) return;
-    absl::Status usable;
-    if (order.after.has_value()) usable.Update(memory_.CheckEvent(*order.after));
-    if (order.applied.has_value()) usable.Update(memory_.CheckEvent(*order.applied));
+    const absl::Status usable = after.has_value() ? memory_.CheckEvent(*after) : absl::OkStatus();
     if (!usable.ok()) {
       return LetEngineGo(
           absl::Status(usable.code(), absl::StrCat("paused for version ", version, ": ", usable.message())));
     }
     engine_->paused = version;
-    engine_->order = order;
+    engine_->paused_at = after;
     Step(sink::EnginePaused{version});
   });
 }
 
-EngineOrder SinkController::OrderFor(uint64_t version) const {
-  return engine_ && engine_->paused == version ? engine_->order : EngineOrder{};
-}
-
-// Posted before the end of the same Apply, so the state is still at it, unless the engine was let go.
-void SinkController::OnApplyEnqueued(uint64_t version) {
-  if (state_.phase() != MemberPhase::kApply || state_.version() != version) return;
-  if (EngineStream* stream = engine_stream()) stream->ApplyEnqueued(version, state_.held().digest);
+std::optional<EventHandle> SinkController::PausedAt(uint64_t version) const {
+  return engine_ && engine_->paused == version ? engine_->paused_at : std::nullopt;
 }
 
 void SinkController::EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) {

@@ -21,10 +21,9 @@ void UpdatesCall::OnReadDone(bool ok) {
     api_->OpenUpdates(message.hello().attachment_id(), self_);
   } else if (greeted_ && message.has_paused()) {
     const v1::EnginePaused& paused = message.paused();
-    EngineOrder order;
-    if (paused.has_after()) order.after = FromProto(paused.after());
-    if (paused.has_applied()) order.applied = FromProto(paused.applied());
-    api_->EnginePaused(self_, paused.version(), std::move(order));
+    std::optional<EventHandle> after;
+    if (paused.has_after()) after = FromProto(paused.after());
+    api_->EnginePaused(self_, paused.version(), std::move(after));
   } else {
     return api_->EngineGone(
         self_, absl::InvalidArgumentError("Updates begins with one `hello`, and only `paused` follows; attach again"));
@@ -62,13 +61,6 @@ void UpdatesCall::LayerComplete(uint64_t version, const LayerReady& layer) {
 void UpdatesCall::Apply(const sink::TellApply& event) {
   v1::UpdateEvent message;
   message.mutable_apply()->set_version(event.version);
-  Send(std::move(message));
-}
-
-void UpdatesCall::ApplyEnqueued(uint64_t version, const Hash128& digest) {
-  v1::UpdateEvent message;
-  message.mutable_apply_enqueued()->set_version(version);
-  *message.mutable_apply_enqueued()->mutable_content_digest() = ToProto(digest);
   Send(std::move(message));
 }
 

@@ -23,7 +23,6 @@ class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::
   void Prepare(const sink::TellPrepare& event) override;
   void LayerComplete(uint64_t version, const LayerReady& layer) override;
   void Apply(const sink::TellApply& event) override;
-  void ApplyEnqueued(uint64_t version, const Hash128& digest) override;
   void Applied(const sink::TellApplied& event) override;
   void Torn(const sink::TellTorn& event) override;
   void Cancelled(const sink::TellCancelled& event) override;

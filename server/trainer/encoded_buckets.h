@@ -1,7 +1,7 @@
 // The encodes of one version, on their way from the thread that starts them to the one that sends behind them (the
 // first bucket is on the wire while the last is not even started), and to whoever asks how far they are.
 //
-// Thread-safe. The encode thread adds every bucket, in order and without waiting for anything, so Await is short.
+// Thread-safe. The encode thread adds every bucket, in order; once the first is there, without waiting for anything.
 #ifndef WSYNC_SERVER_TRAINER_ENCODED_BUCKETS_H_
 #define WSYNC_SERVER_TRAINER_ENCODED_BUCKETS_H_
 
@@ -29,10 +29,19 @@ class EncodedBuckets {
     added_.SignalAll();
   }
 
-  // The encode of that bucket, once it was started. REQUIRES: it was added, or will be.
-  CompletionPtr Await(size_t bucket) {
+  // The version failed before its first encode: none will be added.
+  void Abandon() {
     MutexLock lock(&mu_);
-    while (bucket >= encodes_.size()) added_.Wait(&mu_);
+    abandoned_ = true;
+    added_.SignalAll();
+  }
+
+  // The encode of that bucket, once it was started; nullopt when the version was abandoned. REQUIRES: it will be
+  // started, or the version abandoned.
+  std::optional<CompletionPtr> Await(size_t bucket) {
+    MutexLock lock(&mu_);
+    while (bucket >= encodes_.size() && !abandoned_) added_.Wait(&mu_);
+    if (bucket >= encodes_.size()) return std::nullopt;
     return encodes_[bucket].done;
   }
 
@@ -52,12 +61,12 @@ class EncodedBuckets {
     return ended == 0 ? 0 : At(ended - 1).end_bytes;
   }
 
-  // One of those started so far is known to have failed.
+  // One of those started so far is known to have failed, or none ever was.
   bool AnyFailed() {
     MutexLock lock(&mu_);
-    return std::any_of(encodes_.begin(), encodes_.end(), [](const Encode& encode) {
-      return encode.done != nullptr && !encode.done->Poll().value_or(absl::OkStatus()).ok();
-    });
+    return abandoned_ || std::any_of(encodes_.begin(), encodes_.end(), [](const Encode& encode) {
+             return encode.done != nullptr && !encode.done->Poll().value_or(absl::OkStatus()).ok();
+           });
   }
 
  private:
@@ -77,6 +86,7 @@ class EncodedBuckets {
   mutable Mutex mu_;
   CondVar added_;
   std::vector<Encode> encodes_ ABSL_GUARDED_BY(mu_);
+  bool abandoned_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace wsync

@@ -69,7 +69,7 @@ absl::StatusOr<Hash128> Encoder::Finish(absl::Time deadline) {
   return plan_->ContentDigest(*digests);
 }
 
-absl::Status Encoder::EncodeForDigest(CompletionPtr after, std::vector<CompletionPtr>* encodes) {
+absl::Status Encoder::EncodeForDigest() {
   std::byte* wire = memory_->data();  // a ring is free between versions, and holds its largest bucket anywhere
   if (mode_ == SourceMode::kFull) {
     const int64_t bytes = std::max<int64_t>(plan_->max_bucket_bytes(), kPieceAlign);
@@ -78,9 +78,9 @@ absl::Status Encoder::EncodeForDigest(CompletionPtr after, std::vector<Completio
     scratch_ = *std::move(scratch);
     wire = scratch_->data();
   }
+  CompletionPtr previous;
   for (size_t k = 0; k < plan_->buckets().size(); ++k) {
-    after = quantizer_->Encode(static_cast<int64_t>(k), wire, std::move(after));
-    encodes->push_back(after);
+    previous = quantizer_->Encode(static_cast<int64_t>(k), wire, previous);
   }
   return absl::OkStatus();
 }

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -53,9 +52,9 @@ class Encoder {
   absl::StatusOr<Hash128> Finish(absl::Time deadline);
   void Cancel(const absl::Status& why) { quantizer_->Cancel(why); }
 
-  // Starts encoding everything into one bucket once `after` is done, for the digest alone: Finish gives it. Adds the
-  // encodes. The image is untouched; a ring must not be sent from.
-  absl::Status EncodeForDigest(CompletionPtr after, std::vector<CompletionPtr>* encodes);
+  // Starts encoding everything into one bucket, for the digest alone: Finish gives it. The image is untouched; a ring
+  // must not be sent from.
+  absl::Status EncodeForDigest();
 
  private:
   Backend* backend_;

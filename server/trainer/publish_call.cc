@@ -5,7 +5,7 @@
 namespace wsync {
 namespace {
 
-constexpr size_t kAlways = 16;  // a call has at most five events besides progress
+constexpr size_t kAlways = 16;  // a call has at most four events besides progress
 
 }  // namespace
 
@@ -41,12 +41,6 @@ void PublishCall::OnProgress(const PublishProgress& progress) {
   proto->set_applied_replicas(progress.applied_replicas);
   proto->set_replicas(progress.replicas);
   writer_.Push(std::move(event), 1);  // only if the caller has read everything: old progress is worth nothing
-}
-
-void PublishCall::OnReadsEnqueued(absl::Duration elapsed) {
-  v1::PublishEvent event;
-  event.mutable_reads_enqueued()->set_elapsed_ms(absl::ToDoubleMilliseconds(elapsed));
-  writer_.Push(std::move(event), kAlways);
 }
 
 void PublishCall::OnReleased(const action::PublishReleased& released) {

@@ -22,7 +22,6 @@ class PublishCall final : public grpc::ServerWriteReactor<v1::PublishEvent>, pub
 
   void OnAccepted(const action::PublishAccepted& accepted) override;
   void OnProgress(const PublishProgress& progress) override;
-  void OnReadsEnqueued(absl::Duration elapsed) override;
   void OnReleased(const action::PublishReleased& released) override;
   void OnDone(const action::PublishDone& done) override;
 

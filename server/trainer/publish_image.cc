@@ -20,11 +20,17 @@ void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
                 /*version_lost=*/true);
   }
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
-  if (absl::Status status = BeginReading(*job); !status.ok()) return Fail(*job, status, /*version_lost=*/true);
+  if (absl::Status status = OpenOrder(*job); !status.ok()) return Fail(*job, status, /*version_lost=*/true);
   sender_->Quiesce();  // an older version may still be on its way out of the image
-  const absl::Time begun = MonotonicNow();
   BeginImage(job);
   SendImage(job);  // first: a session is opened, and the first bucket sent, while the others are being started
+  const absl::Status started = AwaitStart(*job);
+  const absl::Time begun = MonotonicNow();
+  if (!started.ok()) {
+    running_->Abandon();  // first: it is told here, and not by the sender as well
+    job->Cancel(started, /*drop=*/true, SourceJob::Report::kYes);
+    return FinishImage(job, started, begun);
+  }
   FinishImage(job, EncodeImage(*job), begun);
 }
 
@@ -40,12 +46,9 @@ void Publisher::BeginImage(const std::shared_ptr<SourceJob>& job) {
   retained_.encodes = running_;
 }
 
-std::vector<CompletionPtr> Publisher::EncodeImage(const SourceJob& job) {
-  std::vector<CompletionPtr> encodes;
-  for (size_t k = 0; k < encoder_.plan().buckets().size(); ++k) {
-    encodes.push_back(EncodeBucket(static_cast<int64_t>(k), job.start_after()));
-  }
-  return encodes;
+absl::StatusOr<Hash128> Publisher::EncodeImage(const SourceJob& job) {
+  for (size_t k = 0; k < encoder_.plan().buckets().size(); ++k) EncodeBucket(static_cast<int64_t>(k), nullptr);
+  return FinishEncoding(job, Limits().transfer);
 }
 
 void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
@@ -54,10 +57,9 @@ void Publisher::SendImage(const std::shared_ptr<SourceJob>& job) {
   sender_->Send(std::move(task));
 }
 
-void Publisher::FinishImage(const std::shared_ptr<SourceJob>& job, absl::Span<const CompletionPtr> encodes,
+void Publisher::FinishImage(const std::shared_ptr<SourceJob>& job, const absl::StatusOr<Hash128>& digest,
                             absl::Time begun) {
   const uint64_t version = job->start().version;
-  const auto digest = FinishReading(*job, encodes, Limits().transfer);
   EndProgress();
   if (digest.ok()) {
     // Also when this session was cancelled: the version goes on with other members.

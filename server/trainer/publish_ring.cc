@@ -34,7 +34,7 @@ void Publisher::ServeThroughRing(const std::shared_ptr<SourceJob>& job) {
     return Fail(*job, lost, /*version_lost=*/true);
   }
   if (!encoder_.can_encode()) return Fail(*job, CannotEncode(), /*version_lost=*/true);
-  if (absl::Status status = BeginReading(*job); !status.ok()) return Fail(*job, status, /*version_lost=*/true);
+  if (absl::Status status = OpenOrder(*job); !status.ok()) return Fail(*job, status, /*version_lost=*/true);
   BeginProgress(start.version);
   const absl::Time begun = MonotonicNow();
   bool encode_failed = false;
@@ -55,21 +55,31 @@ absl::StatusOr<Hash128> Publisher::StreamThroughRing(const std::shared_ptr<Sourc
   const size_t slots = static_cast<size_t>(encoder_.slots());
   const SessionLimits limits = Limits();
   const bool alone = job->start().world <= 1;
+  const auto open = [&] {
+    if (alone) return absl::OkStatus();
+    return Session::Open(*backend_, job, &session_progress_, limits.connect, &ring_session_);
+  };
+  absl::Status sent;
+  if (job->order() != nullptr) {
+    // Members give up connecting before a slow stream is given up, and must not be blamed for it.
+    sent = open();
+    if (!sent.ok()) return sent;
+    const absl::Status started = AwaitStart(*job);
+    *encode_failed = !started.ok();
+    if (!started.ok()) return started;
+  }
   std::vector<CompletionPtr> encodes;
   std::vector<CompletionPtr> sends;
   // The first slots are filled while the session connects.
-  for (size_t k = 0; k < std::min(slots, buckets.size()); ++k) {
-    encodes.push_back(EncodeBucket(k, job->start_after()));
-  }
-  absl::Status sent;
-  if (!alone) sent = Session::Open(*backend_, job, &session_progress_, limits.connect, &ring_session_);
+  for (size_t k = 0; k < std::min(slots, buckets.size()); ++k) encodes.push_back(EncodeBucket(k, nullptr));
+  if (job->order() == nullptr) sent = open();
   for (size_t k = 0; sent.ok() && k < buckets.size(); ++k) {
     if (k >= slots) encodes.push_back(EncodeBucket(k, sends[k - slots]));
     std::byte* slot = encoder_.Place(static_cast<int64_t>(k));
     (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));
     sends.push_back(alone ? encodes[k] : ring_session_->Broadcast(slot, buckets[k].wire_bytes, encodes[k]));
   }
-  auto digest = FinishReading(*job, encodes, limits.transfer);
+  auto digest = FinishEncoding(*job, limits.transfer);
   if (!alone && sent.ok()) sent = ring_session_->WaitSent(sends, limits.transfer);
   if (digest.ok() && sent.ok()) return digest;
   *encode_failed = !digest.ok() && !FailedBehindWire(encodes, sends, slots);

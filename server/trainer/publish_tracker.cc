@@ -16,7 +16,6 @@ bool PublishTracker::Watch(uint64_t version, std::shared_ptr<PublishWatcher> wat
   Version& running = it->second;
   if (is_new) running.order = std::move(order);
   if (running.accepted.has_value()) watcher->OnAccepted(*running.accepted);
-  if (running.reads_enqueued.has_value()) watcher->OnReadsEnqueued(*running.reads_enqueued);
   if (running.released.has_value()) watcher->OnReleased(*running.released);
   running.watchers.push_back(std::move(watcher));
   return is_new;
@@ -27,21 +26,13 @@ std::shared_ptr<StreamOrder> PublishTracker::OrderOf(uint64_t version) const {
   return it == versions_.end() ? nullptr : it->second.order;
 }
 
-void PublishTracker::ReadsEnqueued(uint64_t version, absl::Time now) {
-  const auto it = versions_.find(version);
-  if (it == versions_.end()) return;
-  it->second.reads_enqueued = it->second.accepted.has_value() ? now - it->second.accepted_at : absl::ZeroDuration();
-  for (const auto& watcher : it->second.watchers) watcher->OnReadsEnqueued(*it->second.reads_enqueued);
-}
-
-void PublishTracker::Carry(const action::PublishAccepted& accepted, absl::Time now) {
+void PublishTracker::Carry(const action::PublishAccepted& accepted) {
   const auto it = versions_.find(accepted.version);
   if (it == versions_.end()) return;
   // A restart is accepted anew by the coordinator, but is the same publish to the caller.
   const bool first = !it->second.accepted.has_value();
   it->second.accepted = accepted;
   if (!first) return;
-  it->second.accepted_at = now;
   for (const auto& watcher : it->second.watchers) watcher->OnAccepted(accepted);
 }
 

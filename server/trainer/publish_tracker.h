@@ -31,7 +31,6 @@ class PublishWatcher {
   virtual ~PublishWatcher() = default;
   virtual void OnAccepted(const action::PublishAccepted& accepted) = 0;
   virtual void OnProgress(const PublishProgress& progress) = 0;
-  virtual void OnReadsEnqueued(absl::Duration elapsed) = 0;  // since it was accepted
   virtual void OnReleased(const action::PublishReleased& released) = 0;
   virtual void OnDone(const action::PublishDone& done) = 0;  // last
 };
@@ -42,10 +41,8 @@ class PublishTracker {
   // that publish's, or null.
   bool Watch(uint64_t version, std::shared_ptr<PublishWatcher> watcher, std::shared_ptr<StreamOrder> order = nullptr);
   std::shared_ptr<StreamOrder> OrderOf(uint64_t version) const;  // null: none
-  // Its `released` event has been recorded.
-  void ReadsEnqueued(uint64_t version, absl::Time now);
 
-  void Carry(const action::PublishAccepted& accepted, absl::Time now);
+  void Carry(const action::PublishAccepted& accepted);
   void Carry(const action::PublishReleased& released);
   void Carry(const action::PublishDone& done);
 
@@ -64,8 +61,6 @@ class PublishTracker {
     std::vector<std::shared_ptr<PublishWatcher>> watchers;
     std::shared_ptr<StreamOrder> order;
     std::optional<action::PublishAccepted> accepted;
-    absl::Time accepted_at;
-    std::optional<absl::Duration> reads_enqueued;
     std::optional<action::PublishReleased> released;
   };
   std::map<uint64_t, Version> versions_;

@@ -177,11 +177,11 @@ void Publisher::Check(const std::shared_ptr<SourceJob>& job) {
   event::ContentChecked checked;
   checked.version = job->start().version;
   checked.status = encoder_.can_encode() ? job->cancelled() : CannotEncode();
-  if (checked.status.ok()) checked.status = BeginReading(*job);
-  std::vector<CompletionPtr> encodes;
-  if (checked.status.ok()) checked.status = encoder_.EncodeForDigest(job->start_after(), &encodes);
+  if (checked.status.ok()) checked.status = OpenOrder(*job);
+  if (checked.status.ok()) checked.status = AwaitStart(*job);
+  if (checked.status.ok()) checked.status = encoder_.EncodeForDigest();
   if (checked.status.ok()) {
-    const auto digest = FinishReading(*job, encodes, Limits().transfer);
+    const auto digest = FinishEncoding(*job, Limits().transfer);
     checked.status = digest.status();
     if (digest.ok()) checked.digest = *digest;
   }
@@ -194,26 +194,16 @@ CompletionPtr Publisher::EncodeBucket(int64_t bucket, CompletionPtr after) {
   return encode;
 }
 
-absl::Status Publisher::BeginReading(const SourceJob& job) {
+absl::Status Publisher::OpenOrder(const SourceJob& job) {
   StreamOrder* const order = job.order();
-  return order == nullptr ? absl::OkStatus() : order->Begin(&client_events_, backend_->memory());
+  return order == nullptr ? absl::OkStatus() : order->Open(&client_events_, backend_->memory());
 }
 
-absl::StatusOr<Hash128> Publisher::FinishReading(SourceJob& job, absl::Span<const CompletionPtr> encodes,
-                                                 absl::Time deadline) {
+absl::Status Publisher::AwaitStart(const SourceJob& job) const {
   StreamOrder* const order = job.order();
-  if (order == nullptr) return FinishEncoding(job, deadline);
-  const absl::Status marked = order->MarkReleased(encodes);
-  const absl::Status started =
-      order->AwaitStart(options_.start_timeout, [&job] { return job.dropped() ? job.cancelled() : absl::OkStatus(); });
-  if (!started.ok()) {
-    // The wire first: what is encoded from now on is nobody's version.
-    job.Cancel(started, /*drop=*/true, SourceJob::Report::kYes);
-    order->GiveUp(&client_events_, started);
-  }
-  absl::StatusOr<Hash128> digest = FinishEncoding(job, deadline);
-  if (digest.ok() && !marked.ok()) return marked;
-  return digest;
+  if (order == nullptr) return absl::OkStatus();
+  return order->AwaitStart(options_.start_timeout,
+                           [&job] { return job.dropped() ? job.cancelled() : absl::OkStatus(); });
 }
 
 absl::StatusOr<Hash128> Publisher::FinishEncoding(const SourceJob& job, absl::Time deadline) {

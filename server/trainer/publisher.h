@@ -97,8 +97,8 @@ class Publisher {
   void Serve(const std::shared_ptr<SourceJob>& job);
   void ServeFromImage(const std::shared_ptr<SourceJob>& job);
   void BeginImage(const std::shared_ptr<SourceJob>& job);
-  std::vector<CompletionPtr> EncodeImage(const SourceJob& job);
-  void FinishImage(const std::shared_ptr<SourceJob>& job, absl::Span<const CompletionPtr> encodes, absl::Time begun);
+  absl::StatusOr<Hash128> EncodeImage(const SourceJob& job);
+  void FinishImage(const std::shared_ptr<SourceJob>& job, const absl::StatusOr<Hash128>& digest, absl::Time begun);
   void SendImage(const std::shared_ptr<SourceJob>& job);
   void Sent(const SendTask& task, const absl::Status& status);  // on the send thread
   void ServeThroughRing(const std::shared_ptr<SourceJob>& job);
@@ -106,9 +106,9 @@ class Publisher {
   void Check(const std::shared_ptr<SourceJob>& job);
 
   CompletionPtr EncodeBucket(int64_t bucket, CompletionPtr after);
-  // Before the first encode of a job; and behind its last one.
-  absl::Status BeginReading(const SourceJob& job);
-  absl::StatusOr<Hash128> FinishReading(SourceJob& job, absl::Span<const CompletionPtr> encodes, absl::Time deadline);
+  // The job's order, if it has one: opened before anything else, and awaited before the first encode.
+  absl::Status OpenOrder(const SourceJob& job);
+  absl::Status AwaitStart(const SourceJob& job) const;
   absl::StatusOr<Hash128> FinishEncoding(const SourceJob& job, absl::Time deadline);
   absl::Status CannotEncode() const;
   void CloseSessions();

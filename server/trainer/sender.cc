@@ -96,7 +96,9 @@ absl::Status Sender::Serve(const SendTask& task) {
   for (size_t k = 0; k < buckets.size(); ++k) {
     std::byte* const wire = task.image.data + buckets[k].image_offset;
     const int64_t bytes = buckets[k].wire_bytes;
-    CompletionPtr encoded = task.encodes->Await(k);
+    const std::optional<CompletionPtr> started = task.encodes->Await(k);
+    if (!started.has_value()) return absl::CancelledError("the version was abandoned");
+    CompletionPtr encoded = *started;
     WSYNC_CORRUPTION_POINT("trainer.wire", wire, encoded == nullptr || encoded->Poll() ? bytes : 0);
     (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));
     sends.push_back(session_->Broadcast(wire, bytes, std::move(encoded)));

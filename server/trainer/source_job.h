@@ -24,7 +24,7 @@ class SourceJob {
       : start_(std::move(start)), order_(std::move(order)) {}
 
   const action::StartSource& start() const { return start_; }
-  StreamOrder* order() const { return order_.get(); }  // null: the client waits for words only
+  StreamOrder* order() const { return order_.get(); }  // null: the weights may be read at once
   enum class Report : uint8_t { kNo, kYes };           // must the coordinator hear of it? not when it asked for it
   // Stops sending; with `drop` also encoding. The first reason stays.
   void Cancel(const absl::Status& why, bool drop, Report report) {
@@ -38,8 +38,6 @@ class SourceJob {
     send_.request_stop();
     if (drop) encode_.request_stop();
   }
-  // What its first reads come after; null: nothing.
-  CompletionPtr start_after() const { return order_ == nullptr ? nullptr : order_->start(); }
   // OK while the job is wanted, else why not.
   absl::Status cancelled() const {
     MutexLock lock(&mu_);

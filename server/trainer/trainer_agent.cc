@@ -156,7 +156,7 @@ void TrainerAgent::Parts::CarryOut(const Action& action) {
       Overloaded{[this](const action::StartSource& a) { publisher.Start(a, tracker.OrderOf(a.version)); },
                  [this](const action::CancelSource& a) { publisher.Cancel(a); },
                  [this](const action::CheckContent& a) { publisher.CheckContent(a, tracker.OrderOf(a.version)); },
-                 [this](const action::PublishAccepted& a) { tracker.Carry(a, MonotonicNow()); },
+                 [this](const action::PublishAccepted& a) { tracker.Carry(a); },
                  [this](const action::PublishReleased& a) {
                    (void)WSYNC_FAILPOINT("trainer.released");
                    tracker.Carry(a);

@@ -1,11 +1,9 @@
 #include "server/trainer/trainer_service.h"
 
-#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/core/clock.h"
 #include "server/rpc/convert.h"
 #include "server/trainer/publish_call.h"
 #include "server/trainer/register_call.h"
@@ -46,19 +44,13 @@ absl::Status TrainerService::Admit(const v1::PublishRequest& request) {
 }
 
 absl::StatusOr<std::shared_ptr<StreamOrder>> TrainerService::OrderOf(const v1::PublishRequest& request) {
-  if (!request.has_after() && !request.has_released()) return nullptr;
+  if (!request.has_after()) return nullptr;
   if (tracker_->Running(request.version())) {
     return absl::FailedPreconditionError(absl::StrCat("version ", request.version(),
                                                       " is still being published: its order against a CUDA stream is "
                                                       "what that publish said"));
   }
-  std::optional<EventHandle> after, released;
-  if (request.has_after()) after = FromProto(request.after());
-  if (request.has_released()) released = FromProto(request.released());
-  auto order = std::make_shared<StreamOrder>(
-      std::move(after), std::move(released), [loop = loop_, tracker = tracker_, version = request.version()] {
-        loop->Run([tracker, version] { tracker->ReadsEnqueued(version, MonotonicNow()); });
-      });
+  auto order = std::make_shared<StreamOrder>(FromProto(request.after()));
   if (absl::Status status = order->Check(*memory_); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat("publish version ", request.version(), ": ", status.message()));
   }

@@ -1,6 +1,6 @@
-// The client process of cuda_stream_event_test: owns one event of GPU 0, and a stream in which a signal is waited for.
-//   cuda_event_peer record   records the event behind a wait for SIGUSR1
-//   cuda_event_peer wait     after SIGUSR1, lets its stream wait for the event; prints "passed" when it got past it
+// The client process of cuda_stream_event_test: owns one event of GPU 0, recorded behind work that waits for a signal.
+//   SIGUSR1   ends that work, and the event comes
+//   SIGUSR2   afterwards: records the event again behind such work, and prints "again"
 // Prints "HANDLE(hex) UUID ready" when the event may be opened, and then stays until it is killed. What goes wrong goes
 // to stderr, exit code 1.
 #include <cuda_runtime_api.h>
@@ -18,14 +18,15 @@
 namespace wsync::cuda {
 namespace {
 
-std::atomic<bool> signalled = false;
+std::atomic<bool> signalled = false, again = false;
 
 // Keeps its stream busy, as a kernel would; no call to CUDA may be made in it.
 void AwaitSignal(void*) {
   while (!signalled) usleep(1000);
+  signalled = false;
 }
 
-absl::Status Run(const std::string& mode) {
+absl::Status Run() {
   const auto device = Device::Open(0);
   if (!device.ok()) return device.status();
   const auto stream = Stream::Create(*device);
@@ -35,33 +36,34 @@ absl::Status Run(const std::string& mode) {
   const auto check = [&device](cudaError_t error, const char* call) {
     return (*device)->Check(error, call, "a test's event");
   };
+  const auto record = [&] {
+    absl::Status status = check(cudaLaunchHostFunc((*stream)->get(), AwaitSignal, nullptr), "cudaLaunchHostFunc");
+    status.Update(check(cudaEventRecord(event, (*stream)->get()), "cudaEventRecord"));
+    return status;
+  };
   absl::Status status =
       check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventInterprocess), "cudaEventCreate");
   status.Update(check(cudaIpcGetEventHandle(&handle, event), "cudaIpcGetEventHandle"));
-  if (mode == "record") {
-    status.Update(check(cudaLaunchHostFunc((*stream)->get(), AwaitSignal, nullptr), "cudaLaunchHostFunc"));
-    status.Update(check(cudaEventRecord(event, (*stream)->get()), "cudaEventRecord"));
-  }
+  if (status.ok()) status = record();
   if (!status.ok()) return status;
   std::cout << absl::BytesToHexString(std::string(handle.reserved, sizeof(handle.reserved))) << " " << (*device)->uuid()
             << " ready" << std::endl;
-  if (mode == "wait") {
-    AwaitSignal(nullptr);
-    status = check(cudaStreamWaitEvent((*stream)->get(), event, 0), "cudaStreamWaitEvent");
-    std::cout << "waiting" << std::endl;
-    status.Update((*stream)->Synchronize("a test"));
+  while (true) {
+    while (!again) usleep(1000);
+    again = false;
+    status = record();
     if (!status.ok()) return status;
-    std::cout << "passed" << std::endl;
+    std::cout << "again" << std::endl;
   }
-  while (true) pause();
 }
 
 }  // namespace
 }  // namespace wsync::cuda
 
-int main(int argc, char** argv) {
+int main() {
   signal(SIGUSR1, [](int) { wsync::cuda::signalled = true; });
-  const absl::Status status = argc == 2 ? wsync::cuda::Run(argv[1]) : absl::InvalidArgumentError("usage");
+  signal(SIGUSR2, [](int) { wsync::cuda::again = true; });
+  const absl::Status status = wsync::cuda::Run();
   std::cerr << "cuda_event_peer: " << status << std::endl;
   return 1;
 }

@@ -1,15 +1,14 @@
 // Events of a client process as the fakes of both agents' backends know them: the test is the client, and says when its
-// stream gets where. Thread-safe.
+// stream gets where. No fake device takes one as `after`. Thread-safe.
 #ifndef WSYNC_TESTS_BACKEND_FAKE_CLIENT_EVENTS_H_
 #define WSYNC_TESTS_BACKEND_FAKE_CLIENT_EVENTS_H_
 
-#include <functional>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -22,33 +21,19 @@ namespace wsync {
 // One event, and what it is as the completion of what the client recorded.
 class FakeClientEvent final : public Completion {
  public:
-  explicit FakeClientEvent(std::function<void()> changed) : on_change_(std::move(changed)) {}
-
   // ---- the client
   void Come() { Finish(absl::OkStatus()); }
-  absl::Status given_up() const {
+  void Fail(const absl::Status& why) { Finish(why); }
+  // True once the agent waits for it: it has looked again and again.
+  bool IsAwaited() {
+    constexpr int kLooks = 10;
+    const absl::Time give_up = MonotonicNow() + absl::Seconds(30);
     MutexLock lock(&mu_);
-    return given_up_;
-  }
-  size_t marks() const {
-    MutexLock lock(&mu_);
-    return marks_.size();
-  }
-  std::vector<CompletionPtr> marked(size_t mark) const {  // what that mark comes after
-    MutexLock lock(&mu_);
-    return marks_.at(mark);
+    while (looks_ < kLooks && MonotonicNow() < give_up) changed_.WaitUntil(&mu_, give_up);
+    return looks_ >= kLooks;
   }
 
   // ---- the agent
-  void Then(std::function<void(absl::Status)> next) {
-    std::optional<absl::Status> result;
-    {
-      MutexLock lock(&mu_);
-      result = result_;
-      if (!result.has_value()) next_.push_back(next);
-    }
-    if (result.has_value()) next(*result);
-  }
   absl::Status Wait(absl::Time deadline) override {
     MutexLock lock(&mu_);
     while (!result_.has_value() && MonotonicNow() < deadline) changed_.WaitUntil(&mu_, deadline);
@@ -56,53 +41,32 @@ class FakeClientEvent final : public Completion {
   }
   std::optional<absl::Status> Poll() override {
     MutexLock lock(&mu_);
+    ++looks_;
+    changed_.SignalAll();
     return result_;
-  }
-  void GiveUp(const absl::Status& why) {
-    {
-      MutexLock lock(&mu_);
-      given_up_ = why;
-    }
-    Finish(why);
-  }
-  void Mark(absl::Span<const CompletionPtr> after) {
-    MutexLock lock(&mu_);
-    marks_.emplace_back(after.begin(), after.end());
   }
 
  private:
   void Finish(const absl::Status& status) {
-    std::vector<std::function<void(absl::Status)>> next;
-    {
-      MutexLock lock(&mu_);
-      if (result_.has_value()) return;
-      result_ = status;
-      next.swap(next_);
-      changed_.SignalAll();
-    }
-    for (auto& f : next) f(status);
-    if (on_change_) on_change_();
+    MutexLock lock(&mu_);
+    if (result_.has_value()) return;
+    result_ = status;
+    changed_.SignalAll();
   }
 
-  const std::function<void()> on_change_;
   mutable Mutex mu_;
   CondVar changed_;
   std::optional<absl::Status> result_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::function<void(absl::Status)>> next_ ABSL_GUARDED_BY(mu_);
-  absl::Status given_up_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::vector<CompletionPtr>> marks_ ABSL_GUARDED_BY(mu_);
+  int looks_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 class FakeClientEvents {
  public:
   static constexpr char kUuid[] = "GPU-fake";
 
-  // `changed` runs whenever an event comes or is given up.
-  explicit FakeClientEvents(std::function<void()> changed = nullptr) : changed_(std::move(changed)) {}
-
   std::shared_ptr<FakeClientEvent> Lend(const std::string& handle) {
     MutexLock lock(&mu_);
-    return lent_[handle] = std::make_shared<FakeClientEvent>(changed_);
+    return lent_[handle] = std::make_shared<FakeClientEvent>();
   }
   int64_t opened() const {
     MutexLock lock(&mu_);
@@ -127,17 +91,11 @@ class FakeClientEvents {
    public:
     explicit Opened(std::shared_ptr<FakeClientEvent> event) : event_(std::move(event)) {}
     CompletionPtr Recorded() override { return event_; }
-    void GiveUp(const absl::Status& why) override { event_->GiveUp(why); }
-    absl::Status Mark(absl::Span<const CompletionPtr> after) override {
-      event_->Mark(after);
-      return absl::OkStatus();
-    }
 
    private:
     const std::shared_ptr<FakeClientEvent> event_;
   };
 
-  const std::function<void()> changed_;
   mutable Mutex mu_;
   std::map<std::string, std::shared_ptr<FakeClientEvent>> lent_ ABSL_GUARDED_BY(mu_);
   int64_t opened_ ABSL_GUARDED_BY(mu_) = 0;

@@ -14,7 +14,6 @@ namespace {
 // Runs `next` with the result of `after`, at once if that is there.
 void After(const CompletionPtr& after, std::function<void(absl::Status)> next) {
   if (after == nullptr) return next(absl::OkStatus());
-  if (auto* event = dynamic_cast<FakeClientEvent*>(after.get())) return event->Then(std::move(next));
   static_cast<FakeCompletion&>(*after).Then(std::move(next));
 }
 

@@ -257,15 +257,12 @@ void ScriptedEngine::Paused(uint64_t version) {
   updates_->Write(message);
 }
 
-void ScriptedEngine::PausedOnStream(uint64_t version, const std::string& after, const std::string& applied,
-                                    const std::string& uuid) {
+void ScriptedEngine::PausedOnStream(uint64_t version, const std::string& after, const std::string& uuid) {
   v1::EngineMessage message;
   v1::EnginePaused* paused = message.mutable_paused();
   paused->set_version(version);
   paused->mutable_after()->set_handle(after);
   paused->mutable_after()->set_device_uuid(uuid);
-  paused->mutable_applied()->set_handle(applied);
-  paused->mutable_applied()->set_device_uuid(uuid);
   updates_->Write(message);
 }
 

@@ -74,8 +74,8 @@ class ScriptedEngine {
   // The next event; an empty one when the stream has ended: then see `end`.
   v1::UpdateEvent Next();
   void Paused(uint64_t version);
-  // As Paused, ordered by events of these handles.
-  void PausedOnStream(uint64_t version, const std::string& after, const std::string& applied, const std::string& uuid);
+  // As Paused, ordered by the event of this handle.
+  void PausedOnStream(uint64_t version, const std::string& after, const std::string& uuid);
   grpc::Status End();  // waits for the end of the stream
   grpc::Status Detach();
   const v1::AttachReply& attached() const { return attached_; }

@@ -19,22 +19,20 @@ class AgentStreamTest : public AgentTest {
     request.set_version(version);
     request.mutable_after()->set_handle("after");
     request.mutable_after()->set_device_uuid(uuid);
-    request.mutable_released()->set_handle("released");
-    request.mutable_released()->set_device_uuid(uuid);
     return request;
   }
 };
 
-TEST_F(AgentStreamTest, TheTrainerHearsThatReadsAreOnTheirWayBeforeItsStreamGotThereAndOfTheReleaseAfter) {
+TEST_F(AgentStreamTest, WeightsAreReadAndReleasedWhenTheTrainersStreamGotThere) {
   StartAgent();
   const std::string id = RegisterOk(2);
   auto member = NewMember();
   member->JoinAndGetReady("a");
-  const auto after = backend_->LendEvent("after"), released = backend_->LendEvent("released");
+  const auto after = backend_->LendEvent("after");
   auto publish = Publish(Ordered(id, 7));
-  publish->AwaitEvent(Event::kReadsEnqueued);
-  EXPECT_EQ(released->marks(), 1u);
   const v1::Begin begin = member->Await(TestMember::Case::kBegin).begin();
+  ASSERT_TRUE(after->IsAwaited());
+  EXPECT_EQ(backend_->encodes(), 0);
   after->Come();
   publish->AwaitEvent(Event::kReleased);
   const v1::Hash content = ContentOf(2);
@@ -43,7 +41,6 @@ TEST_F(AgentStreamTest, TheTrainerHearsThatReadsAreOnTheirWayBeforeItsStreamGotT
   member->Applied(begin, content);
   const PublishOutcome outcome = publish->Join();
   ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
-  EXPECT_EQ(outcome.Count(Event::kReadsEnqueued), 1);
   EXPECT_EQ(outcome.Count(Event::kReleased), 1);
 }
 
@@ -55,7 +52,6 @@ TEST_F(AgentStreamTest, AStreamThatNeverGetsThereIsNamedAndTheMemberIsNotBlamed)
   auto member = NewMember();
   member->JoinAndGetReady("a");
   backend_->LendEvent("after");
-  backend_->LendEvent("released");
   const PublishOutcome outcome = Publish(Ordered(id, 7))->Join();
   EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << outcome.status.error_message();
   EXPECT_THAT(outcome.status.error_message(), HasSubstr("stream did not get to the point of its publish within 400ms"));
@@ -79,15 +75,16 @@ TEST_F(AgentStreamTest, ACallerThatJoinsARunningPublishCannotChangeItsOrder) {
   const std::string id = RegisterOk(2);
   auto member = NewMember();
   member->JoinAndGetReady("a");
-  backend_->LendEvent("after");
-  backend_->LendEvent("released");
+  const auto after = backend_->LendEvent("after");
   auto first = Publish(Ordered(id, 7));
-  first->AwaitEvent(Event::kReadsEnqueued);
+  ASSERT_TRUE(after->IsAwaited());
   const PublishOutcome second = Publish(Ordered(id, 7))->Join();
   EXPECT_EQ(second.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(second.status.error_message(), HasSubstr("still being published"));
+  after->Come();
+  first->AwaitEvent(Event::kReleased);
   auto joined = Publish(id, 7);
-  joined->AwaitEvent(Event::kReadsEnqueued);  // it is told what it missed
+  joined->AwaitEvent(Event::kReleased);  // it is told what it missed
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstring>
 
 #include "tests/trainer/testing.h"
@@ -29,12 +28,13 @@ class PublisherTest : public ::testing::Test {
   void Start(uint64_t epoch, uint64_t version, bool encode, int32_t world = 3) {
     publisher_->Start({epoch, version, absl::StrCat("token-", epoch), world, encode});
   }
-  // A publish after `after` of the training process's stream, with `released` to be marked.
+  static std::shared_ptr<StreamOrder> OrderAfter(const std::string& event) {
+    return std::make_shared<StreamOrder>(EventHandle{event, FakeClientEvents::kUuid});
+  }
+  // A publish after `after_` of the training process's stream.
   std::shared_ptr<StreamOrder> Order() {
     after_ = backend_.LendEvent("after");
-    released_ = backend_.LendEvent("released");
-    return std::make_shared<StreamOrder>(EventHandle{"after", FakeClientEvents::kUuid},
-                                         EventHandle{"released", FakeClientEvents::kUuid}, [this] { ++said_; });
+    return OrderAfter("after");
   }
   void Start(uint64_t epoch, uint64_t version, std::shared_ptr<StreamOrder> order) {
     publisher_->Start({epoch, version, absl::StrCat("token-", epoch), 3, true}, std::move(order));
@@ -52,8 +52,7 @@ class PublisherTest : public ::testing::Test {
   FakeBackend backend_;
   EventRecord events_;
   std::byte* weights_ = nullptr;
-  std::shared_ptr<FakeClientEvent> after_, released_;
-  std::atomic<int> said_ = 0;  // how often the client was told that `released` is marked
+  std::shared_ptr<FakeClientEvent> after_;
   std::unique_ptr<Publisher> publisher_;
 };
 
@@ -445,28 +444,20 @@ TEST_F(PublisherTest, RingAloneEncodesEverythingForItsDigest) {
 
 // ---- ordered against a stream of the training process
 
-TEST_F(PublisherTest, NoWeightIsReadBeforeTheTrainersStreamGotThereAndItHearsAtOnceWhenReadsAreOnTheirWay) {
+TEST_F(PublisherTest, NoEncodeIsStartedBeforeTheTrainersStreamGotThere) {
   for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
-    said_ = 0;
     const int64_t encoded = backend_.encodes();
     const size_t released = events_.Count<event::SourceReleased>();
+    const size_t sent = events_.Count<event::SourceSent>();
     Open(mode);
     Start(1, 7, Order());
-    ASSERT_TRUE(Eventually([&] { return said_ == 1; })) << "while the stream is far from done";
-    const auto encodes = backend_.operations(Kind::kEncode);
-    ASSERT_EQ(backend_.encodes(), encoded + kBuckets);
-    std::vector<CompletionPtr> mine;
-    for (size_t k = encoded; k < encodes.size(); ++k) {
-      EXPECT_FALSE(encodes[k].done->Poll().has_value());
-      mine.push_back(encodes[k].done);
-    }
-    EXPECT_EQ(encodes[encoded].after, after_);
-    EXPECT_EQ(released_->marked(0), mine) << "behind every read";
-    EXPECT_EQ(events_.Count<event::SourceReleased>(), released);
+    ASSERT_TRUE(after_->IsAwaited());
+    ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 1; })) << "members need not wait to connect";
+    EXPECT_EQ(backend_.encodes(), encoded);
     after_->Come();
-    events_.Await<event::SourceReleased>(released);
-    EXPECT_EQ(after_->given_up(), absl::OkStatus());
-    EXPECT_EQ(said_, 1);
+    events_.Await<event::SourceSent>(sent);
+    EXPECT_EQ(backend_.encodes(), encoded + kBuckets);
+    EXPECT_EQ(events_.Count<event::SourceReleased>(), released + 1);
   }
 }
 
@@ -474,52 +465,58 @@ TEST_F(PublisherTest, AStreamThatNeverGetsThereFailsTheVersionInTimeAndTheNextOn
   for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
     const size_t failures = events_.Count<event::SourceFailed>();
     const size_t sent = events_.Count<event::SourceSent>();
+    const int64_t encoded = backend_.encodes();
     Open(mode, {.start_timeout = absl::Milliseconds(50)});
     Start(1, 7, Order());
     const auto failed = events_.Await<event::SourceFailed>(failures);
     EXPECT_TRUE(failed.version_lost);
     EXPECT_TRUE(absl::IsDeadlineExceeded(failed.status)) << failed.status;
     EXPECT_THAT(std::string(failed.status.message()), HasSubstr("stream did not get to the point of its publish"));
-    EXPECT_TRUE(absl::IsDeadlineExceeded(after_->given_up()));
-    EXPECT_EQ(released_->marks(), 1u) << "who waits for it goes on";
-    Start(2, 7, Order());
+    EXPECT_EQ(backend_.encodes(), encoded);
     after_->Come();
+    Start(2, 7, OrderAfter("after"));
     events_.Await<event::SourceSent>(sent);
+    EXPECT_EQ(events_.Count<event::SourceFailed>(), failures + 1) << "it is told once";
   }
 }
 
 TEST_F(PublisherTest, AVersionThatIsDroppedDoesNotWaitForTheTrainersStream) {
-  Open(SourceMode::kFull, {.start_timeout = absl::Hours(1)});
-  Start(1, 7, Order());
-  ASSERT_TRUE(Eventually([&] { return said_ == 1; }));
-  Cancel(1, true);
-  ASSERT_TRUE(Eventually([&] { return !after_->given_up().ok(); }));
-  EXPECT_THAT(std::string(after_->given_up().message()), HasSubstr("the coordinator says so"));
-  Start(2, 8, true);
-  EXPECT_EQ(events_.Await<event::SourceReleased>().version, 8u);
+  for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
+    const size_t released = events_.Count<event::SourceReleased>();
+    Open(mode, {.start_timeout = absl::Hours(1)});
+    Start(1, 7, Order());
+    ASSERT_TRUE(after_->IsAwaited());
+    Cancel(1, true);
+    Start(2, 8, true);
+    EXPECT_EQ(events_.Await<event::SourceReleased>(released).version, 8u);
+    EXPECT_EQ(events_.Count<event::SourceFailed>(), 0u) << "the coordinator knows";
+  }
 }
 
-TEST_F(PublisherTest, WeightsThatWereGivenBackToTheStreamAreNotReadAgain) {
+TEST_F(PublisherTest, ADeviceThatFailsWhileTheStreamIsWaitedForFailsTheVersion) {
+  Open(SourceMode::kFull);
+  Start(1, 7, Order());
+  after_->Fail(absl::InternalError("the GPU fell off"));
+  EXPECT_EQ(events_.Await<event::SourceFailed>().status, absl::InternalError("the GPU fell off"));
+  EXPECT_EQ(backend_.encodes(), 0);
+}
+
+TEST_F(PublisherTest, InRingModeAVersionThatLosesAMemberIsReadAgainInTheSameOrder) {
   Open(SourceMode::kRing);
   const auto order = Order();
   after_->Come();
   backend_.HoldSends(true);
   Start(1, 7, order);
-  ASSERT_TRUE(Eventually([&] { return said_ == 1; }));
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() > 0; }));
   Cancel(1, false);  // a member was lost; the coordinator starts the version again
   backend_.HoldSends(false);
-  const int64_t encoded = backend_.encodes();
   Start(2, 7, order);
-  const auto failed = events_.Await<event::SourceFailed>();
-  EXPECT_EQ(failed.epoch, 2u);
-  EXPECT_TRUE(failed.version_lost);
-  EXPECT_THAT(std::string(failed.status.message()), HasSubstr("publish again"));
-  EXPECT_EQ(backend_.encodes(), encoded);
+  EXPECT_EQ(events_.Await<event::SourceSent>().epoch, 2u);
 }
 
 TEST_F(PublisherTest, AnEventThatCannotBeOpenedFailsTheVersionBeforeAnythingIsRead) {
   Open(SourceMode::kFull);
-  Start(1, 7, std::make_shared<StreamOrder>(EventHandle{"of nobody", FakeClientEvents::kUuid}, std::nullopt, [] {}));
+  Start(1, 7, OrderAfter("of nobody"));
   EXPECT_TRUE(absl::IsNotFound(events_.Await<event::SourceFailed>().status));
   EXPECT_EQ(backend_.encodes(), 0);
   Start(2, 7, true);
@@ -528,16 +525,14 @@ TEST_F(PublisherTest, AnEventThatCannotBeOpenedFailsTheVersionBeforeAnythingIsRe
 
 TEST_F(PublisherTest, EventsAreOpenedOnceAndForgottenWithTheMemory) {
   Open(SourceMode::kFull);
+  backend_.LendEvent("after")->Come();
   for (uint64_t v = 1; v <= 3; ++v) {
-    const auto order =
-        std::make_shared<StreamOrder>(EventHandle{"after", FakeClientEvents::kUuid}, std::nullopt, [] {});
-    if (v == 1) backend_.LendEvent("after")->Come();
-    Start(v, v, order);
+    Start(v, v, OrderAfter("after"));
     events_.Await<event::SourceSent>(v - 1);
   }
   EXPECT_EQ(backend_.opened_events(), 1);
   ASSERT_TRUE(publisher_->Adopt(TestRegistration(backend_, kBuckets)).ok());
-  Start(4, 4, std::make_shared<StreamOrder>(EventHandle{"after", FakeClientEvents::kUuid}, std::nullopt, [] {}));
+  Start(4, 4, OrderAfter("after"));
   events_.Await<event::SourceSent>(3);
   EXPECT_EQ(backend_.opened_events(), 2);
 }
@@ -545,8 +540,8 @@ TEST_F(PublisherTest, EventsAreOpenedOnceAndForgottenWithTheMemory) {
 TEST_F(PublisherTest, AContentCheckIsOrderedAgainstTheStreamAsWell) {
   Open(SourceMode::kFull);
   publisher_->CheckContent({7}, Order());
-  ASSERT_TRUE(Eventually([&] { return said_ == 1; }));
-  EXPECT_EQ(events_.Count<event::ContentChecked>(), 0u);
+  ASSERT_TRUE(after_->IsAwaited());
+  EXPECT_EQ(backend_.encodes(), 0);
   after_->Come();
   EXPECT_EQ(events_.Await<event::ContentChecked>().status, absl::OkStatus());
 }

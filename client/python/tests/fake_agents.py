@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 
+import wsync
 from wsync import _wire
 
 
 class FakeStream:
     """What wsync asks of a torch.cuda.Stream; `log` is what was put into it."""
 
+    _made: ClassVar[list[FakeStream]] = []
+
     def __init__(self, device: str = "cuda:0") -> None:
         self.device = device
         self.log: list[str] = []
+        self.waits: list[tuple[ctypes.c_uint32, int]] = []  # (word, value)
+        self._made.append(self)
+        self.cuda_stream = len(self._made)
 
-    def wait_event(self, event: FakeEvent) -> None:
-        self.log.append(f"wait {event.name}")
+    @classmethod
+    def of(cls, handle: int) -> FakeStream:
+        return cls._made[handle - 1]
+
+    def passed(self) -> bool:
+        """Whether a GPU would be past everything that is in the stream."""
+        return all(ctypes.c_int32(word.value - value).value >= 0 for word, value in self.waits)
 
 
 class FakeEvent:
@@ -38,19 +50,32 @@ class FakeEvent:
 
 
 class FakeCuda:
-    """Events by number, in the order they were made; `idle` is the stream that ends waits."""
+    """Events by number, in the order they were made, and what is asked of the driver."""
+
+    DEVICE = 1 << 40  # device addresses are host addresses plus this
 
     def __init__(self) -> None:
         self.events: list[FakeEvent] = []
-        self.idle = FakeStream()
+        self.refuses = False
+        self._pages: list[Any] = []
 
     def new_event(self, device: str) -> tuple[FakeEvent, bytes]:
         event = FakeEvent(f"e{len(self.events)}")
         self.events.append(event)
         return event, event.name.encode().ljust(64, b".")
 
-    def idle_stream(self, device: str) -> FakeStream:
-        return self.idle
+    def page_locked(self, ordinal: int, nbytes: int) -> tuple[int, int]:
+        self._pages.append(ctypes.create_string_buffer(nbytes + 4))
+        address = -(-ctypes.addressof(self._pages[-1]) // 4) * 4
+        return address, address + self.DEVICE
+
+    def wait_for_word(self, ordinal: int, stream: int, address: int, value: int) -> None:
+        if self.refuses:
+            raise wsync.StreamUnsupported("a stream cannot wait for a word")
+        waiting = FakeStream.of(stream)
+        assert waiting.device == f"cuda:{ordinal}"
+        waiting.log.append("wait")
+        waiting.waits.append((ctypes.c_uint32.from_address(address - self.DEVICE), value))
 
 
 class FakeAgent:

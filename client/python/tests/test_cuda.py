@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import select
 import subprocess
 import sys
 import time
@@ -21,6 +23,14 @@ from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
 
 TORCH = {Dtype.F8_E4M3: torch.float8_e4m3fn, Dtype.F32: torch.float32, Dtype.BF16: torch.bfloat16}
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Ends the run where a test hangs, also in a call that keeps Python's lock; pytest -s shows where."""
+    faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__ or sys.stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
@@ -54,10 +64,15 @@ def assert_same(engine: dict[str, torch.Tensor], trained: dict[str, torch.Tensor
             assert (got - want).abs().max() <= want.abs().max() / 16, name
 
 
-def carry(trainer: wsync.Trainer, rollout: wsync.Rollout, version: int) -> wsync.Outcome:
-    sync = trainer.publish(version)
+def carry(
+    trainer: wsync.Trainer, rollout: wsync.Rollout, version: int, stream: torch.cuda.Stream | None = None
+) -> wsync.Outcome:
+    """`stream`: of the trainer's GPU, and gets the release as well."""
+    sync = trainer.publish(version, stream=stream)
+    if stream is not None:
+        sync.released(stream=stream)
     outcome = next(rollout.updates(timeout=60)).apply()
-    assert sync.committed().applied
+    assert sync.committed(60).applied
     return outcome
 
 
@@ -134,6 +149,7 @@ def test_streams_and_slices_on_gpus(pair: tuple[wsync.Trainer, wsync.Rollout], c
 # ---- ordered against streams
 
 SECOND = 1_800_000_000  # torch.cuda._sleep counts cycles; about a second of them
+LIMIT = 20  # seconds; nothing here takes half of it
 
 
 def large(count: int = 16) -> dict[str, torch.Tensor]:
@@ -165,6 +181,19 @@ def ordered(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[tuple[
         yield trainer, rollout
 
 
+def like(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+
+
+def copy(to: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        to[name].copy_(tensor, non_blocking=True)
+
+
+def assert_passes(stream: torch.cuda.Stream) -> None:
+    eventually(stream.query, "the stream goes on", patience=LIMIT)
+
+
 def test_a_publish_reads_what_the_stream_leaves_and_the_stream_may_overwrite_behind_it(
     ordered: tuple[wsync.Trainer, wsync.Rollout],
 ) -> None:
@@ -174,8 +203,10 @@ def test_a_publish_reads_what_the_stream_leaves_and_the_stream_may_overwrite_beh
     engine = memory_for(rollout.plan())
     rollout.attach(engine)
     fill(weights, 0.5)
-    carry(trainer, rollout, 1)  # sessions are open, kernels loaded
+    torch.cuda.synchronize("cuda:0")
     stream = torch.cuda.Stream(device="cuda:0")
+    carry(trainer, rollout, 1, stream)  # sessions are open, kernels loaded, memory for waits is there
+    assert_passes(stream)
     for version in (2, 3):
         begun = time.monotonic()
         with torch.cuda.stream(stream):
@@ -184,12 +215,12 @@ def test_a_publish_reads_what_the_stream_leaves_and_the_stream_may_overwrite_beh
             sync = trainer.publish(version, stream=stream)
             sync.released(stream=stream)
             fill(weights, 100.0)
-        assert time.monotonic() - begun < 0.4, "no host waited for the GPU"
+        assert time.monotonic() - begun < 0.4, "this thread waits for no GPU"
         assert not stream.query() and not sync.released_future.done()
-        assert next(rollout.updates(timeout=60)).apply().version == version
-        assert sync.committed().applied
+        assert next(rollout.updates(timeout=LIMIT)).apply(LIMIT).version == version
+        assert sync.committed(LIMIT).applied
         assert_filled(engine, float(version))
-        stream.synchronize()
+        assert_passes(stream)
         assert all((weight == 100.0).all() for weight in weights.values())
 
 
@@ -201,25 +232,30 @@ def test_an_apply_writes_between_two_reads_of_the_engines_stream(
     trainer.register(weights)
     engine = memory_for(rollout.plan())
     rollout.attach(engine)
-    fill(weights, 1.0)
-    carry(trainer, rollout, 1)
+    before, after = like(engine), like(engine)
     stream = torch.cuda.Stream(device="cuda:1")
+    fill(weights, 1.0)
+    sync = trainer.publish(1)
+    next(rollout.updates(timeout=LIMIT)).apply(LIMIT, stream=stream)  # memory for waits is there from now on
+    rollout.confirm(LIMIT)
+    assert sync.committed(LIMIT).applied
+    assert_passes(stream)
     for version in (2, 3):
         fill(weights, float(version))
         sync = trainer.publish(version)
-        update = next(rollout.updates(timeout=60))
+        update = next(rollout.updates(timeout=LIMIT))
         begun = time.monotonic()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(SECOND)
-            before = {name: tensor.clone() for name, tensor in engine.items()}
-            outcome = update.apply(stream=stream)
-            after = {name: tensor.clone() for name, tensor in engine.items()}
-        assert time.monotonic() - begun < 0.4, "no host waited for the GPU"
+            copy(before, engine)
+            outcome = update.apply(LIMIT, stream=stream)
+            copy(after, engine)
+        assert time.monotonic() - begun < 0.4, "this thread waits for no GPU"
         assert outcome.applied and not outcome.confirmed and not sync.done
-        assert rollout.serving_version == version
-        rollout.confirm(60)
-        assert sync.committed().applied
-        stream.synchronize()
+        assert rollout.serving_version == version and not stream.query()
+        rollout.confirm(LIMIT)
+        assert sync.committed(LIMIT).applied
+        assert_passes(stream)
         assert_filled(before, float(version - 1))
         assert_filled(after, float(version))
 
@@ -234,17 +270,19 @@ def test_in_place_lands_only_when_the_engines_stream_has_read(cluster: Cluster) 
     trainer.register(weights)
     engine = memory_for(rollout.plan())
     rollout.attach(engine)
+    before = like(engine)
     fill(weights, 1.0)
     carry(trainer, rollout, 1)
     fill(weights, 2.0)
     sync = trainer.publish(2)
-    update = next(rollout.updates(timeout=60))
+    update = next(rollout.updates(timeout=LIMIT))
     stream = torch.cuda.Stream(device="cuda:1")
     with torch.cuda.stream(stream):
         torch.cuda._sleep(SECOND)
-        before = {name: tensor.clone() for name, tensor in engine.items()}
-        assert update.apply(stream=stream).confirmed
-    assert sync.committed().applied
+        copy(before, engine)
+        assert update.apply(LIMIT, stream=stream).confirmed
+    assert sync.committed(LIMIT).applied
+    assert_passes(stream)
     assert_filled(before, 1.0)
     assert_filled(engine, 2.0)
     rollout.close()
@@ -263,40 +301,81 @@ def test_a_training_process_that_is_killed_before_its_stream_got_there_leaves_a_
         "torch.cuda._sleep(60 * 1_800_000_000)\n"
         "sync = trainer.publish(1, stream=torch.cuda.current_stream())\n"
         "sync.released(stream=torch.cuda.current_stream())\n"
-        "print('released', flush=True)\n"
+        "print('waits', flush=True)\n"
         "time.sleep(60)\n"
     )
     doomed = subprocess.Popen(
         [sys.executable, "-c", script, cluster.socket("trainer")], stdout=subprocess.PIPE, text=True
     )
-    engine = memory_for(rollout.plan())
-    rollout.attach(engine)
-    assert doomed.stdout is not None and doomed.stdout.readline() == "released\n"
-    doomed.kill()
-    doomed.wait()
+    try:
+        assert doomed.stdout is not None
+        assert select.select([doomed.stdout], [], [], 3 * LIMIT)[0], "torch takes a while to import, but not so long"
+        assert doomed.stdout.readline() == "waits\n"
+    finally:
+        doomed.kill()
+        doomed.wait(LIMIT)
     weights = {"x.weight": torch.full((4096, 4096), 3.0, device="cuda:0").bfloat16()}
-    trainer.register(weights)
+    trainer.register(weights, timeout=LIMIT)
+    engine = memory_for(rollout.plan(LIMIT))
+    rollout.attach(engine, timeout=LIMIT)
     sync = trainer.publish(1)
-    assert next(rollout.updates(timeout=60)).apply(60).version == 1
-    assert sync.committed().applied
+    assert next(rollout.updates(timeout=LIMIT)).apply(LIMIT).version == 1
+    assert sync.committed(LIMIT).applied
     assert_filled(engine, 3.0)
     assert cluster.alive("trainer") and cluster.alive("rollout-0")
 
 
-def test_a_stream_whose_agent_is_killed_goes_on(
+def test_a_trainers_stream_whose_agent_is_killed_goes_on(
     ordered: tuple[wsync.Trainer, wsync.Rollout], cluster: Cluster
 ) -> None:
     trainer, rollout = ordered
-    weights = large(2)
-    trainer.register(weights)
+    trainer.register(large(2))
     rollout.attach(memory_for(rollout.plan()))
     busy, waiting = torch.cuda.Stream(device="cuda:0"), torch.cuda.Stream(device="cuda:0")
     with torch.cuda.stream(busy):
         torch.cuda._sleep(3 * SECOND)
     sync = trainer.publish(1, stream=busy)
     sync.released(stream=waiting)
-    assert not waiting.query()
+    assert not waiting.query() and not sync.done
     cluster.kill("trainer")
     with pytest.raises(wsync.AgentUnavailable):
-        sync.committed(30)
-    eventually(waiting.query, "the stream goes on", patience=10)
+        sync.committed(LIMIT)
+    assert_passes(waiting)
+
+
+def test_an_engines_stream_whose_agent_is_killed_goes_on_and_the_engine_hears_that_it_is_torn(
+    ordered: tuple[wsync.Trainer, wsync.Rollout], cluster: Cluster
+) -> None:
+    trainer, rollout = ordered
+    trainer.register(large(2))
+    engine = memory_for(rollout.plan())
+    rollout.attach(engine)
+    trainer.publish(1)
+    update = next(rollout.updates(timeout=LIMIT))
+    stream = torch.cuda.Stream(device="cuda:1")
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(3 * SECOND)
+        update.apply(LIMIT, stream=stream)
+    assert not stream.query()
+    cluster.kill("rollout-0")
+    with pytest.raises(wsync.TornUpdate):
+        next(rollout.updates(timeout=LIMIT, reattach_timeout=0.0))
+    assert rollout.torn
+    assert_passes(stream)
+
+
+def test_what_this_thread_waits_for_by_torch_does_not_keep_a_stream_from_going_on(
+    ordered: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = ordered
+    weights = large(2)
+    trainer.register(weights)
+    rollout.attach(memory_for(rollout.plan()))
+    stream = torch.cuda.Stream(device="cuda:0")
+    with torch.cuda.stream(stream), beside(lambda: next(rollout.updates(timeout=LIMIT)).apply(LIMIT)) as applied:
+        sync = trainer.publish(1, stream=stream)
+        sync.released(stream=stream)
+        fill(weights, 1.0)
+        stream.synchronize()
+        assert applied.result(LIMIT).applied
+    assert sync.committed(LIMIT).applied

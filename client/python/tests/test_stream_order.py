@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +24,13 @@ UPDATE = _wire.message("UpdateEvent")
 
 
 def say(kind: str, **fields: object) -> object:
-    names = {"accepted": "Accepted", "reads_enqueued": "ReadsEnqueued", "released": "Released", "committed": "VersionReport"}
+    names = {"accepted": "Accepted", "released": "Released", "committed": "VersionReport"}
     return EVENT(**{kind: _wire.message(names[kind])(**fields)})
 
 
 def tell(kind: str, **fields: object) -> object:
     names = {"apply": "Apply", "applied": "AppliedUpdate", "torn": "Torn", "cancelled": "Cancelled",
-             "apply_enqueued": "ApplyEnqueued", "prepare": "Prepare"}  # fmt: skip
+             "prepare": "Prepare"}  # fmt: skip
     return UPDATE(**{kind: _wire.message(names[kind])(**fields)})
 
 
@@ -43,7 +44,8 @@ def folder() -> Iterator[Path]:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     monkeypatch.setattr(stream_events, "_new_event", fake.new_event)
-    monkeypatch.setattr(stream_events, "_idle_stream", fake.idle_stream)
+    monkeypatch.setattr(stream_events, "cuda_driver", lambda: fake)
+    monkeypatch.setattr(stream_events, "_gates", stream_events.Gates())
     monkeypatch.setattr(trainer_module, "_current", lambda stream: contextlib.nullcontext())
     return fake
 
@@ -70,35 +72,34 @@ def trainer(agent: FakeAgent, cuda: FakeCuda) -> Iterator[wsync.Trainer]:
 
 
 def test_a_publish_records_its_point_and_a_stream_goes_on_behind_the_reads(
-    trainer: wsync.Trainer, script: Script, cuda: FakeCuda
+    trainer: wsync.Trainer, script: Script
 ) -> None:
     stream, other = FakeStream(), FakeStream()
     sync = trainer.publish(7, stream=stream)
     request = script.requests.get(timeout=30)
     assert stream.log == ["record e0"]
-    assert request.after.handle.startswith(b"e0.") and request.released.handle.startswith(b"e1.")
-    assert request.after.device_uuid == request.released.device_uuid == "GPU-0"
+    assert request.after.handle.startswith(b"e0.") and request.after.device_uuid == "GPU-0"
+    assert sync.released(stream=other) == 0.0 and sync.released(stream=stream) == 0.0, "before the agent said a word"
     script.say(say("accepted"))
-    script.say(say("reads_enqueued", elapsed_ms=1.5))
-    assert sync.released(30, stream=other) == 1.5
-    assert other.log == ["wait e1"] and not sync.released_future.done()
+    assert other.log == ["wait"] and not other.passed() and not stream.passed()
     script.say(say("released", elapsed_ms=8.0))
+    assert sync.released(30) == 8.0 and other.passed() and stream.passed()
+    assert sync.released(stream=other) == 8.0 and other.log == ["wait"], "what is done needs no waiting"
     script.say(say("committed", version=7))
     script.end()
-    assert sync.released(30) == 8.0 and sync.committed(30).version == 7
-    assert cuda.idle.log == []
+    assert sync.committed(30).version == 7
 
 
 def test_asyncio_orders_a_stream_as_well(trainer: wsync.Trainer, script: Script) -> None:
     async def main() -> None:
         sync = wsync.aio.Publication(trainer.publish(7, stream=FakeStream()))
-        script.say(say("reads_enqueued", elapsed_ms=1.5))
         other = FakeStream()
-        assert await sync.released(30, stream=other) == 1.5
-        assert other.log == ["wait e1"]
+        assert await sync.released(30, stream=other) == 0.0
+        assert other.log == ["wait"] and not other.passed()
+        script.say(say("released", elapsed_ms=1.5))
         script.say(say("committed", version=7))
         script.end()
-        assert (await sync.committed(30)).version == 7
+        assert (await sync.committed(30)).version == 7 and other.passed()
 
     asyncio.run(main())
 
@@ -106,9 +107,8 @@ def test_asyncio_orders_a_stream_as_well(trainer: wsync.Trainer, script: Script)
 def test_events_are_used_again_after_a_good_version_and_never_after_a_failed_one(
     trainer: wsync.Trainer, script: Script, cuda: FakeCuda
 ) -> None:
-    for version, good, made in ((1, True, 2), (2, True, 2), (3, False, 2), (4, True, 4)):
+    for version, good, made in ((1, True, 1), (2, True, 1), (3, False, 1), (4, True, 2)):
         sync = trainer.publish(version, stream=FakeStream())
-        script.say(say("reads_enqueued"))
         if good:
             script.say(say("committed", version=version))
             script.end()
@@ -120,32 +120,112 @@ def test_events_are_used_again_after_a_good_version_and_never_after_a_failed_one
         assert len(cuda.events) == made, version
 
 
-def test_a_stream_that_waits_for_an_agent_that_died_goes_on_and_the_error_is_told(
-    trainer: wsync.Trainer, script: Script, cuda: FakeCuda
+def test_a_word_is_used_again_though_the_gpu_has_not_looked_at_it_yet(
+    trainer: wsync.Trainer, script: Script
 ) -> None:
-    sync = trainer.publish(7, stream=FakeStream())
-    script.say(say("reads_enqueued"))
-    waiting = FakeStream()
-    sync.released(30, stream=waiting)
-    script.hang_up()
-    with pytest.raises(wsync.AgentUnavailable):
+    streams = [FakeStream() for _ in range(3)]
+    for version, stream in enumerate(streams, 1):
+        sync = trainer.publish(version, stream=stream)
+        sync.released(stream=stream)
+        assert [s.passed() for s in streams[:version]] == [True] * (version - 1) + [False]
+        script.say(say("released"))
+        script.say(say("committed", version=version))
+        script.end()
         sync.committed(30)
-    assert cuda.idle.log == ["record e1"]  # ends the wait
+    assert all(stream.passed() for stream in streams)
+    (word,) = {ctypes.addressof(word) for stream in streams for word, _ in stream.waits}
+
+
+def test_gates_that_are_closed_at_once_have_words_of_their_own_and_are_opened_once(cuda: FakeCuda) -> None:
+    gates = [stream_events._gates.take("cuda:0") for _ in range(2000)]  # of more than one page
+    streams = [FakeStream() for _ in gates]
+    for gate, stream in zip(gates, streams, strict=True):
+        gate.hold(stream, "cuda:0")
+    for count, gate in enumerate(gates, 1):
+        gate.open()
+        if count % 500 == 1:
+            assert [stream.passed() for stream in streams] == [True] * count + [False] * (len(gates) - count)
     late = FakeStream()
-    sync.released(30, stream=late)  # and a stream that begins to wait now does not stay either
-    assert late.log == ["wait e1"] and cuda.idle.log == ["record e1"] * 2
-    assert script.requests.qsize() == 1, "weights that may have changed since are not published again"
+    stream_events._gates.take("cuda:0").hold(late, "cuda:0")
+    for gate in gates:
+        gate.open()
+    assert not late.passed(), "who was done with a word does not open it for its next user"
 
 
-def test_a_version_that_fails_before_its_reads_does_not_give_the_weights_back(
+def test_a_stream_that_waits_for_an_agent_that_died_goes_on_and_the_error_is_told(
     trainer: wsync.Trainer, script: Script
 ) -> None:
     sync = trainer.publish(7, stream=FakeStream())
+    waiting = FakeStream()
+    sync.released(stream=waiting)
+    script.say(say("released"))
+    script.hang_up()
+    with pytest.raises(wsync.AgentUnavailable):
+        sync.committed(30)
+    assert waiting.passed()
+    late = FakeStream()
+    sync.released(stream=late)
+    assert late.passed()
+    assert script.requests.qsize() == 1, "weights that may have changed since are not published again"
+
+
+def test_a_stream_waits_on_while_an_agent_that_restarted_is_published_to_again(
+    trainer: wsync.Trainer, script: Script
+) -> None:
+    sync = trainer.publish(7, stream=FakeStream())
+    waiting = FakeStream()
+    sync.released(stream=waiting)
+    script.hang_up()
+    for _ in range(2):
+        assert script.requests.get(timeout=30).version == 7
+    assert not waiting.passed()
+    script.say(say("released"))
+    script.say(say("committed", version=7))
+    script.end()
+    assert sync.committed(30).version == 7 and waiting.passed()
+
+
+def test_a_version_that_fails_before_its_reads_lets_the_stream_go_on_or_not_begin_to_wait(
+    trainer: wsync.Trainer, script: Script
+) -> None:
+    sync = trainer.publish(7, stream=FakeStream())
+    waiting, late = FakeStream(), FakeStream()
+    sync.released(stream=waiting)
     script.fail("a member was lost")
-    stream = FakeStream()
     with pytest.raises(wsync.PublishFailed, match="a member was lost"):
-        sync.released(30, stream=stream)
-    assert stream.log == []
+        sync.committed(30)
+    assert waiting.passed()
+    with pytest.raises(wsync.PublishFailed, match="a member was lost"):
+        sync.released(30, stream=late)
+    assert late.log == []
+
+
+def test_a_client_that_closes_leaves_no_stream_waiting(trainer: wsync.Trainer) -> None:
+    waiting = FakeStream()
+    trainer.publish(7, stream=waiting).released(stream=waiting)
+    trainer.close()
+    eventually(waiting.passed, "the stream goes on")
+
+
+def test_a_process_that_ends_leaves_no_stream_waiting(trainer: wsync.Trainer) -> None:
+    waiting = FakeStream()
+    trainer.publish(7, stream=waiting).released(stream=waiting)
+    assert not waiting.passed()
+    stream_events._gates.open_all()  # as atexit does
+    assert waiting.passed()
+
+
+def test_a_driver_without_such_waits_is_named_and_the_version_goes_on(
+    trainer: wsync.Trainer, script: Script, cuda: FakeCuda
+) -> None:
+    cuda.refuses = True
+    sync = trainer.publish(7, stream=FakeStream())
+    with pytest.raises(wsync.StreamUnsupported, match="cannot wait"):
+        sync.released(stream=FakeStream())
+    script.say(say("released", elapsed_ms=2.0))
+    script.say(say("committed", version=7))
+    script.end()
+    assert sync.released(30) == 2.0 and sync.committed(30).version == 7
 
 
 def test_a_stream_where_nothing_can_be_ordered_is_refused_with_what_to_do(trainer: wsync.Trainer) -> None:
@@ -182,33 +262,31 @@ def rollout(folder: Path, script: Script, cuda: FakeCuda) -> Iterator[wsync.Roll
 
 def apply_on(stream: FakeStream, rollout: wsync.Rollout, script: Script, version: int) -> wsync.Outcome:
     script.say(tell("apply", version=version))
-    update = next(rollout.updates(timeout=30))
-    script.say(tell("apply_enqueued", version=version))
-    outcome = update.apply(30, stream=stream)
+    outcome = next(rollout.updates(timeout=30)).apply(30, stream=stream)
     assert (outcome.version, outcome.applied, outcome.confirmed) == (version, True, False)
+    assert rollout.serving_version == version and not stream.passed()
     return outcome
 
 
-def test_an_apply_returns_when_the_copy_is_on_its_way_and_is_confirmed_later(
+def test_an_apply_returns_at_once_and_is_confirmed_later(
     rollout: wsync.Rollout, script: Script, cuda: FakeCuda
 ) -> None:
     stream = FakeStream()
     apply_on(stream, rollout, script, 7)
     paused = script.requests.get(timeout=30).paused
-    assert paused.version == 7
-    assert paused.after.handle.startswith(b"e0.") and paused.applied.handle.startswith(b"e1.")
-    assert stream.log == ["record e0", "wait e1"]
-    assert rollout.serving_version == 7
+    assert paused.version == 7 and paused.after.handle.startswith(b"e0.")
+    assert stream.log == ["record e0", "wait"]
     script.say(tell("applied", version=7))
+    eventually(stream.passed, "the stream goes on, though nobody asks for updates")
     rollout.confirm(30)
     rollout.confirm(0)  # at once
     apply_on(stream, rollout, script, 8)
-    assert len(cuda.events) == 2
+    assert len(cuda.events) == 1
     script.say(tell("applied", version=8))
     script.say(tell("prepare", version=9))
     script.say(tell("apply", version=9))
     assert next(rollout.updates(timeout=30)).version == 9  # which confirms 8 in passing
-    assert rollout.serving_version == 8 and cuda.idle.log == []
+    assert rollout.serving_version == 8
 
 
 def test_confirm_keeps_what_else_the_agent_said(rollout: wsync.Rollout, script: Script) -> None:
@@ -221,17 +299,20 @@ def test_confirm_keeps_what_else_the_agent_said(rollout: wsync.Rollout, script: 
 
 
 def test_a_copy_that_fails_after_all_is_torn_and_told_by_whatever_looks_next(
-    rollout: wsync.Rollout, script: Script, cuda: FakeCuda
+    rollout: wsync.Rollout, script: Script
 ) -> None:
-    apply_on(FakeStream(), rollout, script, 7)
+    stream = FakeStream()
+    apply_on(stream, rollout, script, 7)
     script.say(tell("torn", version=7, reason="the copy failed"))
+    eventually(stream.passed, "the stream goes on")
     with pytest.raises(wsync.TornUpdate, match="the copy failed"):
         next(rollout.updates(timeout=30))
     assert rollout.torn and rollout.serving_version == 0
     script.say(tell("apply", version=8))
     update = next(rollout.updates(timeout=30))
     script.say(tell("applied", version=8))
-    assert update.apply(30, stream=FakeStream()).version == 8
+    outcome = update.apply(30, stream=stream)
+    assert outcome.confirmed and outcome.version == 8, "torn, it waits for the end"
     assert not rollout.torn and rollout.serving_version == 8
 
 
@@ -239,22 +320,53 @@ def test_a_version_that_was_given_up_leaves_the_one_before(rollout: wsync.Rollou
     apply_on(FakeStream(), rollout, script, 7)
     script.say(tell("applied", version=7))
     rollout.confirm(30)
-    apply_on(FakeStream(), rollout, script, 8)
+    stream = FakeStream()
+    apply_on(stream, rollout, script, 8)
     script.say(tell("cancelled", version=8, reason="the engine's stream did not get there"))
     with pytest.raises(wsync.AgentError, match="did not get there"):
         rollout.confirm(30)
-    assert rollout.serving_version == 7 and not rollout.torn
+    assert rollout.serving_version == 7 and not rollout.torn and stream.passed()
 
 
 def test_an_engine_whose_agent_dies_is_not_left_waiting_and_hears_that_it_is_torn(
-    rollout: wsync.Rollout, script: Script, cuda: FakeCuda
+    rollout: wsync.Rollout, script: Script
 ) -> None:
-    apply_on(FakeStream(), rollout, script, 7)
+    stream = FakeStream()
+    apply_on(stream, rollout, script, 7)
     script.hang_up()
-    eventually(lambda: cuda.idle.log == ["record e1"], "the wait is ended, though nobody asks for updates")
+    eventually(stream.passed, "the stream goes on, though nobody asks for updates")
     with pytest.raises(wsync.TornUpdate, match="went away"):
         next(rollout.updates(timeout=30))
     assert rollout.torn and rollout.serving_version == 0
+
+
+def test_an_agent_that_refuses_the_pause_leaves_nothing_waiting_or_served(
+    rollout: wsync.Rollout, script: Script
+) -> None:
+    stream = FakeStream()
+    apply_on(stream, rollout, script, 7)
+    script.end((grpc.StatusCode.INVALID_ARGUMENT, "an event of another GPU"))
+    with pytest.raises(wsync.WsyncError, match="another GPU"):
+        next(rollout.updates(timeout=30))
+    assert stream.passed() and rollout.torn and rollout.serving_version == 0
+
+
+def test_an_engine_that_detaches_leaves_no_stream_waiting(rollout: wsync.Rollout, script: Script) -> None:
+    stream = FakeStream()
+    apply_on(stream, rollout, script, 7)
+    rollout.detach()
+    assert stream.passed()
+
+
+def test_a_driver_without_such_waits_is_named_before_the_agent_writes(
+    rollout: wsync.Rollout, script: Script, cuda: FakeCuda
+) -> None:
+    cuda.refuses = True
+    script.say(tell("apply", version=7))
+    update = next(rollout.updates(timeout=30))
+    with pytest.raises(wsync.StreamUnsupported, match="cannot wait"):
+        update.apply(30, stream=FakeStream())
+    assert script.requests.empty() and rollout.serving_version == 0
 
 
 def test_in_place_an_apply_on_a_stream_returns_when_it_is_committed(rollout: wsync.Rollout, script: Script) -> None:

@@ -36,8 +36,7 @@ class Publication:
 
     async def released(self, timeout: float = 120.0, *, stream: Any = None) -> float:
         if stream is not None:
-            await self._wait(self.sync.enqueued_future, timeout, "read")
-            return self.sync.released(timeout, stream=stream)  # does not wait any more
+            return self.sync.released(timeout, stream=stream)  # does not wait
         return float(await self._wait(self.sync.released_future, timeout, "released"))
 
     async def committed(self, timeout: float = 600.0) -> VersionReport:

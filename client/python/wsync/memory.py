@@ -21,7 +21,7 @@ from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 from . import _wire
-from .errors import MemoryNotShareable, WrongDevice
+from .errors import MemoryNotShareable, StreamUnsupported, WrongDevice
 from .tensors import Tensor, View, cached_dtype, view_of
 
 _FOLDER = "/dev/shm"
@@ -217,13 +217,16 @@ class CudaDriver:
         self._call("cuInit", 0)
         self._contexts: dict[int, ctypes.c_void_p] = {}
 
+    def _text(self, error: int) -> str:
+        text = ctypes.c_char_p()
+        self._cuda.cuGetErrorString(error, ctypes.byref(text))
+        return f"{(text.value or b'unknown error').decode()} ({error})"
+
     def _call(self, function: str, *arguments: Any) -> None:
         result = getattr(self._cuda, function)(*arguments)
         if result != 0:
-            text = ctypes.c_char_p()
-            self._cuda.cuGetErrorString(result, ctypes.byref(text))
             raise MemoryNotShareable(
-                f"{function} failed: {(text.value or b'unknown error').decode()} ({result})",
+                f"{function} failed: {self._text(result)}",
                 next_step="exporting needs plain cudaMalloc memory, as torch's allocator uses by default",
             )
 
@@ -274,14 +277,31 @@ class CudaDriver:
             self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
         return bytes(handle)
 
-    def new_stream(self, ordinal: int) -> int:
-        """A stream of that device that nobody else has, of the highest priority. It is never destroyed."""
-        least, greatest, stream = ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p()
+    def page_locked(self, ordinal: int, nbytes: int) -> tuple[int, int]:
+        """(address, device address) of zeroed host memory that every GPU can read. It is never freed."""
+        host, device = ctypes.c_void_p(), ctypes.c_uint64()
+        portable, mapped = 1, 2  # CU_MEMHOSTALLOC_
         with self._current(ordinal):
-            self._call("cuCtxGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
-            non_blocking = 1
-            self._call("cuStreamCreateWithPriority", ctypes.byref(stream), non_blocking, greatest)
-        return stream.value or 0
+            self._call("cuMemHostAlloc", ctypes.byref(host), ctypes.c_size_t(nbytes), portable | mapped)
+            self._call("cuMemHostGetDevicePointer_v2", ctypes.byref(device), host, 0)
+        address = host.value or 0
+        ctypes.memset(address, 0, nbytes)
+        return address, device.value
+
+    def wait_for_word(self, ordinal: int, stream: int, address: int, value: int) -> None:
+        """What `stream` gets from now on waits until the 32-bit word at the device address is at least `value`.
+
+        "At least" by their difference as a signed number. StreamUnsupported: the GPU or its driver cannot.
+        """
+        try:
+            wait = self._cuda.cuStreamWaitValue32_v2  # without _v2 most drivers refuse it
+        except AttributeError as error:
+            raise StreamUnsupported(f"the NVIDIA driver cannot let a stream wait for a word: {error}") from error
+        at_least = 0
+        with self._current(ordinal):
+            result = wait(ctypes.c_void_p(stream), ctypes.c_uint64(address), ctypes.c_uint32(value), at_least)
+        if result != 0:
+            raise StreamUnsupported(f"a stream of cuda:{ordinal} cannot wait for a word: {self._text(result)}")
 
     def uuid(self, address: int) -> str:
         """The device's UUID as nvidia-smi prints it: "GPU-....". """

@@ -28,7 +28,6 @@ class Publication:
         self._progress: Any = None
         self._accepted = False
         self.released_future: Future[float] = Future()  # milliseconds from accepted to released
-        self.enqueued_future: Future[float] = Future()  # published with a stream: until every read was on its way
         self.committed_future: Future[VersionReport] = Future()
         self._registration_id = trainer._id
         self._call = self._start()  # here: two publishes in a row reach the agent in that order
@@ -38,7 +37,6 @@ class Publication:
         request = _wire.message("PublishRequest")(registration_id=self._registration_id, version=self.version)
         if self._order is not None:
             request.after.CopyFrom(self._order.after.message)
-            request.released.CopyFrom(self._order.marked.message)
         return self._trainer._stub.publish(request)
 
     def _follow(self) -> None:
@@ -56,11 +54,10 @@ class Publication:
         except WsyncError as error:
             self._fail(error)
         else:
-            for future in (self.enqueued_future, self.released_future):
-                if not future.done():  # committed before: nothing had to be read
-                    future.set_result(0.0)
             if self._order is not None:
                 self._order.complete()
+            if not self.released_future.done():  # committed before: nothing had to be read
+                self.released_future.set_result(0.0)
             self.committed_future.set_result(report)
 
     def _read(self) -> VersionReport:
@@ -70,9 +67,9 @@ class Publication:
                 self._accepted = True
             elif kind == "progress":
                 self._progress = event.progress
-            elif kind == "reads_enqueued":
-                self.enqueued_future.set_result(event.reads_enqueued.elapsed_ms)
             elif kind == "released":
+                if self._order is not None:
+                    self._order.open()
                 self.released_future.set_result(event.released.elapsed_ms)
             elif kind == "committed":
                 return report_from(event.committed)
@@ -83,7 +80,7 @@ class Publication:
 
     def _may_retry(self, error: grpc.RpcError) -> bool:
         """Whether the agent forgot us, and the weights still hold what this publish is about."""
-        if self.released_future.done() or self.enqueued_future.done():
+        if self.released_future.done():
             return False
         code, text = _rpc.code_and_text(error)
         if code == grpc.StatusCode.UNAVAILABLE:
@@ -92,19 +89,19 @@ class Publication:
 
     def _fail(self, error: WsyncError) -> None:
         if self._order is not None:
-            self._order.fail()
-        for future in (self.enqueued_future, self.released_future):
-            if not future.done():
-                future.set_exception(error)
+            self._order.open()
+        if not self.released_future.done():
+            self.released_future.set_exception(error)
         self.committed_future.set_exception(error)
 
     def released(self, timeout: float = 120.0, *, stream: Stream | None = None) -> float:
         """Waits until the weights may change again; milliseconds that took. Raises what became of the version.
 
-        `stream`: a torch.cuda.Stream, where the publish was given one too. Returns as soon as every read of the weights
-        is on its way: what the stream gets from now on is done after them, and may change the weights. No host waits
-        for the GPU. What fails later is raised by `committed`; an agent that dies does not stop the stream. An agent in
-        source_mode ring then fails a version that loses a member, where it would have read the weights again.
+        `stream`: a torch.cuda.Stream, where the publish was given one too. Returns at once (0.0, unless it is known):
+        what the stream gets from now on is done when the weights were read, and may change them. What fails later is
+        raised by `committed`, and does not stop the stream, nor does an agent that dies. It is this library's thread that
+        lets the stream go on: do not wait for the stream in a call that keeps Python's lock (torch's own do not).
+        StreamUnsupported: this GPU's driver cannot let a stream wait.
         """
         if stream is None:
             return float(self._wait(self.released_future, timeout, "released"))
@@ -114,9 +111,10 @@ class Publication:
                 next_step="publish(version, stream=...), or wait with released()",
             )
         check_stream(stream, {self._order.device}, f"released version {self.version}")
-        took = float(self._wait(self.enqueued_future, timeout, "read"))
+        if self.released_future.done():
+            return self.released_future.result()
         self._order.hold(stream)
-        return took
+        return 0.0
 
     def committed(self, timeout: float = 600.0) -> VersionReport:
         """Waits until every replica applied the version or was given up.

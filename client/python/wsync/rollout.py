@@ -23,7 +23,7 @@ import grpc
 from . import _rpc, _wire, memory
 from .catalog import Output, Plan, Timings, hash_text, output_from
 from .destinations import Destination, Engine
-from .errors import AgentError, AgentUnavailable, DeadlineExceeded, NotAttached, TornUpdate, WsyncError
+from .errors import AgentError, AgentUnavailable, DeadlineExceeded, NotAttached, StreamUnsupported, TornUpdate, WsyncError
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
 from .updates import Detached, Event, Outcome, Update, UpdateStream
@@ -43,6 +43,7 @@ class _Pending:
 
     version: int
     order: StreamOrder
+    told: UpdateStream  # which says what becomes of it
     before: tuple[int, str]  # what was served
 
 
@@ -142,7 +143,7 @@ class Rollout:
             raise _rpc.attach_error(self._connection, error) from None
         self._serving, self._digest = 0, ""  # as the agent sees it: it does not know what the memory holds
         self._put_back.clear()
-        self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._agent_gone)
+        self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
         return Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
 
     # ---- following
@@ -191,7 +192,8 @@ class Rollout:
         """
         self._pause(version, None)
 
-    def _pause(self, version: int, stream: Stream | None) -> StreamOrder | None:
+    def _pause(self, version: int, stream: Stream | None, *, hold: bool = False) -> StreamOrder | None:
+        """`hold`: the stream waits for the end of it, and nobody else: what becomes of it is pending."""
         updates = self._stream
         if self._engine is None or updates is None:
             raise NotAttached(f"version {version}: no engine is attached")
@@ -204,8 +206,17 @@ class Rollout:
             device = check_stream(stream, self._engine.devices, f"apply version {version}")
             order = StreamOrder(self._events, device, stream)
             paused.after.CopyFrom(order.after.message)
-            paused.applied.CopyFrom(order.marked.message)
+            if hold:
+                try:
+                    order.hold(stream)  # first: where it cannot wait, the agent must not write
+                except StreamUnsupported:
+                    order.open()
+                    raise
+                self._pending = _Pending(version, order, updates, (self._serving, self._digest))
+                self._serving, self._digest = version, ""
         updates.send(_wire.message("EngineMessage")(paused=paused))
+        if order is not None and updates.ended:  # before there was anything to be told of it
+            order.open()
         return order
 
     def _next(self, deadline: float | None) -> Event:
@@ -213,7 +224,14 @@ class Rollout:
             raise NotAttached("no engine is attached")
         if self._put_back:
             return self._put_back.popleft()
-        event = self._stream.get(deadline)
+        try:
+            event = self._stream.get(deadline)
+        except (AgentUnavailable, DeadlineExceeded, Detached):
+            raise
+        except WsyncError:
+            if self._pending is not None:  # nobody will say what became of it
+                self._pending, self._serving, self._digest, self._torn = None, 0, "", True
+            raise
         if event.kind == "applied":
             if self._pending is not None:
                 self._pending.order.complete()
@@ -252,25 +270,22 @@ class Rollout:
         finally:
             self._put_back.extendleft(reversed(others))
 
-    def _apply_enqueued(self, event: Event, order: StreamOrder, stream: Stream) -> Outcome:
-        self._pending = _Pending(event.version, order, (self._serving, self._digest))
-        self._serving, self._digest, self._torn = event.version, event.content_digest, False
-        order.hold(stream)
-        if self._stream is None or self._stream.ended:  # between the event and the line before
-            order.fail()
-        return Outcome(event.version, True, event.content_digest, None, "", confirmed=False)
+    def _heard(self, told: UpdateStream, event: Event | None) -> None:
+        """On the reading thread, before anybody else: the engine's host may be waiting for its stream, which waits too.
 
-    def _agent_gone(self) -> None:
-        """On the reading thread: the engine's host may be waiting for its stream, which waits for the agent."""
+        None: nothing more will come.
+        """
         pending = self._pending
-        if pending is not None:
-            pending.order.fail()
+        if pending is None or pending.told is not told:
+            return
+        if event is None or (event.kind in ("applied", "torn", "cancelled") and event.version >= pending.version):
+            pending.order.open()
 
     def _give_up_pending(self, why: str) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        pending.order.fail()
+        pending.order.open()
         self._serving, self._digest, self._torn = 0, "", True
         raise TornUpdate(f"version {pending.version} was not applied after all: {why}")
 
@@ -309,7 +324,7 @@ class Rollout:
         if self._stream is not None:
             self._stream.close()
         if self._pending is not None:
-            self._pending.order.fail()
+            self._pending.order.open()
         self._stream, self._engine, self._pending = None, None, None
         self._put_back.clear()
         self._serving, self._digest, self._torn = 0, "", False

@@ -1,12 +1,15 @@
-"""CUDA events that put a stream of this process and an agent's work in order, so that no host waits for a GPU.
+"""CUDA streams of this process and an agent's work, put in order without a host thread of the user's waiting for a GPU.
 
-This process owns them and lends them by IPC handle. One is recorded here, and the agent's work waits for it; another one
-the agent records, and a stream of ours waits for it. Since they are ours, a wait for an agent that died can be ended:
-by recording the event again.
+The agent after a stream of ours: an event is recorded here and lent by IPC handle; the agent's own thread looks whether it
+has come. A stream of ours after the agent: the stream waits for a word in memory of this process, which this library's own
+thread writes when the agent says so, or when nothing will come of it any more. No GPU ever waits for another process.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import os
 import threading
 from typing import Any
 
@@ -16,12 +19,15 @@ from .memory import cuda_driver
 
 Stream = Any  # a torch.cuda.Stream
 
+_PAGE = 4096
+_WORD = 4
+
 
 def check_stream(stream: Stream, devices: set[str], what: str) -> str:
     """The GPU that `stream` and the memory lent to the agent lie on. StreamUnsupported, WrongDevice, TypeError."""
     if devices <= {"cpu"}:
         raise StreamUnsupported(f"{what}: the memory lies on the CPU, where there is no stream to put in order")
-    if not hasattr(stream, "wait_event"):
+    if not hasattr(stream, "cuda_stream"):
         raise TypeError(f"{what}: expected a torch.cuda.Stream, got {type(stream).__name__}")
     device = str(stream.device)
     if devices != {device}:
@@ -32,25 +38,19 @@ def check_stream(stream: Stream, devices: set[str], what: str) -> str:
     return device
 
 
+# ---- the agent after a stream
+
+
 class LentEvent:
     """One event of ours, and the message that lends it."""
 
-    def __init__(self, device: str, uuid: str, idle: Stream) -> None:
-        self._idle = idle
+    def __init__(self, device: str, uuid: str) -> None:
         self._event, handle = _new_event(device)
         self.message = _wire.message("StreamEvent")(handle=handle, device_uuid=uuid)
 
     def record(self, stream: Stream) -> None:
-        """What the agent orders after this event comes after everything that is in `stream` now."""
+        """What the agent does after this event comes after everything that is in `stream` now."""
         self._event.record(stream)
-
-    def hold(self, stream: Stream) -> None:
-        """What `stream` gets from now on waits for what the agent recorded last."""
-        stream.wait_event(self._event)
-
-    def end(self) -> None:
-        """Ends every wait for an agent that will not get there any more."""
-        self._event.record(self._idle)
 
 
 class LentEvents:
@@ -64,53 +64,134 @@ class LentEvents:
         self._lock = threading.Lock()
         self._all: list[LentEvent] = []
         self._free: list[LentEvent] = []
-        self._idle: Stream = None  # made before anything can be stuck
 
     def take(self, device: str) -> LentEvent:
         with self._lock:
             if self._free:
                 return self._free.pop()
-            if self._idle is None:
-                self._idle = _idle_stream(device)
-            event = LentEvent(device, self._uuid, self._idle)
+            event = LentEvent(device, self._uuid)
             self._all.append(event)
             return event
 
-    def give_back(self, *events: LentEvent) -> None:
-        """The version that they were taken for is complete. Those of one that failed are not used again."""
+    def give_back(self, event: LentEvent) -> None:
+        """The version that it was taken for is complete. The agent may still look at that of one that failed."""
         with self._lock:
-            self._free.extend(events)
+            self._free.append(event)
+
+
+# ---- a stream after the agent
+
+
+class _Word:
+    def __init__(self, host: int, device: int) -> None:
+        self.memory = ctypes.c_uint32.from_address(host)
+        self.address = device
+
+
+class Gate:
+    """What streams wait for until it is opened, once. Thread-safe."""
+
+    def __init__(self, gates: Gates, word: _Word) -> None:
+        self._gates = gates
+        self._word = word
+        self._open_at = (word.memory.value + 1) & 0xFFFFFFFF
+
+    def hold(self, stream: Stream, device: str) -> None:
+        """What `stream` gets from now on waits. StreamUnsupported: this GPU or its driver has no such wait."""
+        cuda_driver().wait_for_word(_ordinal(device), stream.cuda_stream, self._word.address, self._open_at)
+
+    def open(self) -> None:
+        self._gates._open(self)
+
+
+class Gates:
+    """All gates of this process, in page-locked memory. Thread-safe.
+
+    The number in a word only grows, and streams wait for a number or a higher one. So a word is used for the next gate as
+    soon as it is opened: a stream that has not looked yet passes all the same. Words are never freed, since a stream may
+    look at any time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[_Word] = []
+        self._closed: set[Gate] = set()
+        self._pid = os.getpid()
+        atexit.register(self.open_all)  # a process whose streams wait might not end
+
+    def prepare(self, device: str) -> None:
+        """Makes room for a gate, for which the GPU may have to be waited for: before any stream waits for one."""
+        with self._lock:
+            if self._free:
+                return
+        host, address = cuda_driver().page_locked(_ordinal(device), _PAGE)  # without the lock: others may open gates
+        with self._lock:
+            self._free += [_Word(host + at, address + at) for at in range(0, _PAGE, _WORD)]
+
+    def take(self, device: str) -> Gate:
+        while True:
+            self.prepare(device)
+            with self._lock:
+                if self._free:
+                    gate = Gate(self, self._free.pop())
+                    self._closed.add(gate)
+                    return gate
+
+    def _open(self, gate: Gate) -> None:
+        with self._lock:
+            if gate in self._closed:
+                self._closed.remove(gate)
+                gate._word.memory.value = gate._open_at
+                self._free.append(gate._word)
+
+    def open_all(self) -> None:
+        if os.getpid() != self._pid:  # a forked child's copy
+            return
+        with self._lock:
+            closed = list(self._closed)
+        for gate in closed:
+            gate.open()
+
+
+_gates = Gates()
 
 
 class StreamOrder:
-    """One version's two events: `after` is recorded in the stream that is given, `marked` is the agent's to record."""
+    """One version's place among streams: `after` is recorded in the one that is given, and others wait for its end."""
 
     def __init__(self, events: LentEvents, device: str, stream: Stream) -> None:
         self._events = events
         self.device = device
-        self.after, self.marked = events.take(device), events.take(device)
-        self.after.record(stream)
         self._lock = threading.Lock()
-        self._held = self._failed = False
+        self._gate: Gate | None = None  # once a stream waits
+        self._open = False
+        _gates.prepare(device)
+        self.after = events.take(device)
+        self.after.record(stream)
 
     def hold(self, stream: Stream) -> None:
-        """`stream` goes on when the agent's work is done, or when the version has failed."""
+        """`stream` goes on when the agent's work is done, or when the version has failed. StreamUnsupported."""
         with self._lock:
-            self.marked.hold(stream)
-            self._held = True
-            if self._failed:
-                self.marked.end()
+            if self._open:
+                return
+            gate = self._gate = self._gate or _gates.take(self.device)
+        gate.hold(stream, self.device)  # should it be opened meanwhile, the stream passes
+
+    def open(self) -> None:
+        """The agent's work is done, or nothing will come of it: streams go on. Any thread, any number of times."""
+        with self._lock:
+            self._open = True
+            if self._gate is not None:
+                self._gate.open()
 
     def complete(self) -> None:
-        """The events may be used for another version."""
-        self._events.give_back(self.after, self.marked)
+        """The version is complete: streams go on, and the event may be used for another one. Once."""
+        self.open()
+        self._events.give_back(self.after)
 
-    def fail(self) -> None:
-        """The agent may be gone, and will not mark what a stream waits for. Any thread."""
-        with self._lock:
-            self._failed = True
-            if self._held:
-                self.marked.end()
+
+def _ordinal(device: str) -> int:
+    return int(device.rpartition(":")[2])
 
 
 def _new_event(device: str) -> tuple[Any, bytes]:
@@ -119,14 +200,3 @@ def _new_event(device: str) -> tuple[Any, bytes]:
     with torch.cuda.device(device):
         event = torch.cuda.Event(interprocess=True)
         return event, bytes(event.ipc_handle())
-
-
-def _idle_stream(device: str) -> Stream:
-    """One in which nothing ever waits: torch's own streams are a few that take turns, and any may be the one that is stuck.
-
-    Of the highest priority: where CUDA_DEVICE_MAX_CONNECTIONS is 1, as Megatron wants it, ordinary ones share one queue.
-    """
-    import torch
-
-    ordinal = torch.device(device).index or 0
-    return torch.cuda.ExternalStream(cuda_driver().new_stream(ordinal), device=device)

@@ -25,8 +25,7 @@ class Event:
     """One message of the agent, as it came.
 
     `kind`: "prepare" (a version is on its way; `in_place`: pause now), "apply" (staged: pause now), "layer_ready" (every
-    byte of `layer` is in its place, not yet committed), "apply_enqueued" (paused with a stream: the copy is on its way),
-    "applied" (the memory holds exactly this version), "torn" (it
+    byte of `layer` is in its place, not yet committed), "applied" (the memory holds exactly this version), "torn" (it
     holds parts of two: stay paused), "cancelled" (it will not come).
     """
 
@@ -57,7 +56,8 @@ class Outcome:
     content_digest: str
     timings: Timings | None
     reason: str
-    confirmed: bool = True  # False: applied on a stream, and that it succeeded is told by `Rollout.confirm` or `updates`
+    # False: applied on a stream. That it succeeded is told by `Rollout.confirm` or `updates`; the digest is "" until then.
+    confirmed: bool = True
 
 
 class Update:
@@ -86,22 +86,29 @@ class Update:
         mode in_place), so that work on it overlaps the transfer. What landed is not committed yet; a version that is
         sent again calls it again for every layer.
 
-        `stream`: a torch.cuda.Stream, the one that reads the weights. No host waits for the GPU then: the agent writes
-        when everything that is in the stream now has been done, this returns as soon as the copy is on its way, and what
-        the stream gets from now on reads the new version, which was verified and committed. The outcome is not
-        `confirmed` yet. With an agent in mode in_place, whose bytes land before the commit, it returns when they are
-        committed. A stream that does not get there within the agent's limits costs the replica the version.
-        StreamUnsupported: the engine's memory lies on the CPU.
+        `stream`: a torch.cuda.Stream, the one that reads the weights. The agent writes when everything that is in the
+        stream now has been done; this returns at once, and what the stream gets from now on waits for the agent and reads
+        the new version, which was verified and committed. The outcome is not `confirmed` yet: where the version fails
+        after all, or the agent dies, the stream goes on, and `Rollout.confirm` or `updates` says what it has read. With
+        an agent in mode in_place, whose bytes land before the commit, and while the weights are torn, it returns when
+        they are committed. A stream that does not get there within the agent's limits costs the replica the version.
+        It is this library's thread that lets the stream go on: do not wait for the stream in a call that keeps Python's
+        lock (torch's own do not). StreamUnsupported: the engine's memory lies on the CPU, or this GPU's driver cannot
+        let a stream wait.
         """
         rollout = self._rollout
         deadline = time.monotonic() + timeout
         asked: int | None = self.version
+        in_place = self.in_place
         order: StreamOrder | None = None
         began = False  # memory may have been touched by an agent that is gone
         while True:
             try:
                 if asked is not None:
-                    order = rollout._pause(asked, stream)
+                    hold = stream is not None and not in_place and not rollout.torn
+                    order = rollout._pause(asked, stream, hold=hold)
+                    if hold:
+                        return Outcome(asked, True, "", None, "", confirmed=False)
                     asked, began = None, True
                 event = rollout._next(deadline)
             except AgentUnavailable as error:
@@ -114,9 +121,7 @@ class Update:
                     raise
                 raise TornUpdate(f"version {self.version}: no complete version within {timeout:g} s: {error}") from None
             if event.kind == "apply" or (event.kind == "prepare" and event.in_place):
-                asked = event.version
-            elif event.kind == "apply_enqueued" and order is not None and stream is not None:
-                return rollout._apply_enqueued(event, order, stream)
+                asked, in_place = event.version, event.in_place
             elif event.kind == "applied":
                 if order is not None:
                     order.complete()
@@ -149,9 +154,13 @@ class UpdateStream:
     """The Updates call: a thread reads it into a queue, so that waiting for it can have a deadline."""
 
     def __init__(
-        self, connection: _rpc.Connection, stub: _wire.RolloutStub, attachment_id: str, on_end: Callable[[], None]
+        self,
+        connection: _rpc.Connection,
+        stub: _wire.RolloutStub,
+        attachment_id: str,
+        heard: Callable[[UpdateStream, Event | None], None],
     ) -> None:
-        """`on_end` is called on the reading thread when nothing more will come."""
+        """`heard` is called on the reading thread for each event, and with None when nothing more will come."""
         self.attachment_id = attachment_id
         self.detaching = False
         self.ended = False  # nothing more will come, though what came before may still wait to be read
@@ -159,7 +168,7 @@ class UpdateStream:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._incoming: queue.SimpleQueue[Event | WsyncError] = queue.SimpleQueue()
         self._ended: WsyncError | None = None
-        self._on_end = on_end
+        self._heard = heard
         hello = _wire.message("EngineHello")(attachment_id=attachment_id)
         self.send(_wire.message("EngineMessage")(hello=hello))
         self._call = stub.updates(iter(self._outgoing.get, None))
@@ -176,7 +185,9 @@ class UpdateStream:
     def _read(self) -> None:
         try:
             for message in self._call:
-                self._incoming.put(_event(message))
+                event = _event(message)
+                self._heard(self, event)
+                self._incoming.put(event)
             end: WsyncError = self._connection.absent("it ended the updates: it is shutting down")
         except grpc.RpcError as error:
             code, _ = _rpc.code_and_text(error)
@@ -187,7 +198,7 @@ class UpdateStream:
             end = Detached("the engine detached")
         self._outgoing.put(None)
         self.ended = True
-        self._on_end()
+        self._heard(self, None)
         self._incoming.put(end)
 
     def get(self, deadline: float | None) -> Event:
@@ -209,8 +220,6 @@ def _event(message: Any) -> Event:
     body = getattr(message, kind)
     if kind == "applied":
         return Event(kind, body.version, False, "", hash_text(body.content_digest), timings_from(body.timings))
-    if kind == "apply_enqueued":
-        return Event(kind, body.version, content_digest=hash_text(body.content_digest))
     if kind == "prepare":
         return Event(kind, body.version, body.in_place)
     if kind == "layer_ready":

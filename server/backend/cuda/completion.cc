@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "server/backend/cuda/backoff.h"
+#include "server/backend/backoff.h"
 
 namespace wsync::cuda {
 
@@ -24,13 +24,10 @@ CudaCompletion::Ptr CudaCompletion::Doomed(Verdict verdict, Doom doom) {
   return completion;
 }
 
-CudaCompletion::Ptr CudaCompletion::OfEvent(EventPtr event, const Device* device, Verdict verdict,
-                                            std::shared_ptr<const std::byte> guard) {
+CudaCompletion::Ptr CudaCompletion::OfEvent(EventPtr event, const Device* device) {
   auto completion = std::make_shared<CudaCompletion>();
   completion->event_ = std::move(event);
   completion->device_ = device;
-  completion->verdict_ = std::move(verdict);
-  completion->guard_ = std::move(guard);
   return completion;
 }
 

@@ -30,9 +30,8 @@ class CudaCompletion final : public Completion {
   static Ptr Failed(absl::Status status);
   // Of work that will fail, once `verdict`, which is never told of an event, says so.
   static Ptr Doomed(Verdict verdict, Doom doom);
-  // Of an event that somebody else records. `guard`: device-readable memory (a Mismatches) that counts nothing until
-  // the event was given up; what writes live memory after this looks at it.
-  static Ptr OfEvent(EventPtr event, const Device* device, Verdict verdict, std::shared_ptr<const std::byte> guard);
+  // Of an event that somebody else records.
+  static Ptr OfEvent(EventPtr event, const Device* device);
   // Of everything that is in `stream` now, which was ordered after `after` (null: nothing, or all good already).
   static absl::StatusOr<Ptr> Record(EventPool& events, const Stream& stream, Ptr after, Verdict verdict = nullptr,
                                     Doom doom = nullptr);
@@ -42,8 +41,6 @@ class CudaCompletion final : public Completion {
 
   absl::Status Wait(absl::Time deadline) override;
   std::optional<absl::Status> Poll() override;
-
-  const std::shared_ptr<const std::byte>& guard() const { return guard_; }  // null: none
 
  private:
   friend absl::StatusOr<Ptr> OrderAfter(const Stream& stream, const CompletionPtr& after);
@@ -59,7 +56,6 @@ class CudaCompletion final : public Completion {
   const Device* device_ = nullptr;  // the pool's, which the event keeps alive
   Verdict verdict_;
   Doom doom_;
-  std::shared_ptr<const std::byte> guard_;
   mutable Mutex mu_;
   std::optional<absl::Status> result_ ABSL_GUARDED_BY(mu_);
   Ptr after_ ABSL_GUARDED_BY(mu_);  // null once there is a result

@@ -2,8 +2,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdlib>
-
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
@@ -58,8 +56,6 @@ absl::Status Unusable(std::string_view what, cudaError_t error) {
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<Device>> Device::Open(int ordinal) {
-  // Streams that share a hardware queue (8 by default) hold each other up, and one of ours may wait for a client's.
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
   int count = 0;
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) return Unusable("no GPU", error);
   if (ordinal < 0 || ordinal >= count) {

@@ -66,18 +66,9 @@ class CheckResults {
       : plan_(std::move(plan)), memory_(std::move(memory)) {}
 
   static int64_t BytesFor(const Plan& plan) {
-    return static_cast<int64_t>((plan.buckets().size() + 1) * sizeof(Mismatches) +
-                                plan.pieces().size() * sizeof(uint64_t));
+    return static_cast<int64_t>(plan.buckets().size() * sizeof(Mismatches) + plan.pieces().size() * sizeof(uint64_t));
   }
-  // What the guard of a whole version's copy said when that ran.
-  std::byte* guard() { return memory_->data(); }
-  // REQUIRES: its copy is done.
-  bool WasGuardOpen() {
-    Mismatches found;
-    std::memcpy(&found, guard(), sizeof(found));
-    return found.count == 0;
-  }
-  std::byte* MismatchesAt(int64_t bucket) { return memory_->data() + (bucket + 1) * sizeof(Mismatches); }
+  std::byte* MismatchesAt(int64_t bucket) { return memory_->data() + bucket * sizeof(Mismatches); }
   std::byte* digests() { return MismatchesAt(static_cast<int64_t>(plan_->buckets().size())); }
 
   // REQUIRES: the copy of the bucket's Mismatches is done.
@@ -128,7 +119,6 @@ class CudaLoader final : public Loader {
   // Common to all that begins: not between two calls of one Finish, memory as the kernels want it, order on the stream.
   Work Begin(const std::byte* wire, const CompletionPtr& after);
   absl::Status CopyToHost(std::byte* to, const std::byte* from, size_t bytes) const;
-  absl::Status CopyGuard(std::byte* to, const std::byte* from, cudaMemcpyKind kind) const;
   absl::Status ReadBack();
   bool AnyApplyWrote() const;
 
@@ -140,7 +130,6 @@ class CudaLoader final : public Loader {
 
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Buffer> check_records_, check_items_, check_state_, copy_records_, copy_items_;
-  std::unique_ptr<Buffer> guard_;  // a Mismatches, for the copy of a whole version
   CheckDevice check_arrays_;
   CopyDevice copy_arrays_;
   std::shared_ptr<CheckResults> results_;
@@ -150,7 +139,6 @@ class CudaLoader final : public Loader {
   std::vector<bool> checked_;     // by bucket
   std::vector<int64_t> guarded_;  // buckets whose apply looks at their check first
   bool unguarded_ = false;        // there is an apply that does not
-  bool all_guarded_ = false;      // there is one of a whole version that looks at guard_
   bool wrote_ = false;
   WorkLog log_;
   CudaCompletion::Ptr finish_;  // everything is done and the results are on the host
@@ -173,9 +161,6 @@ absl::Status CudaLoader::Init(CudaMemory& memory) {
   auto state = memory.Allocate(std::max<int64_t>(checks_.state_bytes(), 1), kPurpose);
   if (!state.ok()) return state.status();
   check_state_ = *std::move(state);
-  auto guard = memory.Allocate(sizeof(Mismatches), kPurpose);
-  if (!guard.ok()) return guard.status();
-  guard_ = *std::move(guard);
   const int64_t result_bytes = std::max<int64_t>(CheckResults::BytesFor(*plan_), 1);
   auto results = PinnedBuffer::Create(device_, result_bytes, "the loader's results");
   if (!results.ok()) return results.status();
@@ -193,7 +178,7 @@ CudaLoader::~CudaLoader() {
   if (device_->MakeCurrent().ok() && DrainOrBreak(*events_, *stream_, "the loader")) return;
   // Freeing what a kernel may still use would wait for it, without a limit: left to the end of the process.
   for (std::unique_ptr<Buffer>* buffer :
-       {&check_records_, &check_items_, &check_state_, &copy_records_, &copy_items_, &guard_}) {
+       {&check_records_, &check_items_, &check_state_, &copy_records_, &copy_items_}) {
     (void)buffer->release();
   }
   if (results_ != nullptr) (void)new std::shared_ptr<CheckResults>(std::move(results_));
@@ -202,11 +187,6 @@ CudaLoader::~CudaLoader() {
 absl::Status CudaLoader::CopyToHost(std::byte* to, const std::byte* from, size_t bytes) const {
   return device_->Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_->get()), "cudaMemcpyAsync",
                         "the loader's results");
-}
-
-absl::Status CudaLoader::CopyGuard(std::byte* to, const std::byte* from, cudaMemcpyKind kind) const {
-  return device_->Check(cudaMemcpyAsync(to, from, sizeof(Mismatches), kind, stream_->get()), "cudaMemcpyAsync",
-                        "the guard of a copy");
 }
 
 CudaLoader::Work CudaLoader::Begin(const std::byte* wire, const CompletionPtr& after) {
@@ -266,29 +246,17 @@ CudaLoader::Work CudaLoader::StartApply(int64_t bucket, const std::byte* wire, c
 CudaLoader::Work CudaLoader::StartApplyAll(const std::byte* image, const CompletionPtr& after) {
   Work before = Begin(image, after);
   if (!before.ok()) return before;
-  const bool guarded = *before != nullptr && (*before)->guard() != nullptr;
-  const Mismatches* guard = nullptr;
-  absl::Status status;
-  if (guarded) {
-    // Looked at once, when its turn has come: every block of the copy finds the same.
-    guard = reinterpret_cast<const Mismatches*>(guard_->data());
-    status = CopyGuard(guard_->data(), (*before)->guard().get(), cudaMemcpyHostToDevice);
-    if (status.ok()) status = CopyGuard(results_->guard(), guard_->data(), cudaMemcpyDeviceToHost);
-  }
-  if (status.ok()) {
-    status = device_->Check(LaunchCopyAll(copies_, copy_arrays_, image, stream_->get(), guard), "LaunchCopyAll",
-                            "a version");
-  }
+  const absl::Status status =
+      device_->Check(LaunchCopyAll(copies_, copy_arrays_, image, stream_->get()), "LaunchCopyAll", "a version");
   if (!status.ok()) return status;
-  (guarded ? all_guarded_ : unguarded_) = true;
+  unguarded_ = true;
   return CudaCompletion::Record(*events_, *stream_, *std::move(before));
 }
 
 // The device decided by the bytes that lay there, whatever became of the broadcast that was to bring them.
 bool CudaLoader::AnyApplyWrote() const {
-  return unguarded_ || (all_guarded_ && results_->WasGuardOpen()) ||
-         std::any_of(guarded_.begin(), guarded_.end(),
-                     [this](int64_t bucket) { return results_->StatusOf(bucket).ok(); });
+  return unguarded_ || std::any_of(guarded_.begin(), guarded_.end(),
+                                   [this](int64_t bucket) { return results_->StatusOf(bucket).ok(); });
 }
 
 absl::Status CudaLoader::ReadBack() {
@@ -303,7 +271,7 @@ absl::Status CudaLoader::ReadBack() {
 }
 
 absl::StatusOr<absl::Span<const uint64_t>> CudaLoader::Finish(absl::Time deadline) {
-  wrote_ = unguarded_ || all_guarded_ || !guarded_.empty();  // unless it is known better
+  wrote_ = unguarded_ || !guarded_.empty();  // unless it is known better
   absl::Status status;
   if (finish_ == nullptr && !log_.empty()) status = ReadBack();
   if (finish_ != nullptr) {
@@ -317,7 +285,7 @@ absl::StatusOr<absl::Span<const uint64_t>> CudaLoader::Finish(absl::Time deadlin
   result.Update(status);
   const size_t pieces = plan_->pieces().size();
   if (!any_check_) std::memset(results_->digests(), 0, pieces * sizeof(uint64_t));
-  any_check_ = unguarded_ = all_guarded_ = false;
+  any_check_ = unguarded_ = false;
   checked_.assign(checked_.size(), false);
   guarded_.clear();
   log_.Clear();

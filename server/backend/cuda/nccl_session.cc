@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "server/backend/cuda/backoff.h"
+#include "server/backend/backoff.h"
 #include "server/core/clock.h"
 
 namespace wsync::cuda {

@@ -74,7 +74,7 @@ class CudaQuantizer final : public Quantizer {
  private:
   absl::Status CheckEncode(int64_t bucket, const std::byte* wire) const;
   absl::StatusOr<CudaCompletion::Ptr> Start(int64_t bucket, std::byte* wire, const CompletionPtr& after);
-  absl::Status Begin(const CompletionPtr& after);
+  absl::Status Begin();
   absl::Status JoinStreams();
   absl::Status ReadBack();
   absl::Status CopyToHost(std::byte* to, const std::byte* from, int64_t bytes) const;
@@ -179,7 +179,7 @@ absl::Status CudaQuantizer::CheckEncode(int64_t bucket, const std::byte* wire) c
 absl::StatusOr<CudaCompletion::Ptr> CudaQuantizer::Start(int64_t bucket, std::byte* wire, const CompletionPtr& after) {
   if (absl::Status status = CheckEncode(bucket, wire); !status.ok()) return status;
   if (absl::Status status = device_->MakeCurrent(); !status.ok()) return status;
-  if (absl::Status status = Begin(after); !status.ok()) return status;
+  if (absl::Status status = Begin(); !status.ok()) return status;
   // The first bucket of a version is what the wire waits for, and nothing is on it yet: it gets the whole GPU.
   const bool first = next_stream_ == 0;
   const Stream& stream = *streams_[next_stream_++ % streams_.size()];
@@ -195,14 +195,11 @@ absl::StatusOr<CudaCompletion::Ptr> CudaQuantizer::Start(int64_t bucket, std::by
   return status.ok() ? std::move(encoded) : status;
 }
 
-// Once per version: state zeroed, and the largest magnitudes found where a tensor has one scale. That reads the
-// weights, so it, too, comes after what the first encode comes after.
-absl::Status CudaQuantizer::Begin(const CompletionPtr& after) {
+// Once per version: state zeroed, and the largest magnitudes found where a tensor has one scale.
+absl::Status CudaQuantizer::Begin() {
   if (begun_) return absl::OkStatus();
   const cudaStream_t stream = streams_[0]->get();
-  absl::Status status = OrderAfter(*streams_[0], after).status();
-  if (!status.ok()) return status;
-  status = device_->Check(LaunchEncodeReset(table_, arrays_, stream), "LaunchEncodeReset", "a version");
+  absl::Status status = device_->Check(LaunchEncodeReset(table_, arrays_, stream), "LaunchEncodeReset", "a version");
   if (status.ok()) status = device_->Check(LaunchAmax(table_, arrays_, stream), "LaunchAmax", "a version");
   if (!status.ok()) return status;
   auto ready = CudaCompletion::Record(*events_, *streams_[0], nullptr);

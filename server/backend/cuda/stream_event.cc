@@ -3,12 +3,10 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
-#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/load_cuda.h"
 
 namespace wsync::cuda {
 
@@ -29,11 +27,6 @@ absl::Status CheckEventHandle(const Device& device, const EventHandle& handle) {
 absl::StatusOr<std::unique_ptr<CudaStreamEvent>> CudaStreamEvent::Open(const std::shared_ptr<const Device>& device,
                                                                        const EventHandle& handle) {
   if (absl::Status status = CheckEventHandle(*device, handle); !status.ok()) return status;
-  // Above all others: a mark must not queue behind work that waits for it.
-  absl::StatusOr<std::unique_ptr<Stream>> stream = Stream::Create(device, Priority::kWire);
-  if (!stream.ok()) return stream.status();
-  auto guard = PinnedBuffer::Create(device, sizeof(Mismatches), "the guard of an event");
-  if (!guard.ok()) return guard.status();
   cudaIpcEventHandle_t ipc = {};
   std::memcpy(&ipc, handle.handle.data(), sizeof(ipc));
   cudaEvent_t opened = nullptr;
@@ -50,41 +43,7 @@ absl::StatusOr<std::unique_ptr<CudaStreamEvent>> CudaStreamEvent::Open(const std
     if (device->MakeCurrent().ok()) cudaEventDestroy(owned->get());
     delete owned;
   });
-  auto state = std::make_shared<State>(*std::move(guard));
-  return std::unique_ptr<CudaStreamEvent>(
-      new CudaStreamEvent(device, std::move(event), *std::move(stream), std::move(state)));
-}
-
-CompletionPtr CudaStreamEvent::Recorded() {
-  const auto verdict = [state = state_](bool come) -> std::optional<absl::Status> {
-    MutexLock lock(&state->mu);
-    if (!state->why.ok()) return state->why;
-    return come ? std::optional<absl::Status>(absl::OkStatus()) : std::nullopt;
-  };
-  return CudaCompletion::OfEvent(event_, device_.get(), verdict,
-                                 std::shared_ptr<const std::byte>(state_, state_->guard->data()));
-}
-
-void CudaStreamEvent::GiveUp(const absl::Status& why) {
-  {
-    MutexLock lock(&state_->mu);
-    state_->why.Update(why);
-  }
-  // First the guard, then the way is free for what looks at it.
-  Mismatches closed;
-  closed.count = 1;
-  std::memcpy(state_->guard->data(), &closed, sizeof(closed));
-  if (absl::Status status = Mark({}); !status.ok()) device_->Break(status);
-}
-
-absl::Status CudaStreamEvent::Mark(absl::Span<const CompletionPtr> after) {
-  if (absl::Status status = device_->MakeCurrent(); !status.ok()) return status;
-  absl::Status status;
-  for (const CompletionPtr& work : after) status.Update(OrderAfter(*stream_, work).status());
-  // Whatever failed: a client that waits for it is not left waiting.
-  status.Update(
-      device_->Check(cudaEventRecord(event_->get(), stream_->get()), "cudaEventRecord", "an event of another process"));
-  return status;
+  return std::unique_ptr<CudaStreamEvent>(new CudaStreamEvent(device, std::move(event)));
 }
 
 }  // namespace wsync::cuda

@@ -1,12 +1,9 @@
-// A client process's event, opened by its IPC handle. Any GPU work of this agent can be ordered after it, and it can be
-// marked from here.
-//
-// Waiting and marking are the GPU's. A stream that waits for an event of a process that was killed would wait for ever,
-// and with it every cudaFree of this one: whoever orders work after it watches its Recorded() and gives it up in time.
+// A client process's event, opened by its IPC handle.
 #ifndef WSYNC_SERVER_BACKEND_CUDA_STREAM_EVENT_H_
 #define WSYNC_SERVER_BACKEND_CUDA_STREAM_EVENT_H_
 
 #include <memory>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "server/backend/cuda/completion.h"
@@ -24,26 +21,14 @@ class CudaStreamEvent final : public StreamEvent {
   static absl::StatusOr<std::unique_ptr<CudaStreamEvent>> Open(const std::shared_ptr<const Device>& device,
                                                                const EventHandle& handle);
 
-  CompletionPtr Recorded() override;
-  void GiveUp(const absl::Status& why) override;
-  absl::Status Mark(absl::Span<const CompletionPtr> after) override;
+  CompletionPtr Recorded() override { return CudaCompletion::OfEvent(event_, device_.get()); }
 
  private:
-  struct State {  // shared with completions, which may outlive the event
-    explicit State(std::unique_ptr<PinnedBuffer> word) : guard(std::move(word)) {}
-    const std::unique_ptr<PinnedBuffer> guard;  // CudaCompletion::guard()
-    mutable Mutex mu;
-    absl::Status why ABSL_GUARDED_BY(mu);  // given up
-  };
-
-  CudaStreamEvent(std::shared_ptr<const Device> device, EventPtr event, std::unique_ptr<Stream> stream,
-                  std::shared_ptr<State> state)
-      : device_(std::move(device)), event_(std::move(event)), stream_(std::move(stream)), state_(std::move(state)) {}
+  CudaStreamEvent(std::shared_ptr<const Device> device, EventPtr event)
+      : device_(std::move(device)), event_(std::move(event)) {}
 
   const std::shared_ptr<const Device> device_;
   const EventPtr event_;
-  const std::unique_ptr<Stream> stream_;  // for marks alone: a mark waits for what it marks, and for nothing else
-  const std::shared_ptr<State> state_;
 };
 
 }  // namespace wsync::cuda

@@ -3,8 +3,8 @@
 //
 // Short work is seen at once; a transfer of 100 ms is noticed 0.1 ms late; a wait of seconds costs a thousand looks a
 // second. One waiting thread's own.
-#ifndef WSYNC_SERVER_BACKEND_CUDA_BACKOFF_H_
-#define WSYNC_SERVER_BACKEND_CUDA_BACKOFF_H_
+#ifndef WSYNC_SERVER_BACKEND_BACKOFF_H_
+#define WSYNC_SERVER_BACKEND_BACKOFF_H_
 
 #include <sys/prctl.h>
 
@@ -15,7 +15,7 @@
 #include "absl/time/time.h"
 #include "server/core/clock.h"
 
-namespace wsync::cuda {
+namespace wsync {
 
 class Backoff {
  public:
@@ -47,6 +47,6 @@ class Backoff {
   const absl::Time begin_ = MonotonicNow();
 };
 
-}  // namespace wsync::cuda
+}  // namespace wsync
 
-#endif  // WSYNC_SERVER_BACKEND_CUDA_BACKOFF_H_
+#endif  // WSYNC_SERVER_BACKEND_BACKOFF_H_
