@@ -180,14 +180,19 @@ absl::StatusOr<CudaCompletion::Ptr> CudaQuantizer::Start(int64_t bucket, std::by
   if (absl::Status status = CheckEncode(bucket, wire); !status.ok()) return status;
   if (absl::Status status = device_->MakeCurrent(); !status.ok()) return status;
   if (absl::Status status = Begin(); !status.ok()) return status;
+  // The first bucket of a version is what the wire waits for, and nothing is on it yet: it gets the whole GPU.
+  const bool first = next_stream_ == 0;
   const Stream& stream = *streams_[next_stream_++ % streams_.size()];
   absl::StatusOr<CudaCompletion::Ptr> before = OrderAfter(stream, after);
   if (!before.ok()) return before.status();
-  const absl::Status status = device_->Check(
-      LaunchEncode(table_, arrays_, bucket, wire, stream.get(), Pace::kBesideTransfer), "LaunchEncode", "a bucket");
+  absl::Status status = device_->Check(
+      LaunchEncode(table_, arrays_, bucket, wire, stream.get(), first ? Pace::kFastest : Pace::kBesideTransfer),
+      "LaunchEncode", "a bucket");
   if (!status.ok()) return status;
   encoded_[bucket] = true;
-  return CudaCompletion::Record(*events_, stream, *std::move(before));
+  absl::StatusOr<CudaCompletion::Ptr> encoded = CudaCompletion::Record(*events_, stream, *std::move(before));
+  if (first && encoded.ok()) status = OrderAfter(*streams_[1], *encoded).status();
+  return status.ok() ? std::move(encoded) : status;
 }
 
 // Once per version: state zeroed, and the largest magnitudes found where a tensor has one scale.
