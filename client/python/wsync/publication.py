@@ -53,6 +53,13 @@ class Publication:
             self._fail(_rpc.publish_error(self._trainer._connection, error, self.version))
         except WsyncError as error:
             self._fail(error)
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            self._fail(
+                AgentUnavailable(
+                    f"publish version {self.version}: the trainer was closed before its agent came back",
+                    next_step="wait for committed() before close()",
+                )
+            )
         else:
             if self._order is not None:
                 self._order.complete()

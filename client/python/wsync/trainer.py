@@ -26,6 +26,12 @@ from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
 from .weights import CopyPolicy, Weight, collect, copy_into, lend, refresh
 
+# How long a publish waits for an agent that is gone, as the C++ client does, and for it to take the registration again:
+# together below the ten seconds that nothing may cost a trainer.
+_GONE_PATIENCE = 4.0
+_AGAIN_TIMEOUT = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Registration:
     """What the agent made of the registered weights."""
@@ -120,8 +126,8 @@ class Trainer:
         """The id of a registration other than `lost`: the agent restarted and forgot ours."""
         with self._lock:
             if self._id == lost:
-                self._connection.wait(self._timeout)
-                self._id = self._call_register(self._request, 60.0).registration_id
+                self._connection.wait(min(self._timeout, _GONE_PATIENCE))
+                self._id = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
             return self._id
 
     @property
