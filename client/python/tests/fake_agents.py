@@ -119,8 +119,8 @@ class Script:
         """As an agent that dies."""
         self.end((grpc.StatusCode.UNAVAILABLE, "the agent is gone"))
 
-    def fail(self, text: str) -> None:
-        self.end((grpc.StatusCode.DEADLINE_EXCEEDED, text))
+    def fail(self, text: str, code: grpc.StatusCode = grpc.StatusCode.DEADLINE_EXCEEDED) -> None:
+        self.end((code, text))
 
     def answers(self, context: grpc.ServicerContext) -> Iterator[Any]:
         words = self._calls[self._begun]

@@ -104,6 +104,15 @@ def test_asyncio_orders_a_stream_as_well(trainer: wsync.Trainer, script: Script)
     asyncio.run(main())
 
 
+def test_a_version_that_failed_is_not_an_agent_that_is_gone(trainer: wsync.Trainer, script: Script) -> None:
+    """Taken for that, the publish registered again, and said that this process had done so already."""
+    sync = trainer.publish(1, stream=FakeStream())
+    script.fail("version 1 failed: replica r rank 0 (r) failed in phase connect", grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(wsync.PublishFailed, match="phase connect"):
+        sync.committed(30)
+    assert script.requests.qsize() == 1  # it did not publish again
+
+
 def test_events_are_used_again_after_a_good_version_and_never_after_a_failed_one(
     trainer: wsync.Trainer, script: Script, cuda: FakeCuda
 ) -> None:

@@ -99,6 +99,11 @@ def attach_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncEr
     return _common(connection, error, "attach")
 
 
+def is_agents_verdict(text: str, version: int) -> bool:
+    """Whether the agent says that the version failed; else UNAVAILABLE is about the agent itself."""
+    return text.startswith(f"version {version} failed") or "replicas" in text
+
+
 def publish_error(connection: Connection, error: grpc.RpcError, version: int) -> errors.WsyncError:
     code, text = code_and_text(error)
     doing = f"publish version {version}"
@@ -117,5 +122,7 @@ def publish_error(connection: Connection, error: grpc.RpcError, version: int) ->
     if code == grpc.StatusCode.UNAVAILABLE:
         if "replicas" in text:
             return errors.TooFewReplicas(f"{doing}: {text}")
+        if is_agents_verdict(text, version):
+            return errors.PublishFailed(f"{doing}: {text}")
         return connection.absent(text)
     return errors.PublishFailed(f"{doing}: {text} ({code.name})", names=quoted_names(text))

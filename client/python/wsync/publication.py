@@ -94,7 +94,7 @@ class Publication:
             return False
         code, text = _rpc.code_and_text(error)
         if code == grpc.StatusCode.UNAVAILABLE:
-            return "replicas" not in text
+            return not _rpc.is_agents_verdict(text, self.version)
         return code == grpc.StatusCode.FAILED_PRECONDITION and self._registration_id in text
 
     def _fail(self, error: WsyncError) -> None:
