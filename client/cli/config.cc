@@ -35,7 +35,7 @@ ExitCode ShowSchema(const google::protobuf::Message& schema) {
 
 ExitCode Show(const ConfigArguments& arguments) {
   const std::unique_ptr<google::protobuf::Message> message = Schema(arguments.role);
-  if (!arguments.effective) return ShowSchema(*message);
+  if (!arguments.effective && arguments.file.empty() && arguments.set.empty()) return ShowSchema(*message);
   ConfigInputs inputs;
   inputs.file = arguments.file;
   for (const std::string& assignment : arguments.set) {

@@ -1,6 +1,6 @@
 // The events that one client process has lent so far, each opened once: clients use a few again and again.
 //
-// Used from one thread. Forget them when the client goes.
+// Used from one thread. CloseAll when the client goes.
 #ifndef WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_
 #define WSYNC_SERVER_BACKEND_CLIENT_EVENTS_H_
 
@@ -32,7 +32,6 @@ class ClientEvents {
     return open_.back().second;
   }
   void CloseAll() { open_.clear(); }
-  size_t size() const { return open_.size(); }
 
  private:
   std::vector<std::pair<std::string, std::shared_ptr<StreamEvent>>> open_;  // the oldest first

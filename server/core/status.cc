@@ -87,7 +87,8 @@ void Judge(StatusSnapshot& snapshot) {
     snapshot.reason = RoundText(*snapshot.round);
   } else {
     snapshot.state = SyncState::kInSync;
-    snapshot.reason = absl::StrFormat("%d replicas serve version %d", usable, snapshot.committed.version);
+    snapshot.reason = absl::StrFormat("%d %s version %d", usable, usable == 1 ? "replica serves" : "replicas serve",
+                                      snapshot.committed.version);
   }
 }
 

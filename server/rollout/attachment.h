@@ -37,7 +37,11 @@ class Attachment {
   // Fits the same destinations to another plan. On an error there is no loader until a Fit succeeds.
   absl::Status Fit(Backend& backend, std::shared_ptr<const Plan> plan);
   // Lets go of the plan it was fitted to.
-  void Unfit() { loader_.reset(); }
+  void Unfit() {
+    loader_.reset();
+    digests_.reset();
+    direct_.clear();
+  }
 
   // OK with the content digest if the engine's memory holds what was applied last; see DeepCheck. `image` is the
   // staging copy of that, and not looked at in mode in_place. FAILED_PRECONDITION: in that mode, an engine that takes

@@ -11,17 +11,19 @@ struct Run {
   int32_t handle = 0;
   int64_t dest_offset = 0;
   int64_t bytes = 0;
+  int64_t copies = 0;
 };
 
 // The run with which a bucket begins.
 std::optional<Run> FirstRun(absl::Span<const ScatterCopy> copies) {
   if (copies.empty()) return std::nullopt;
-  Run run{copies[0].handle, copies[0].dest_offset, 0};
+  Run run{.handle = copies[0].handle, .dest_offset = copies[0].dest_offset};
   for (const ScatterCopy& copy : copies) {  // by source_offset
     const bool goes_on = copy.rows == 1 && copy.handle == run.handle && copy.source_offset == run.bytes &&
                          copy.dest_offset == run.dest_offset + run.bytes;
     if (!goes_on) break;
     run.bytes += copy.row_bytes;
+    ++run.copies;
   }
   return run;
 }
@@ -45,6 +47,8 @@ std::vector<std::byte*> FindDirectBuckets(const Plan& plan, const ScatterTable& 
     if (k > 0 && direct[k - 1] != nullptr) continue;
     const std::optional<Run> run = first_run(k), next = first_run(k + 1);
     if (!run || !next || run->bytes != PayloadEnd(plan, buckets[k])) continue;
+    // Another place that takes these bytes, too (tied weights that are kept twice), needs the copy.
+    if (run->copies != table.bucket_begin[k + 1] - table.bucket_begin[k]) continue;
     const bool goes_on = next->handle == run->handle && next->dest_offset == run->dest_offset + run->bytes &&
                          next->bytes >= buckets[k].wire_bytes - run->bytes;
     std::byte* const place = handles[run->handle] + run->dest_offset;

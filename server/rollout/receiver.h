@@ -30,7 +30,8 @@ struct ReceiverOptions {
   int32_t ring_slots = 3;
   absl::Duration connect_timeout = absl::Seconds(5);
   absl::Duration stall_timeout = absl::Seconds(30);
-  absl::Duration pause_timeout = absl::Seconds(30);  // for the engine's stream to get to the point of its pause
+  // For the engine's stream to get to the point of its pause: as long as the coordinator waits for an apply by default.
+  absl::Duration pause_timeout = absl::Seconds(8);
 };
 
 struct PlanResult {

@@ -40,6 +40,11 @@ absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
   const int code = status.error_code();
   const bool known = code > 0 && code <= grpc::StatusCode::UNAUTHENTICATED;
+  if (code == grpc::StatusCode::UNIMPLEMENTED && status.error_message().empty()) {
+    return absl::UnimplementedError(
+        "something else answers there: is it the other daemon's socket? wsync-trainer and wsync-rollout have a "
+        "local_socket each, and status is asked of coordinator.listen");
+  }
   return absl::Status(known ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kUnknown, status.error_message());
 }
 

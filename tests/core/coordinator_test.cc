@@ -310,7 +310,7 @@ TEST_F(CoordinatorTest, StatusGoesFromEmptyOverSyncingToInSync) {
   EXPECT_EQ(Snapshot().round->phase, "apply");
   Applied(1, 1);
   EXPECT_EQ(Snapshot().state, SyncState::kInSync);
-  EXPECT_EQ(Snapshot().reason, "1 replicas serve version 1");
+  EXPECT_EQ(Snapshot().reason, "1 replica serves version 1");
   EXPECT_FALSE(Snapshot().round.has_value());
 }
 

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "server/core/ring.h"
@@ -139,6 +140,21 @@ TEST_F(DirectBucketsTest, AreEveryOtherBucketThatOneLargeTensorFillsAndGoesOnBeh
     EXPECT_EQ(plan().PiecesOf(plan().buckets()[k + 1])[0].tensor, plan().PiecesOf(plan().buckets()[k])[0].tensor) << k;
   }
   EXPECT_GE(found, 12);
+}
+
+TEST_F(DirectBucketsTest, WhatIsTakenByTwoPlacesReachesBoth) {
+  const auto embedding = std::find_if(destinations_.begin(), destinations_.end(),
+                                      [](const Destination& d) { return d.output == "model.embed_tokens.weight"; });
+  ASSERT_NE(embedding, destinations_.end());
+  Destination twin = *embedding;
+  twin.offset_bytes = bytes_;
+  bytes_ += RoundUp(twin.row_end * twin.row_pitch_bytes, kGuardBytes) + kGuardBytes;
+  destinations_.push_back(twin);
+  engine_ = *backend_.memory().Allocate(bytes_, "an engine");
+  std::memset(engine_->data(), static_cast<int>(kPoison), static_cast<size_t>(bytes_));
+  CopyingTransport transport(&image_);
+  ASSERT_TRUE(Receive(transport).status.ok());
+  EXPECT_EQ(Memory(), Expected());
 }
 
 TEST_F(DirectBucketsTest, BringEveryByteWhereItBelongsAndNoneBeside) {

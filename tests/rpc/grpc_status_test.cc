@@ -28,6 +28,12 @@ TEST(GrpcStatus, CodesOfAnotherWorldAreUnknown) {
   EXPECT_EQ(FromGrpc(grpc::Status(static_cast<grpc::StatusCode>(-1), "x")), absl::UnknownError("x"));
 }
 
+TEST(GrpcStatus, AServiceThatIsNotThereIsProbablyTheOtherDaemon) {
+  const absl::Status status = FromGrpc(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, ""));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_NE(status.message().find("the other daemon's socket"), absl::string_view::npos) << status;
+}
+
 TEST(GrpcStatus, LongMessagesAreCutAndSayBy) {
   const std::string fits(7 << 10, 'a');
   EXPECT_EQ(ToGrpc(absl::InternalError(fits)).error_message(), fits);

@@ -125,7 +125,7 @@ TEST_F(Cli, ConfigShowsOrigins) {
   EXPECT_EQ(run.exit_code, 0) << run.output;
   EXPECT_THAT(run.output, AllOf(HasSubstr("trainer.yaml:3"), HasSubstr("flag"), HasSubstr("default")));
   std::ofstream(file) << "jobb: rl\n";
-  const Run bad = Wsync(absl::StrCat("config show --effective --config ", file));
+  const Run bad = Wsync(absl::StrCat("config show --config ", file));  // a file that is given is read
   EXPECT_EQ(bad.exit_code, 2);
   EXPECT_THAT(bad.output, AllOf(HasSubstr("trainer.yaml:1"), HasSubstr("jobb"), HasSubstr("job")));
 }

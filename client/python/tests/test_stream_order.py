@@ -337,6 +337,18 @@ def test_a_version_that_was_given_up_leaves_the_one_before(rollout: wsync.Rollou
     assert rollout.serving_version == 7 and not rollout.torn and stream.passed()
 
 
+def test_a_stream_waits_for_its_own_version_whatever_is_said_of_another(rollout: wsync.Rollout, script: Script) -> None:
+    script.say(tell("apply", version=5))
+    update = next(rollout.updates(timeout=30))
+    script.say(tell("cancelled", version=6, reason="it could not connect"))
+    stream = FakeStream()
+    update.apply(30, stream=stream)
+    script.say(tell("cancelled", version=5, reason="it was dropped"))
+    eventually(stream.passed, "the stream goes on")
+    with pytest.raises(wsync.AgentError, match="version 5"):
+        rollout.confirm(30)
+
+
 def test_an_engine_whose_agent_dies_is_not_left_waiting_and_hears_that_it_is_torn(
     rollout: wsync.Rollout, script: Script
 ) -> None:

@@ -71,6 +71,8 @@ def _common(connection: Connection, error: grpc.RpcError, doing: str) -> errors.
     code, text = code_and_text(error)
     if code == grpc.StatusCode.UNAVAILABLE:
         return connection.absent(text)
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        text = f"something else than a {connection.daemon} answers at {connection.socket}: give its local_socket"
     kind = _COMMON.get(code, errors.AgentError)
     return kind(f"{doing}: {text} ({code.name})", names=quoted_names(text))
 
@@ -107,7 +109,7 @@ def is_agents_verdict(text: str, version: int) -> bool:
 def publish_error(connection: Connection, error: grpc.RpcError, version: int) -> errors.WsyncError:
     code, text = code_and_text(error)
     doing = f"publish version {version}"
-    if "CUDA event" in text:
+    if "CUDA event" in text and code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
         wrong = errors.StreamUnsupported if code == grpc.StatusCode.FAILED_PRECONDITION else errors.WrongDevice
         return wrong(f"{doing}: {text}")
     if code == grpc.StatusCode.FAILED_PRECONDITION:

@@ -119,6 +119,9 @@ class Rollout:
             elif give_up is not None and loop.time() >= give_up:
                 raise DeadlineExceeded("no update came from the rollout agent in time")
 
+    async def confirm(self, timeout: float = 120.0) -> None:
+        await asyncio.to_thread(self.sync.confirm, timeout)
+
     async def detach(self) -> None:
         await asyncio.to_thread(self.sync.detach)
 

@@ -60,6 +60,9 @@ class Publication:
                     next_step="wait for committed() before close()",
                 )
             )
+        except BaseException as error:
+            self._fail(AgentUnavailable(f"publish version {self.version}: its answers could not be read: {error!r}"))
+            raise
         else:
             if self._order is not None:
                 self._order.complete()

@@ -240,8 +240,9 @@ class Rollout:
         elif event.kind == "torn":
             self._give_up_pending(event.reason)
             self._serving, self._digest, self._torn = 0, "", True
-        elif event.kind == "cancelled" and self._pending is not None:
+        elif event.kind == "cancelled" and self._pending is not None and event.version == self._pending.version:
             pending, self._pending = self._pending, None
+            pending.order.open()
             self._serving, self._digest = pending.before
             raise AgentError(
                 f"version {event.version} was not applied after all: {event.reason}",
@@ -278,7 +279,12 @@ class Rollout:
         pending = self._pending
         if pending is None or pending.told is not told:
             return
-        if event is None or (event.kind in ("applied", "torn", "cancelled") and event.version >= pending.version):
+        if event is None:
+            pending.order.open()
+        elif event.kind == "cancelled":  # of another version: that one was not asked for
+            if event.version == pending.version:
+                pending.order.open()
+        elif event.kind in ("applied", "torn") and event.version >= pending.version:
             pending.order.open()
 
     def _give_up_pending(self, why: str) -> None:

@@ -183,13 +183,14 @@ class UpdateStream:
         self._outgoing.put(None)
 
     def _read(self) -> None:
+        end: WsyncError = self._connection.absent("its updates could not be read")
         try:
             end = self._read_all()
-        finally:  # whatever happened: a stream may be waiting
+        finally:  # whatever happened: a stream or a thread may be waiting
             self.ended = True
             self._heard(self, None)
-        self._outgoing.put(None)
-        self._incoming.put(end)
+            self._outgoing.put(None)
+            self._incoming.put(end)
 
     def _read_all(self) -> WsyncError:
         """Why nothing more will come."""

@@ -27,6 +27,7 @@ absl::Status CheckEventHandle(const Device& device, const EventHandle& handle) {
 absl::StatusOr<std::unique_ptr<CudaStreamEvent>> CudaStreamEvent::Open(const std::shared_ptr<const Device>& device,
                                                                        const EventHandle& handle) {
   if (absl::Status status = CheckEventHandle(*device, handle); !status.ok()) return status;
+  if (absl::Status status = device->MakeCurrent(); !status.ok()) return status;
   cudaIpcEventHandle_t ipc = {};
   std::memcpy(&ipc, handle.handle.data(), sizeof(ipc));
   cudaEvent_t opened = nullptr;

@@ -46,11 +46,12 @@ void TaskQueue::StartNext() {
   }
   pool_->Post([self = shared_from_this(), task] {
     task->start([self, task](absl::Status result) {
+      // Its end first: what it makes ready comes before what a thread that looks now could make ready.
+      self->End(task, result);
       {
         MutexLock lock(&self->mu_);
         self->running_ = false;
       }
-      self->End(task, result);
       self->StartNext();
     });
   });
