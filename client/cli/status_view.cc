@@ -1,5 +1,6 @@
 #include "client/cli/status_view.h"
 
+#include <google/protobuf/descriptor.h>
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
@@ -141,17 +142,37 @@ std::string Events(const v1::JobStatus& status, const StatusViewOptions& options
   return out;
 }
 
-// Digests as tables print them: two decimal halves could not be compared with anything.
-void WriteHashesAsHex(nlohmann::ordered_json& node) {
-  if (node.is_object() && node.size() == 2 && node.contains("high") && node.contains("low")) {
-    v1::Hash hash;  // 64-bit numbers are texts in protobuf's JSON
-    hash.set_high(std::stoull(node["high"].get<std::string>()));
-    hash.set_low(std::stoull(node["low"].get<std::string>()));
-    node = HashHex(hash);
-    return;
+void MakeReadable(const google::protobuf::Descriptor& type, nlohmann::ordered_json& object);
+
+// One value of a field, as programs want it: protobuf's JSON has 64-bit numbers as texts, which jq takes for more than
+// any number, and a digest as two of them, which could be compared with nothing that tables print.
+void MakeReadable(const google::protobuf::FieldDescriptor& field, nlohmann::ordered_json& value) {
+  using Field = google::protobuf::FieldDescriptor;
+  if (field.cpp_type() == Field::CPPTYPE_INT64 && value.is_string()) {
+    value = std::stoll(value.get<std::string>());
+  } else if (field.cpp_type() == Field::CPPTYPE_UINT64 && value.is_string()) {
+    value = std::stoull(value.get<std::string>());
+  } else if (field.cpp_type() == Field::CPPTYPE_MESSAGE && value.is_object()) {
+    MakeReadable(*field.message_type(), value);
+    if (field.message_type() != v1::Hash::descriptor()) return;
+    v1::Hash hash;
+    hash.set_high(value["high"].get<uint64_t>());
+    hash.set_low(value["low"].get<uint64_t>());
+    value = HashHex(hash);
   }
-  if (!node.is_structured()) return;
-  for (auto& child : node) WriteHashesAsHex(child);
+}
+
+void MakeReadable(const google::protobuf::Descriptor& type, nlohmann::ordered_json& object) {
+  for (int i = 0; i < type.field_count(); ++i) {
+    const google::protobuf::FieldDescriptor& field = *type.field(i);
+    if (!object.contains(field.name())) continue;
+    auto& value = object[field.name()];
+    if (!field.is_repeated()) {
+      MakeReadable(field, value);
+    } else {
+      for (auto& element : value) MakeReadable(field, element);
+    }
+  }
 }
 
 }  // namespace
@@ -196,7 +217,7 @@ std::string StatusJson(const v1::JobStatus& status) {
   nlohmann::ordered_json document;
   if (result.ok()) {
     document = nlohmann::ordered_json::parse(json);
-    WriteHashesAsHex(document);
+    MakeReadable(*v1::JobStatus::descriptor(), document);
   } else {
     document = {{"error", std::string(result.message())}};
   }

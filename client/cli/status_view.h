@@ -15,7 +15,8 @@ struct StatusViewOptions {
   int max_events = 8;  // newest
 };
 std::string RenderStatus(const v1::JobStatus& status, const StatusViewOptions& options);
-// One JSON object, keys as in the proto, digests in hex as the tables have them; a newline at the end.
+// One JSON object, keys as in the proto, numbers as numbers, digests in hex as the tables have them; a newline at the
+// end.
 std::string StatusJson(const v1::JobStatus& status);
 // 0 in sync (or nothing published yet and nothing wrong), 3 degraded.
 ExitCode StatusExit(const v1::JobStatus& status);

@@ -87,13 +87,14 @@ TEST(StatusView, WideAddsDigestAndProcessOfEachMember) {
   EXPECT_THAT(RenderStatus(status, {}), Not(HasSubstr("4711")));
 }
 
-TEST(StatusView, JsonIsOneObjectWithTheProtosKeysAndDigestsAsTablesHaveThem) {
+TEST(StatusView, JsonIsOneObjectWithTheProtosKeysNumbersAndDigestsAsTablesHaveThem) {
   const v1::JobStatus status = InSync();
   const auto json = nlohmann::json::parse(StatusJson(status), nullptr, false);
   ASSERT_FALSE(json.is_discarded());
   EXPECT_EQ(json["job"], "rl");
   EXPECT_EQ(json["members"].size(), 2u);
-  EXPECT_EQ(json["members"][0]["serving"]["version"], "7");
+  EXPECT_EQ(json["members"][0]["serving"]["version"], 7);
+  EXPECT_TRUE(json["members"][0]["lag"].is_number());
   EXPECT_EQ(json["state"], "SYNC_STATE_IN_SYNC");
   EXPECT_EQ(json["last_version"]["content_digest"], HashHex(status.last_version().content_digest()));
   EXPECT_EQ(json["members"][1]["serving"]["content_digest"], HashHex(status.members(1).serving().content_digest()));

@@ -142,7 +142,7 @@ TEST_F(Cli, PublishedAndExportedBytesEqualTheOfflineQuantizers) {
   const Run status = Wsync("status -o json -c " + cluster_->coordinator());
   const auto parsed = nlohmann::json::parse(status.output, nullptr, false);
   ASSERT_FALSE(parsed.is_discarded()) << status.output;
-  EXPECT_EQ(parsed["last_version"]["version"], "3");
+  EXPECT_EQ(parsed["last_version"]["version"], 3);
 
   const Run quantized = Wsync(absl::StrCat("quantize ", model, " ", directory_, "/fp8"));
   ASSERT_EQ(quantized.exit_code, 0) << quantized.output;
