@@ -1,10 +1,10 @@
 // Which buckets a sink in mode in_place receives straight into the engine's memory: no ring slot, no copy.
 //
 // Every rank of a broadcast moves the whole bucket, its digest table with it, so a bucket can land where it belongs
-// only if one run of live memory takes its data as they lie on the wire, and if that run goes on: what lands behind the
-// data, the digest table, must fall on bytes that the next bucket brings. That is how a large tensor lies that is not
-// quantized (embeddings, lm_head), where it fills whole buckets and its engine holds it in one piece. Quantized tensors
-// never do: their scales lie between their data on the wire.
+// only if one run of live memory, and no other place, takes its data as they lie on the wire, and if that run goes on:
+// what lands behind the data, the digest table, must fall on bytes that the next bucket brings. That is how a large
+// tensor lies that is not quantized (embeddings, lm_head), where it fills whole buckets and its engine holds it in one
+// piece. Quantized tensors never do: their scales lie between their data on the wire.
 //
 // The next bucket must not be received over a digest table that is still to be read, so of two neighbours one goes
 // through the ring, whose copy comes after the check of the bucket before it. Pure.

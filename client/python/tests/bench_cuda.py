@@ -104,7 +104,6 @@ def main(model: str = "qwen2.5-7b", source: str = "full", sink: str = "in_place"
                 if not here.poll(120):
                     raise SystemExit("the engine did not attach:\n" + cluster.log("rollout-0"))
                 print(f"attach: {here.recv()[1]:.2f} s")
-                time.sleep(1)  # its update stream opens
                 committed, calls = [], []
                 for version in range(1, versions + 1):
                     torch.cuda.synchronize()
