@@ -125,7 +125,13 @@ class Script:
     def answers(self, context: grpc.ServicerContext) -> Iterator[Any]:
         words = self._calls[self._begun]
         self._begun += 1
-        while (word := words.get(timeout=60)) is not None:
+        while context.is_active():  # a thread left waiting would outlive the server, and end the run with it
+            try:
+                word = words.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if word is None:
+                return
             if isinstance(word, tuple):
                 context.abort(*word)
             yield word
