@@ -1,6 +1,8 @@
 #include "server/backend/cuda/nccl_library.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <memory>
@@ -26,6 +28,15 @@ absl::Status Find(void* library, const std::string& path, const char* symbol, Fu
 std::string PathOf(void* symbol, const std::string& name) {
   Dl_info info = {};
   return dladdr(symbol, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : name;
+}
+
+// Hundreds of megabytes of kernels, of which the first session reads those of its GPU: from a cold disk that can take
+// longer than connect_timeout_ms. So the kernel begins to read now, while the agent starts; nobody waits for it.
+void ReadAhead(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return;  // it is loaded all the same
+  posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED);
+  close(file);
 }
 
 }  // namespace
@@ -62,6 +73,7 @@ absl::StatusOr<const NcclLibrary*> NcclLibrary::LoadOnce() {
   status.Update(Find(library, name, "ncclBroadcast", &nccl->Broadcast));
   if (!status.ok()) return status;
   nccl->path_ = PathOf(reinterpret_cast<void*>(nccl->GetVersion), name);
+  ReadAhead(nccl->path_);
   if (status = nccl->Check(nccl->GetVersion(&nccl->version_), "ncclGetVersion"); !status.ok()) return status;
   if (nccl->version_ < kOldestVersion) {
     return absl::FailedPreconditionError(absl::StrCat("NCCL library '", nccl->path_, "' is ", nccl->VersionText(), "; ",
