@@ -45,11 +45,6 @@ absl::Status TrainerService::Admit(const v1::PublishRequest& request) {
 
 absl::StatusOr<std::shared_ptr<StreamOrder>> TrainerService::OrderOf(const v1::PublishRequest& request) {
   if (!request.has_after()) return nullptr;
-  if (tracker_->Running(request.version())) {
-    return absl::FailedPreconditionError(absl::StrCat("version ", request.version(),
-                                                      " is still being published: its order against a CUDA stream is "
-                                                      "what that publish said"));
-  }
   auto order = std::make_shared<StreamOrder>(FromProto(request.after()));
   if (absl::Status status = order->Check(*memory_); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat("publish version ", request.version(), ": ", status.message()));
