@@ -2,11 +2,22 @@
 
 #include <cstdio>
 #include <memory>
+#include <string>
+#include <vector>
+
+#include "server/rpc/config.h"
 
 namespace wsync::cli {
 namespace {
 
 ExitCode last_exit = kOk;  // one command runs per process
+
+// A setting that was mistyped would be taken for one that was not made: the daemons refuse it as well.
+bool EnvironmentIsSpeltRight() {
+  const std::vector<std::string> problems = MistypedVariables();
+  for (const std::string& problem : problems) std::fprintf(stderr, "wsync: %s\n", problem.c_str());
+  return problems.empty();
+}
 
 }  // namespace
 
@@ -19,7 +30,7 @@ CLI::App* AddCommand(CLI::App& parent, const std::string& name, const std::strin
                      std::function<ExitCode()> body) {
   CLI::App* command = parent.add_subcommand(name, summary);
   command->footer(examples.empty() ? "" : "Examples:\n" + examples);
-  if (body) command->callback([body = std::move(body)] { last_exit = body(); });
+  if (body) command->callback([body = std::move(body)] { last_exit = EnvironmentIsSpeltRight() ? body() : kUsage; });
   return command;
 }
 

@@ -45,6 +45,18 @@ std::vector<std::string> EveryVariable() {
   return result;
 }
 
+std::vector<std::string> Mistyped(const std::map<std::string, std::string>& environment) {
+  const std::vector<std::string> known = EveryVariable();
+  std::vector<std::string> problems;
+  for (const auto& [variable, text] : environment) {
+    if (!absl::StartsWith(variable, "WSYNC_")) continue;
+    const auto near = ClosestName(variable, known, kSlip);
+    if (!near.has_value() || *near == variable) continue;
+    problems.push_back(absl::StrCat("environment ", variable, ": no such key; did you mean ", *near, "?"));
+  }
+  return problems;
+}
+
 // One load: the origins are applied in rising precedence, problems are collected along the way.
 class Loader {
  public:
@@ -127,13 +139,7 @@ class Loader {
       const std::string origin = absl::StrCat("environment ", variable->first);
       Set(field, SplitList(field, variable->second), origin, origin);
     }
-    const std::vector<std::string> known = EveryVariable();
-    for (const auto& [variable, text] : environment) {
-      if (!absl::StartsWith(variable, "WSYNC_")) continue;
-      const auto near = ClosestName(variable, known, kSlip);
-      if (!near.has_value() || *near == variable) continue;
-      problems_.push_back(absl::StrCat("environment ", variable, ": no such key; did you mean ", *near, "?"));
-    }
+    for (std::string& problem : Mistyped(environment)) problems_.push_back(std::move(problem));
   }
 
   void ApplyFlags() {
@@ -224,6 +230,8 @@ std::vector<ConfigField> ConfigFields(const Message& schema) {
   }
   return result;
 }
+
+std::vector<std::string> MistypedVariables() { return Mistyped(ProcessEnvironment()); }
 
 absl::StatusOr<std::vector<ConfigValue>> LoadConfig(const ConfigInputs& inputs, Message* message) {
   return Loader(inputs, message).Load();

@@ -52,6 +52,9 @@ struct ConfigValue {
 // is somebody else's (Kubernetes makes WSYNC_TRAINER_PORT of a service's name).
 absl::StatusOr<std::vector<ConfigValue>> LoadConfig(const ConfigInputs& inputs, google::protobuf::Message* message);
 
+// The lines above about this process's environment alone: for commands that read some of these variables and no file.
+std::vector<std::string> MistypedVariables();
+
 // What keys say about each other (rank < replica_size, tls.* all or none, ...), one line per problem. LoadConfig does
 // it, too, with origins; this is for messages that were filled by hand.
 absl::Status CheckConfig(const google::protobuf::Message& config);

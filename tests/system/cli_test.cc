@@ -70,6 +70,16 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
   EXPECT_EQ(Wsync("plan").exit_code, 2);
 }
 
+// It was taken for a setting that was not made: the command then looked for its coordinator somewhere else.
+TEST_F(Cli, AMistypedVariableIsRefusedAsTheDaemonsDo) {
+  setenv("WSYNC_COORDINATR", "127.0.0.1:9", 1);
+  const Run status = Wsync("status --timeout 1"), help = Wsync("status --help");
+  unsetenv("WSYNC_COORDINATR");
+  EXPECT_EQ(status.exit_code, 2);
+  EXPECT_EQ(status.output, "wsync: environment WSYNC_COORDINATR: no such key; did you mean WSYNC_COORDINATOR?\n");
+  EXPECT_EQ(help.exit_code, 0);
+}
+
 TEST_F(Cli, NobodyThereExitsWithFourAndSaysWhere) {
   const Run status = Wsync("status -c 127.0.0.1:9 --timeout 1");
   EXPECT_EQ(status.exit_code, 4);
