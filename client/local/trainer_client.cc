@@ -12,6 +12,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "client/local/connect.h"
 #include "server/core/clock.h"
 #include "server/core/sync.h"
@@ -25,6 +26,10 @@ namespace {
 constexpr size_t kTensorsPerMessage = 4000;
 // How often the keeper looks whether it is to stop; changes of the connection wake it at once.
 constexpr absl::Duration kKeeperPeriod = absl::Milliseconds(200);
+// An agent that was silent for longer before it was lost has not died but stands still: of a running version it tells
+// the progress ten times a second. Nobody starts it again, and it has cost the trainer the keepalive's 4 s by now.
+// (Before it accepts a version it may have been silent while it waited for replicas; the caller publishes again, then.)
+constexpr absl::Duration kStoodStill = absl::Seconds(2);
 
 std::chrono::system_clock::time_point In(absl::Duration duration) {
   return std::chrono::system_clock::now() + absl::ToChronoMilliseconds(duration);
@@ -65,8 +70,23 @@ absl::StatusOr<v1::RegisterReply> SendRegistration(v1::Trainer::Stub& stub, cons
   return reply;
 }
 
+// What the agent has said of a publish, for who has to tell where it was lost.
+struct Heard {
+  absl::Duration Age() const { return MonotonicNow() - last; }
+  std::string Phase() const {
+    if (!accepted) return "begin";
+    if (!released) return "encode";
+    return progress.replicas() > 0 && progress.staged_replicas() == progress.replicas() ? "apply" : "broadcast";
+  }
+
+  bool accepted = false;
+  bool released = false;
+  v1::PublishProgress progress;
+  absl::Time last = MonotonicNow();
+};
+
 absl::StatusOr<v1::VersionReport> PublishOnce(v1::Trainer::Stub& stub, const std::string& registration,
-                                              uint64_t version, const PublishObserver& observer, bool* released) {
+                                              uint64_t version, const PublishObserver& observer, Heard* heard) {
   grpc::ClientContext context;
   v1::PublishRequest request;
   request.set_registration_id(registration);
@@ -76,15 +96,18 @@ absl::StatusOr<v1::VersionReport> PublishOnce(v1::Trainer::Stub& stub, const std
   v1::VersionReport report;
   bool committed = false;
   while (reader->Read(&event)) {
+    heard->last = MonotonicNow();
     switch (event.event_case()) {
       case v1::PublishEvent::kAccepted:
+        heard->accepted = true;
         if (observer.accepted) observer.accepted(event.accepted());
         break;
       case v1::PublishEvent::kProgress:
+        heard->progress = event.progress();
         if (observer.progress) observer.progress(event.progress());
         break;
       case v1::PublishEvent::kReleased:
-        *released = true;
+        heard->released = true;
         if (observer.released) observer.released(event.released());
         break;
       case v1::PublishEvent::kCommitted:
@@ -101,6 +124,12 @@ absl::StatusOr<v1::VersionReport> PublishOnce(v1::Trainer::Stub& stub, const std
     return absl::InternalError(absl::StrCat("wsync-trainer ended version ", version, " without a report"));
   }
   return report;
+}
+
+// The agent's word on the version; else UNAVAILABLE is about the agent itself.
+bool IsVerdict(const absl::Status& status, uint64_t version) {
+  return absl::StartsWith(status.message(), absl::StrCat("version ", version, " failed")) ||
+         absl::StrContains(status.message(), "replicas");
 }
 
 // The agent restarted since, and does not know the registration.
@@ -121,6 +150,7 @@ struct TrainerClient::Impl {
     return channel->GetState(true) == GRPC_CHANNEL_READY || channel->WaitForConnected(In(deadline - MonotonicNow()));
   }
   bool WaitUnlessStopping(absl::Duration duration);
+  absl::Status Lost(const absl::Status& why, uint64_t version, const Heard& heard) const;
 
   std::string socket;
   TrainerClientOptions options;
@@ -181,25 +211,37 @@ absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const
     (void)impl_->AwaitConnection(give_up);
   }
   while (true) {
-    bool released = false;
-    auto report = PublishOnce(*impl_->stub, impl_->registration_id(), version, observer, &released);
-    const bool agent_gone = absl::IsUnavailable(report.status()) && !released;
+    const bool connected = impl_->channel->GetState(false) == GRPC_CHANNEL_READY;
+    Heard heard;
+    auto report = PublishOnce(*impl_->stub, impl_->registration_id(), version, observer, &heard);
+    const bool agent_gone = absl::IsUnavailable(report.status()) && !IsVerdict(report.status(), version);
     if (!agent_gone && !IsForgotten(report.status(), impl_->registration_id())) return report;
-    // UNAVAILABLE is also what the group says when too few replicas are there: then connection and registration hold.
+    const absl::Status why = agent_gone && connected ? impl_->Lost(report.status(), version, heard) : report.status();
+    if (heard.released) return why;
+    const absl::Duration patience = heard.Age() > kStoodStill ? absl::ZeroDuration() : impl_->options.reconnect_timeout;
+    give_up = std::min(give_up, MonotonicNow() + patience);
+    // An agent that is shutting down says UNAVAILABLE with the connection standing.
     const bool lost = impl_->channel->GetState(false) != GRPC_CHANNEL_READY;
-    give_up = std::min(give_up, MonotonicNow() + impl_->options.reconnect_timeout);
     const absl::Duration left = give_up - MonotonicNow();
     if (left <= absl::ZeroDuration() || !impl_->channel->WaitForConnected(In(left))) {
-      return absl::Status(report.status().code(),
-                          absl::StrCat(report.status().message(), "; version ", version, " was not published: no ",
+      return absl::Status(why.code(),
+                          absl::StrCat(why.message(), "; version ", version, " was not published: no ",
                                        "wsync-trainer answers at ", impl_->socket, ": start it and publish again"));
     }
     const std::string id = impl_->registration_id();
     const auto again = impl_->RegisterAgain();
     if (absl::IsUnavailable(again.status())) continue;  // gone again
     if (!again.ok()) return again.status();
-    if (!*again && id == impl_->registration_id() && !lost) return report;
+    if (!*again && id == impl_->registration_id() && !lost) return why;
   }
+}
+
+absl::Status TrainerClient::Impl::Lost(const absl::Status& why, uint64_t version, const Heard& heard) const {
+  return absl::Status(
+      why.code(),
+      absl::StrFormat("wsync-trainer at %s was lost in phase %s of version %d, last heard of %.1f s "
+                      "before: %s",
+                      socket, heard.Phase(), version, absl::ToDoubleSeconds(heard.Age()), std::string(why.message())));
 }
 
 absl::Status TrainerClient::Unregister() {

@@ -38,9 +38,10 @@ struct PublishObserver {
 };
 
 struct TrainerClientOptions {
-  // How long a Register or a Publish waits for an agent that went away. With the 4 s in which a silent agent is noticed
-  // it stays 2 s below the 10 s that nothing may cost the trainer, on a machine short of processors as well.
-  absl::Duration reconnect_timeout = absl::Seconds(4);
+  // How long a Register or a Publish waits for an agent that went away. A dead agent must not cost the trainer more
+  // than a second, and one that stands still, which is noticed after 4 s, not more than five. More is for supervisors
+  // that take longer, and keeps the trainer waiting.
+  absl::Duration reconnect_timeout = absl::Milliseconds(800);
 };
 
 class TrainerClient {
@@ -53,8 +54,9 @@ class TrainerClient {
   absl::StatusOr<v1::RegisterReply> Register(const std::vector<MemoryHandle>& handles,
                                              const std::vector<SourceTensor>& tensors,
                                              const std::vector<std::string>& modules_to_not_convert, bool replace);
-  // Returns when every replica applied the version or was given up. UNAVAILABLE also when the agent died after
-  // `released`: the weights may have changed since, so what to send is the caller's to say.
+  // Returns when every replica applied the version or was given up. UNAVAILABLE also when the agent died (within a
+  // second) or stood still (within five): the text has its phase and when it was last heard of. After `released` the
+  // weights may have changed since, so what to send is the caller's to say.
   absl::StatusOr<v1::VersionReport> Publish(uint64_t version, const PublishObserver& observer);
   absl::Status Unregister();
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/core/sync.h"
@@ -30,7 +31,8 @@ constexpr int kKeepaliveTimeoutMs = 3000;
 constexpr int kMinPingIntervalMs = 500;       // of a client: below what ours do, or the server would hang up on them
 constexpr int kMinReconnectBackoffMs = 100;   // an agent that restarts is back within a second or two:
 constexpr int kMaxReconnectBackoffMs = 2000;  // gRPC's default of two minutes would outlast every deadline here
-constexpr mode_t kOwnerOnly = 0177;           // umask of the socket: whoever can connect can read and publish weights
+constexpr int kMaxLocalReconnectBackoffMs = 200;  // a Unix socket costs nothing to try, and its client waits 800 ms
+constexpr mode_t kOwnerOnly = 0177;  // umask of the socket: whoever can connect can read and publish weights
 constexpr absl::Duration kLongestGrace = absl::Hours(24);
 
 // umask belongs to the process; other threads' files made meanwhile come out stricter, never more open.
@@ -133,7 +135,8 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectBackoffMs);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kMaxReconnectBackoffMs);
-  args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectBackoffMs);
+  const bool local = absl::StartsWith(address, "unix:");
+  args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, local ? kMaxLocalReconnectBackoffMs : kMaxReconnectBackoffMs);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // agents are on one network: a web proxy has no part in it
   // One connection per channel: control messages must not queue behind another channel's payload.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

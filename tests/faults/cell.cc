@@ -13,9 +13,9 @@
 namespace wsync::faults {
 namespace {
 
-// A killed peer costs the trainer a second, a stopped one five (heartbeats and keepalives of 3 s); nothing costs more
-// than ten, where a deadline has to end it. Half a second more is what two busy cores take to tell us; ten are the end,
-// and the deadlines have room below them.
+// A killed peer costs the trainer a second, a stopped one five (heartbeats and keepalives of 3 s), its own agent as
+// well; nothing costs more than ten, where a deadline has to end it. Half a second more is what two busy cores take to
+// tell us; ten are the end, and the deadlines have room below them.
 constexpr absl::Duration kKilledLimit = absl::Seconds(1);
 constexpr absl::Duration kStoppedLimit = absl::Seconds(5);
 constexpr absl::Duration kHardLimit = absl::Seconds(10);
@@ -178,10 +178,9 @@ absl::Status Run::AwaitAnswer() {
     }
     group_.BeginPublish(during_);
   }
-  const absl::Duration limit = Ends() && cell_.side != Side::kTrainerAgent ? kKilledLimit + kSlack
-                               : cell_.fault == Fault::kStop && cell_.side != Side::kTrainerAgent
-                                   ? kStoppedLimit + kSlack
-                                   : kHardLimit;
+  const absl::Duration limit = Ends()                        ? kKilledLimit + kSlack
+                               : cell_.fault == Fault::kStop ? kStoppedLimit + kSlack
+                                                             : kHardLimit;
   const std::optional<Published> published = group_.AwaitPublished(Scaled(kHardLimit + absl::Seconds(5)));
   if (!published.has_value()) return absl::DeadlineExceededError("the publish was never answered");
   answered_ = true;

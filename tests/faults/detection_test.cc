@@ -19,8 +19,6 @@ using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
-const absl::Duration kKilled = absl::Seconds(1) + kSlack;
-const absl::Duration kStopped = absl::Seconds(5) + kSlack;
 constexpr absl::Duration kLong = absl::Seconds(7);
 constexpr absl::Duration kHeartbeat = absl::Milliseconds(400);  // one of the transfer has come by then
 
@@ -86,6 +84,39 @@ TEST_F(Detection, TheOnlyRolloutsDeathFailsThePublishWithinASecond) {
   EXPECT_LT(published->at - begun, Scaled(kKilled));
   EXPECT_EQ(published->code, absl::StatusCode::kUnavailable);
   EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-0"), HasSubstr("phase receive, bucket")));
+}
+
+// Nobody starts it again, and its weights were not released when it went.
+TEST_F(Detection, AKilledTrainerAgentCostsASecondAndIsNamedWithPhaseAndAge) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kLong));
+  absl::SleepFor(kHeartbeat);
+  kill(group_->agents().trainer_pid(), SIGKILL);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  RecordProperty("unblocked_ms", static_cast<int>(absl::ToInt64Milliseconds(published->at - begun)));
+  EXPECT_LT(published->at - begun, Scaled(kKilled));
+  EXPECT_EQ(published->code, absl::StatusCode::kUnavailable);
+  EXPECT_THAT(published->message, ContainsRegex("wsync-trainer at unix:.* was lost in phase [a-z]+ of version 2, last "
+                                                "heard of [0-9.]+ s before"));
+}
+
+TEST_F(Detection, AStoppedTrainerAgentCostsFiveSecondsAndIsNamedWithPhaseAndAge) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kLong));
+  absl::SleepFor(kHeartbeat);
+  kill(group_->agents().trainer_pid(), SIGSTOP);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  RecordProperty("unblocked_ms", static_cast<int>(absl::ToInt64Milliseconds(published->at - begun)));
+  EXPECT_LT(published->at - begun, Scaled(kStopped));
+  EXPECT_EQ(published->code, absl::StatusCode::kUnavailable);
+  EXPECT_THAT(published->message, ContainsRegex("wsync-trainer at unix:.* was lost in phase [a-z]+ of version 2, last "
+                                                "heard of [34]"));
+  kill(group_->agents().trainer_pid(), SIGCONT);
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
 }
 
 TEST_F(Detection, AKilledEngineIsNoticedAtOnce) {

@@ -21,6 +21,9 @@ namespace wsync::faults {
 inline constexpr absl::Duration kHardLimit = absl::Seconds(10);
 // What two busy cores take to tell a test about something that is due.
 inline constexpr absl::Duration kSlack = absl::Milliseconds(500);
+// What anybody who is killed or stopped may cost a training process, its own agent as well.
+inline const absl::Duration kKilled = absl::Seconds(1) + kSlack;
+inline const absl::Duration kStopped = absl::Seconds(5) + kSlack;
 
 class GroupTest : public ::testing::Test {
  protected:
