@@ -23,10 +23,9 @@ import torch
 
 import wsync
 from conftest import BIN, Cluster
-from wsync.catalog import Dtype
+from wsync.tensors import torch_dtype
 
 WARM_UP = 3
-TORCH = {Dtype.F8_E4M3: torch.float8_e4m3fn, Dtype.F32: torch.float32, Dtype.BF16: torch.bfloat16}
 
 
 def shapes_of(model: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -63,7 +62,7 @@ def engine(socket: str, versions: int, report: Any) -> None:
     """The engine's process."""
     with wsync.Rollout(socket, timeout=60) as rollout:
         memory = {
-            output.name: torch.zeros(output.shape, dtype=TORCH[output.dtype], device="cuda:1")
+            output.name: torch.zeros(output.shape, dtype=torch_dtype(output.dtype), device="cuda:1")
             for output in rollout.plan(60).outputs
         }
         begun = time.perf_counter()

@@ -18,11 +18,9 @@ if torch.cuda.device_count() < 2:
 
 import wsync  # noqa: E402
 from conftest import Cluster, beside, eventually  # noqa: E402
-from wsync.catalog import Dtype  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
-
-TORCH = {Dtype.F8_E4M3: torch.float8_e4m3fn, Dtype.F32: torch.float32, Dtype.BF16: torch.bfloat16}
+from wsync.tensors import torch_dtype  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +48,7 @@ def model(count: int = 20, device: str = "cuda:0") -> dict[str, torch.Tensor]:
 
 
 def memory_for(plan: wsync.Plan, device: str = "cuda:1") -> dict[str, torch.Tensor]:
-    return {output.name: torch.zeros(output.shape, dtype=TORCH[output.dtype], device=device) for output in plan.outputs}
+    return {output.name: torch.zeros(output.shape, dtype=torch_dtype(output.dtype), device=device) for output in plan.outputs}
 
 
 def assert_same(engine: dict[str, torch.Tensor], trained: dict[str, torch.Tensor]) -> None:

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 import wsync
-from conftest import Cluster, eventually
+from conftest import PATIENCE, Cluster, eventually
 from models import SHAPES, EngineThread, assert_same_weights, memory_for, randomize, shared_arrays
+
+
+SLACK = 0.5  # what two busy cores take
 
 
 def assert_helpful(error: pytest.ExceptionInfo[wsync.WsyncError], *names: str) -> None:
@@ -60,15 +63,20 @@ def test_no_replica_fails_the_publish_with_the_reason(cluster: Cluster) -> None:
         assert_helpful(error)
 
 
-def test_a_stopped_agent_ends_in_a_deadline(trainer: wsync.Trainer, cluster: Cluster) -> None:
-    trainer.register(shared_arrays(SHAPES))
-    cluster.freeze("trainer")
-    try:
+def test_a_publish_to_a_stopped_agent_ends_in_its_deadline_or_within_five_seconds(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer(coordinator__min_replicas_wait_ms="100ms")) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        cluster.freeze("trainer")
+        began = time.monotonic()
         sync = trainer.publish(1)
         with pytest.raises(wsync.DeadlineExceeded, match="was not released within 0.3 s"):
             sync.released(timeout=0.3)
-    finally:
+        with pytest.raises(wsync.AgentGone, match="does not answer any more in phase begin"):
+            sync.released()
+        assert 3 < time.monotonic() - began < 5 + SLACK
         os.kill(cluster.processes["trainer"].pid, signal.SIGCONT)
+        with pytest.raises(wsync.TooFewReplicas):
+            trainer.publish(1).committed()
 
 
 # ---- trainer side
@@ -155,13 +163,49 @@ def test_the_trainer_registers_again_by_itself_when_its_agent_restarted(cluster:
         engine.stop()
 
 
-def test_a_trainer_agent_that_stays_away_is_an_error_not_a_hang(cluster: Cluster) -> None:
-    with wsync.Trainer(cluster.start_trainer(), timeout=0.5) as trainer:
+def test_a_trainer_agent_that_stays_away_costs_a_second(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
         trainer.register(shared_arrays(SHAPES))
         cluster.kill("trainer")
+        began = time.monotonic()
         with pytest.raises(wsync.AgentUnavailable) as error:
             trainer.publish(1).committed(timeout=20)
+        assert time.monotonic() - began < 1 + SLACK
         assert_helpful(error)
+
+
+def test_a_publish_waits_as_long_for_an_agent_as_it_is_told_to(cluster: Cluster) -> None:
+    socket = cluster.start_trainer(coordinator__min_replicas_wait_ms="100ms")
+    with wsync.Trainer(socket, reconnect_timeout=PATIENCE) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        cluster.start_rollout()
+        cluster.kill("trainer")
+        back = threading.Timer(1.5, cluster.restart, ["trainer"])
+        back.start()
+        with pytest.raises(wsync.TooFewReplicas):  # the agent's word: no engine is attached
+            trainer.publish(1).committed()
+        back.join()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_trainer_agent_that_goes_while_a_version_runs_is_named_in_time(cluster: Cluster, stopped: bool) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        trainer.register(weights)
+        with wsync.Rollout(cluster.start_rollout()) as rollout:
+            rollout.attach(memory_for(rollout.plan()))
+            sync = trainer.publish(1)
+            next(rollout.updates(timeout=30))  # which never pauses
+            sync.released()
+            began = time.monotonic()
+            cluster.freeze("trainer") if stopped else cluster.kill("trainer")
+            with pytest.raises(wsync.AgentGone, match=r"in phase \w+ of version 1 .*last heard of \d\.\d s before") as error:
+                sync.committed(timeout=20)
+            assert time.monotonic() - began < (5 if stopped else 1) + SLACK
+            assert_helpful(error)
+            if stopped:
+                os.kill(cluster.processes["trainer"].pid, signal.SIGCONT)
 
 
 def test_another_trainer_that_took_over_is_not_pushed_out(cluster: Cluster) -> None:
@@ -273,6 +317,39 @@ def test_an_engine_finds_its_agent_again(cluster: Cluster) -> None:
         assert_same_weights(engine.weights, weights)
         assert engine.error is None
         engine.stop()
+
+
+def test_an_engine_hears_of_a_stopped_agent_and_finds_it_again_when_it_goes_on(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        weights = shared_arrays(SHAPES)
+        randomize(weights, 1)
+        socket = cluster.start_rollout()
+        trainer.register(weights)
+        engine = EngineThread(socket)
+        assert trainer.publish(1).committed().applied
+        call = engine.rollout._stream
+        assert call is not None
+        cluster.freeze("rollout-0")
+        began = time.monotonic()
+        eventually(lambda: call.ended, "the engine's library noticed")
+        assert 3 < time.monotonic() - began < 5 + SLACK
+        os.kill(cluster.processes["rollout-0"].pid, signal.SIGCONT)
+        eventually(lambda: len(engine.outcomes) == 2, "the agent caught up and applied version 1 again")
+        randomize(weights, 2)
+        assert trainer.publish(2).committed().applied
+        assert_same_weights(engine.weights, weights)
+        assert engine.error is None
+        engine.stop()
+
+
+def test_whoever_follows_the_bare_events_is_told_that_the_agent_is_gone(trainer: wsync.Trainer, cluster: Cluster) -> None:
+    trainer.register(shared_arrays({"a.bias": (64,)}))
+    with wsync.Rollout(cluster.start_rollout()) as rollout:
+        rollout.attach(shared_arrays({"a.bias": (64,)}))
+        cluster.kill("rollout-0")
+        with pytest.raises(wsync.AgentGone, match="wsync-rollout at .* in phase attach, last heard of") as error:
+            next(rollout.events(timeout=30))
+        assert_helpful(error)
 
 
 def test_an_agent_that_dies_while_it_may_write_leaves_the_update_waiting_for_a_whole_version(cluster: Cluster) -> None:

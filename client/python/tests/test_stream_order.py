@@ -113,12 +113,13 @@ def test_a_version_that_failed_is_not_an_agent_that_is_gone(trainer: wsync.Train
     assert script.requests.qsize() == 1  # it did not publish again
 
 
-def test_events_are_used_again_after_a_good_version_and_never_after_a_failed_one(
+def test_events_are_used_again_whatever_became_of_a_version(
     trainer: wsync.Trainer, script: Script, cuda: FakeCuda
 ) -> None:
-    for version, good, made in ((1, True, 1), (2, True, 1), (3, False, 1), (4, True, 2)):
+    """Those of versions that failed were kept, one more for each."""
+    for version in range(1, 5):
         sync = trainer.publish(version, stream=FakeStream())
-        if good:
+        if version % 2:
             script.say(say("committed", version=version))
             script.end()
             sync.committed(30)
@@ -126,7 +127,22 @@ def test_events_are_used_again_after_a_good_version_and_never_after_a_failed_one
             script.fail("the stream did not get there")
             with pytest.raises(wsync.PublishFailed, match="did not get there"):
                 sync.committed(30)
-        assert len(cuda.events) == made, version
+        assert len(cuda.events) == 1, version
+
+
+def test_an_event_that_a_silent_agent_may_still_look_at_is_not_used_again(
+    trainer: wsync.Trainer, script: Script, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer._connection._heartbeat, "_ask", lambda timeout: False)
+    waiting = FakeStream()
+    sync = trainer.publish(1, stream=FakeStream())
+    sync.released(stream=waiting)
+    with pytest.raises(wsync.AgentGone, match="does not answer any more"):
+        sync.committed(30)
+    assert waiting.passed(), "it waits for an agent that stands still no more than for a dead one"
+    script.end()
+    trainer.publish(2, stream=FakeStream())
+    assert len(cuda.events) == 2
 
 
 def test_a_word_is_used_again_though_the_gpu_has_not_looked_at_it_yet(
@@ -325,7 +341,9 @@ def test_a_copy_that_fails_after_all_is_torn_and_told_by_whatever_looks_next(
     assert not rollout.torn and rollout.serving_version == 8
 
 
-def test_a_version_that_was_given_up_leaves_the_one_before(rollout: wsync.Rollout, script: Script) -> None:
+def test_a_version_that_was_given_up_leaves_the_one_before(
+    rollout: wsync.Rollout, script: Script, cuda: FakeCuda
+) -> None:
     apply_on(FakeStream(), rollout, script, 7)
     script.say(tell("applied", version=7))
     rollout.confirm(30)
@@ -335,6 +353,7 @@ def test_a_version_that_was_given_up_leaves_the_one_before(rollout: wsync.Rollou
     with pytest.raises(wsync.AgentError, match="did not get there"):
         rollout.confirm(30)
     assert rollout.serving_version == 7 and not rollout.torn and stream.passed()
+    assert len(cuda.events) == 1
 
 
 def test_a_stream_waits_for_its_own_version_whatever_is_said_of_another(rollout: wsync.Rollout, script: Script) -> None:

@@ -132,6 +132,18 @@ def test_publishing_the_same_again_moves_nothing(cluster: Cluster) -> None:
         engine.stop()
 
 
+def test_a_report_prints_as_one_line_with_what_one_looks_for() -> None:
+    from wsync.catalog import ReplicaOutcome, Timings
+
+    timings = Timings(1.0, 2.0, 3.0, 4.0, 5.0)
+    replicas = (ReplicaOutcome("r0", "applied", "", timings), ReplicaOutcome("r1", "left_out", "it was lost", timings))
+    report = wsync.VersionReport(7, "1a2b3c4d" * 4, 100, 1_250_000, 12, replicas, 0.5, 1.25, 3.0, 9.96, False)
+    assert str(report) == (
+        "<version 7: applied by 1 of 2 replicas in 10.0 ms (released after 1.2), 12 tensors, 1.2 MB on the wire, "
+        "content 1a2b3c4d; r1 left out: it was lost>"
+    )
+
+
 def test_private_arrays_are_sent_from_registered_copies(cluster: Cluster) -> None:
     socket = cluster.start_rollout(name="r")
     with wsync.Trainer(cluster.start_trainer()) as trainer:

@@ -9,6 +9,7 @@ from .catalog import Dtype, Output, Plan, ReplicaOutcome, Timings, VersionReport
 from .destinations import Destination
 from .errors import (
     AgentError,
+    AgentGone,
     AgentUnavailable,
     AlreadyAttached,
     AlreadyRegistered,
@@ -38,6 +39,7 @@ from .updates import Event, Layer, Outcome, Update
 
 __all__ = [
     "AgentError",
+    "AgentGone",
     "AgentUnavailable",
     "AlreadyAttached",
     "AlreadyRegistered",

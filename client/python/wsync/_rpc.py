@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
 import grpc
 
 from . import errors
+from .heartbeat import Heartbeat, Watch
 
 # A message holds this many tensors: far below gRPC's 4 MiB, with names of up to 512 bytes.
 TENSORS_PER_MESSAGE = 4000
@@ -13,7 +16,7 @@ TENSORS_PER_MESSAGE = 4000
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),  # a restarting agent is back within a second
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
     # A call whose answers are read by one thread needs no second one to poll for it: a publish starts 3 ms sooner.
@@ -31,22 +34,42 @@ class Connection:
         self.socket = socket
         self.daemon = daemon
         self.channel = grpc.insecure_channel(socket, options=_OPTIONS)
+        self._check = self.channel.unary_unary("/grpc.health.v1.Health/Check")  # both messages are empty enough as bytes
+        self._heartbeat = Heartbeat(self._answers)
 
     def wait(self, timeout: float) -> None:
         """Returns once the agent answers a health check; AgentUnavailable after `timeout` seconds."""
-        check = self.channel.unary_unary("/grpc.health.v1.Health/Check")  # both messages are empty enough as bytes
         try:
-            check(b"", timeout=timeout, wait_for_ready=True)
+            self._check(b"", timeout=timeout, wait_for_ready=True)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
                 raise self.absent() from None
             # Any other answer is one, too.
+
+    def watch(self, silent: Callable[[], None]) -> Watch:
+        """While a call is open: `silent` is called, on another thread, within 4 s of the agent's being stopped."""
+        return self._heartbeat.watch(silent)
+
+    def _answers(self, timeout: float) -> bool:
+        try:
+            self._check(b"", timeout=timeout)
+        except grpc.RpcError as error:
+            return bool(error.code() != grpc.StatusCode.DEADLINE_EXCEEDED)
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            pass
+        return True
+
+    def gone(self, how: str, where: str, silent_for: float) -> errors.AgentGone:
+        """`how` it was noticed, `where` its work was, and how long ago it last said something."""
+        text = f"{self.daemon} at {self.socket} {how} in phase {where}, last heard of {silent_for:.1f} s before"
+        return errors.AgentGone(text)
 
     def absent(self, why: str = "") -> errors.AgentUnavailable:
         text = f"no {self.daemon} answers at {self.socket}" + (f": {why}" if why else "")
         return errors.AgentUnavailable(text, next_step=f"start one with '{self.daemon} --config FILE', or give its socket")
 
     def close(self) -> None:
+        self._heartbeat.close()
         self.channel.close()
 
 

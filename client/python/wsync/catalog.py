@@ -108,9 +108,9 @@ class ReplicaOutcome:
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class VersionReport:
-    """What became of one publish."""
+    """What became of one publish. Printed, it is one line: who took it, who did not and why, how much and how long."""
 
     version: int
     content_digest: str
@@ -128,6 +128,17 @@ class VersionReport:
     def applied(self) -> bool:
         """Every replica serves the version."""
         return self.already_committed or all(r.outcome == "applied" for r in self.replicas)
+
+    def __repr__(self) -> str:
+        took = sum(r.outcome == "applied" for r in self.replicas)
+        others = [f"; {r.replica} {r.outcome.replace('_', ' ')}: {r.reason}" for r in self.replicas if r.outcome != "applied"]
+        if self.already_committed:
+            return f"<version {self.version}: was committed already, content {self.content_digest[:8]}>"
+        return (
+            f"<version {self.version}: applied by {took} of {len(self.replicas)} replicas in {self.committed_ms:.1f} ms"
+            f" (released after {self.released_ms:.1f}), {self.tensors} tensors, {self.wire_bytes / 1e6:.1f} MB on the wire,"
+            f" content {self.content_digest[:8]}{''.join(others)}>"
+        )
 
 
 # ---- from messages

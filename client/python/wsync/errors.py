@@ -26,6 +26,12 @@ class AgentUnavailable(WsyncError):
     default_next_step = "start the agent, or give its local_socket"
 
 
+class AgentGone(AgentUnavailable):
+    """The agent died or stood still with a call open; the text has its phase and when it was last heard of."""
+
+    default_next_step = "see its log, and start it again where its supervisor does not"
+
+
 class DeadlineExceeded(WsyncError, TimeoutError):
     """The call's own time limit ran out; the text says what was still missing."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ class Publication:
         self._trainer = trainer
         self._progress: Any = None
         self._accepted = False
+        self._silent = False
+        self._heard = time.monotonic()
         self.released_future: Future[float] = Future()  # milliseconds from accepted to released
         self.committed_future: Future[VersionReport] = Future()
         self._registration_id = trainer._id
@@ -40,19 +43,22 @@ class Publication:
         return self._trainer._stub.publish(request)
 
     def _follow(self) -> None:
+        watch = self._trainer._connection.watch(self._hang_up)
         try:
             try:
                 report = self._read()
             except grpc.RpcError as error:
                 if not self._may_retry(error):
                     raise
-                self._registration_id = self._trainer._register_again(self._registration_id)
+                self._registration_id = self._register_again(error)
                 self._call = self._start()
+                if self._silent:
+                    self._call.cancel()
                 report = self._read()
         except grpc.RpcError as error:
-            self._fail(_rpc.publish_error(self._trainer._connection, error, self.version))
+            self._fail(self._error(error), ended=not self._silent)
         except WsyncError as error:
-            self._fail(error)
+            self._fail(error, ended=True)
         except ValueError:  # gRPC's word for a channel that was closed meanwhile
             self._fail(
                 AgentUnavailable(
@@ -65,16 +71,47 @@ class Publication:
             raise
         else:
             if self._order is not None:
-                self._order.complete()
+                self._order.end()
             if not self.released_future.done():  # committed before: nothing had to be read
                 self.released_future.set_result(0.0)
             self.committed_future.set_result(report)
         finally:  # whatever happened: a stream may be waiting
+            watch.end()
             if self._order is not None:
                 self._order.open()
 
+    def _hang_up(self) -> None:
+        """The agent does not answer any more, and would leave the call open."""
+        self._silent = True
+        self._call.cancel()
+
+    def _register_again(self, lost: grpc.RpcError) -> str:
+        try:
+            return self._trainer._register_again(self._registration_id)
+        except AgentUnavailable as absent:
+            raise self._error(lost) if self._accepted else absent from None
+
+    def _error(self, error: grpc.RpcError) -> WsyncError:
+        code, text = _rpc.code_and_text(error)
+        lost = code == grpc.StatusCode.UNAVAILABLE and self._accepted and not _rpc.is_agents_verdict(text, self.version)
+        if not self._silent and not lost:
+            return _rpc.publish_error(self._trainer._connection, error, self.version)
+        how = "does not answer any more" if self._silent else f"was lost ({text})"
+        where = f"{self._phase} of version {self.version} ({self.progress})"
+        return self._trainer._connection.gone(how, where, time.monotonic() - self._heard)
+
+    @property
+    def _phase(self) -> str:
+        if not self._accepted:
+            return "begin"
+        if not self.released_future.done():
+            return "encode"
+        progress = self._progress
+        return "apply" if progress is not None and progress.staged_replicas == progress.replicas else "broadcast"
+
     def _read(self) -> VersionReport:
         for event in self._call:
+            self._heard = time.monotonic()
             kind = event.WhichOneof("event")
             if kind == "accepted":
                 self._accepted = True
@@ -93,16 +130,17 @@ class Publication:
 
     def _may_retry(self, error: grpc.RpcError) -> bool:
         """Whether the agent forgot us, and the weights still hold what this publish is about."""
-        if self.released_future.done():
+        if self.released_future.done() or self._silent:
             return False
         code, text = _rpc.code_and_text(error)
         if code == grpc.StatusCode.UNAVAILABLE:
             return not _rpc.is_agents_verdict(text, self.version)
         return code == grpc.StatusCode.FAILED_PRECONDITION and self._registration_id in text
 
-    def _fail(self, error: WsyncError) -> None:
+    def _fail(self, error: WsyncError, *, ended: bool = False) -> None:
+        """`ended`: the agent has done so, or is dead; else it may go on with the version."""
         if self._order is not None:
-            self._order.open()
+            self._order.end() if ended else self._order.open()
         if not self.released_future.done():
             self.released_future.set_exception(error)
         self.committed_future.set_exception(error)
@@ -132,7 +170,8 @@ class Publication:
     def committed(self, timeout: float = 600.0) -> VersionReport:
         """Waits until every replica applied the version or was given up.
 
-        StaleVersion, InvalidWeights (NaN: names), TooFewReplicas, PublishFailed, AgentUnavailable.
+        StaleVersion, InvalidWeights (NaN: names), TooFewReplicas, PublishFailed, AgentUnavailable; AgentGone when the
+        agent died (within a second) or stood still (within five), with its phase and when it was last heard of.
         """
         report: VersionReport = self._wait(self.committed_future, timeout, "committed")
         return report

@@ -137,6 +137,8 @@ class Rollout:
         if self._engine is None:  # detached meanwhile
             raise Detached("the engine detached")
         self._connection.wait(min(self._timeout, timeout))
+        if self._stream is not None and self._stream.silent:  # it stood still: it may not know that the call was ended
+            self._call_detach(self._stream, timeout)
         try:
             reply = self._stub.attach(iter(self._engine.request), timeout=timeout)
         except grpc.RpcError as error:
@@ -153,8 +155,9 @@ class Rollout:
 
         Until `detach` or `close`, which another thread may call. `timeout`: DeadlineExceeded after this many seconds
         without a version. TornUpdate, AgentError: a version that was applied on a stream did not succeed after all; the
-        first one says that the engine must pause. An agent that restarts is attached to again, for `reattach_timeout` seconds; then
-        AgentUnavailable. CatalogMismatch: the trainer registered another catalog that the destinations do not fit.
+        first one says that the engine must pause. An agent that died, or has not answered for four seconds, is attached to
+        again, for `reattach_timeout` seconds; then AgentUnavailable. CatalogMismatch: the trainer registered another
+        catalog that the destinations do not fit.
         """
         deadline = _deadline(timeout)
         while True:
@@ -234,7 +237,7 @@ class Rollout:
             raise
         if event.kind == "applied":
             if self._pending is not None:
-                self._pending.order.complete()
+                self._pending.order.end()
                 self._pending = None
             self._serving, self._digest, self._torn = event.version, event.content_digest, False
         elif event.kind == "torn":
@@ -242,7 +245,7 @@ class Rollout:
             self._serving, self._digest, self._torn = 0, "", True
         elif event.kind == "cancelled" and self._pending is not None and event.version == self._pending.version:
             pending, self._pending = self._pending, None
-            pending.order.open()
+            pending.order.end()
             self._serving, self._digest = pending.before
             raise AgentError(
                 f"version {event.version} was not applied after all: {event.reason}",
@@ -291,7 +294,10 @@ class Rollout:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        pending.order.open()
+        if pending.told.silent:  # it may look for the event yet
+            pending.order.open()
+        else:
+            pending.order.end()
         self._serving, self._digest, self._torn = 0, "", True
         raise TornUpdate(f"version {pending.version} was not applied after all: {why}")
 
@@ -316,15 +322,19 @@ class Rollout:
         if self._stream is None:
             return
         self._stream.detaching = True
-        request = _wire.message("DetachRequest")(attachment_id=self._stream.attachment_id)
+        try:
+            self._call_detach(self._stream, timeout)
+        finally:
+            self._let_go()
+
+    def _call_detach(self, stream: UpdateStream, timeout: float) -> None:
+        request = _wire.message("DetachRequest")(attachment_id=stream.attachment_id)
         try:
             self._stub.detach(request, timeout=timeout)
         except grpc.RpcError as error:
             code, _ = _rpc.code_and_text(error)
             if code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):  # it let go already
                 raise _rpc.attach_error(self._connection, error) from None
-        finally:
-            self._let_go()
 
     def _let_go(self) -> None:
         if self._stream is not None:

@@ -56,7 +56,7 @@ class LentEvent:
 class LentEvents:
     """The events of one registration or attachment: a few, used again and again. Thread-safe.
 
-    All are kept until this object goes: an agent may have any of them open.
+    All are kept until this object goes: an agent may have any of them open, and look at those that did not come back.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -74,7 +74,7 @@ class LentEvents:
             return event
 
     def give_back(self, event: LentEvent) -> None:
-        """The version that it was taken for is complete. The agent may still look at that of one that failed."""
+        """The agent has ended the version that it was taken for, or is dead: nothing is done any more when it comes."""
         with self._lock:
             self._free.append(event)
 
@@ -165,6 +165,7 @@ class StreamOrder:
         self._lock = threading.Lock()
         self._gate: Gate | None = None  # once a stream waits
         self._open = False
+        self._ended = False
         _gates.prepare(device)
         self.after = events.take(device)
         self.after.record(stream)
@@ -184,10 +185,13 @@ class StreamOrder:
             if self._gate is not None:
                 self._gate.open()
 
-    def complete(self) -> None:
-        """The version is complete: streams go on, and the event may be used for another one. Once."""
+    def end(self) -> None:
+        """The agent is done with the version, whatever became of it: streams go on, and the event may be used again."""
         self.open()
-        self._events.give_back(self.after)
+        with self._lock:
+            ended, self._ended = self._ended, True
+        if not ended:
+            self._events.give_back(self.after)
 
 
 def _ordinal(device: str) -> int:

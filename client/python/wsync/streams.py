@@ -14,12 +14,8 @@ from .catalog import VersionReport
 from .errors import NotAttached
 from .publication import Publication
 from .rollout import Rollout
-from .tensors import Tensor, plain
+from .tensors import Tensor, plain, torch_dtype
 from .trainer import Trainer
-
-_TORCH_NAMES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BF16": "bfloat16", "F16": "float16",
-                "F32": "float32", "F64": "float64", "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16",
-                "U16": "uint16", "I32": "int32", "U32": "uint32", "I64": "int64", "U64": "uint64"}  # fmt: skip
 
 
 class Sender:
@@ -93,7 +89,7 @@ class Receiver:
         import torch
 
         self._buffers = {
-            output.name: torch.empty(output.shape, dtype=getattr(torch, _TORCH_NAMES[output.dtype.name]), device=self._device)
+            output.name: torch.empty(output.shape, dtype=torch_dtype(output.dtype), device=self._device)
             for output in self.rollout.plan(timeout).outputs
         }
         self.rollout.attach(self._buffers, engine=self._engine, timeout=timeout)

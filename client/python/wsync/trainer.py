@@ -26,9 +26,7 @@ from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
 from .weights import CopyPolicy, Weight, collect, copy_into, lend, refresh
 
-# How long a publish waits for an agent that is gone, as the C++ client does, and for it to take the registration again:
-# together below the ten seconds that nothing may cost a trainer.
-_GONE_PATIENCE = 4.0
+# For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
 _AGAIN_TIMEOUT = 5.0
 
 
@@ -50,11 +48,22 @@ class Registration:
 class Trainer:
     """One trainer agent's client. Methods may be called from any thread, one at a time; publications from any."""
 
-    def __init__(self, socket: str = "unix:///run/wsync/trainer.sock", *, timeout: float = 10.0) -> None:
-        """`socket`: the agent's local_socket. `timeout`: seconds to wait for the agent to answer at all."""
+    def __init__(
+        self,
+        socket: str = "unix:///run/wsync/trainer.sock",
+        *,
+        timeout: float = 10.0,
+        reconnect_timeout: float = 0.8,
+    ) -> None:
+        """`socket`: the agent's local_socket. `timeout`: seconds that `register` waits for the agent to answer at all.
+
+        `reconnect_timeout`: seconds that a publish waits for an agent that died to come back. By default a dead agent
+        costs the trainer less than a second; more is for supervisors that take longer, and keeps the trainer waiting.
+        """
         self._connection = _rpc.Connection(socket, "wsync-trainer")
         self._stub = _wire.TrainerStub(self._connection.channel)
         self._timeout = timeout
+        self._reconnect_timeout = reconnect_timeout
         self._lock = threading.Lock()  # of the three below: publications register again from their threads
         self._id = ""
         self._registration: Registration | None = None
@@ -126,7 +135,7 @@ class Trainer:
         """The id of a registration other than `lost`: the agent restarted and forgot ours."""
         with self._lock:
             if self._id == lost:
-                self._connection.wait(min(self._timeout, _GONE_PATIENCE))
+                self._connection.wait(self._reconnect_timeout)
                 self._id = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
             return self._id
 
@@ -151,7 +160,8 @@ class Trainer:
         4/5 of the agent's coordinator.stage_timeout_ms fails the version (PublishFailed).
 
         WeightsMoved before anything is read, with the names. StreamUnsupported: the weights lie on the CPU. An agent
-        that restarted since is registered with again.
+        that restarted since is registered with again. One that dies fails the version within a second (after
+        `reconnect_timeout`, where nothing was released yet), one that is stopped within five: AgentGone.
         """
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")

@@ -106,12 +106,15 @@ class Update:
             try:
                 if asked is not None:
                     hold = stream is not None and not in_place and not rollout.torn
+                    if order is not None:  # torn or overtaken: the agent is done with it
+                        order.end()
                     order = rollout._pause(asked, stream, hold=hold)
                     if hold:
                         return Outcome(asked, True, "", None, "", confirmed=False)
                     asked, began = None, True
                 event = rollout._next(deadline)
             except AgentUnavailable as error:
+                order = None
                 if began:
                     rollout._serving, rollout._digest, rollout._torn = 0, "", True
                 self._find_agent(deadline, error)
@@ -124,7 +127,7 @@ class Update:
                 asked, in_place = event.version, event.in_place
             elif event.kind == "applied":
                 if order is not None:
-                    order.complete()
+                    order.end()
                 return Outcome(event.version, True, event.content_digest, event.timings, "")
             elif event.layer is not None and on_layer is not None:
                 on_layer(event.layer)
@@ -172,6 +175,9 @@ class UpdateStream:
         hello = _wire.message("EngineHello")(attachment_id=attachment_id)
         self.send(_wire.message("EngineMessage")(hello=hello))
         self._call = stub.updates(iter(self._outgoing.get, None))
+        self.silent = False  # the agent did not answer any more, and the call was ended here
+        self._last = ("attach", time.monotonic())  # what the agent said last
+        self._watch = connection.watch(self._hang_up)
         threading.Thread(target=self._read, name="wsync-updates", daemon=True).start()
 
     def send(self, message: Any) -> None:
@@ -182,11 +188,17 @@ class UpdateStream:
         self._call.cancel()
         self._outgoing.put(None)
 
+    def _hang_up(self) -> None:
+        """The agent does not answer any more, and would leave the call open."""
+        self.silent = True
+        self._call.cancel()
+
     def _read(self) -> None:
         end: WsyncError = self._connection.absent("its updates could not be read")
         try:
             end = self._read_all()
         finally:  # whatever happened: a stream or a thread may be waiting
+            self._watch.end()
             self.ended = True
             self._heard(self, None)
             self._outgoing.put(None)
@@ -197,6 +209,7 @@ class UpdateStream:
         try:
             for message in self._call:
                 event = _event(message)
+                self._last = (f"{event.kind} of version {event.version}", time.monotonic())
                 self._heard(self, event)
                 self._incoming.put(event)
             end: WsyncError = self._connection.absent("it ended the updates: it is shutting down")
@@ -205,6 +218,9 @@ class UpdateStream:
             end = _rpc.attach_error(self._connection, error)
             if code == grpc.StatusCode.NOT_FOUND:
                 end = NotAttached(f"updates: {_rpc.code_and_text(error)[1]}")
+            elif self.silent or code == grpc.StatusCode.UNAVAILABLE:
+                how = "does not answer any more" if self.silent else f"was lost ({_rpc.code_and_text(error)[1]})"
+                end = self._connection.gone(how, self._last[0], time.monotonic() - self._last[1])
         return Detached("the engine detached") if self.detaching else end
 
     def get(self, deadline: float | None) -> Event:
