@@ -124,7 +124,8 @@ void AddVerify(CLI::App& app) {
                  "  wsync verify -c trainer-0:7470 && start_evaluation\n"
                  "  wsync verify --deep             digest the engines' memory again\n"
                  "\n--deep reads what the engines hold now and changes nothing; an engine that turned its weights\n"
-                 "into another layout after it took them is not to be asked.\n"
+                 "into another layout after it took them is not to be asked. With sink_mode in_place, engines that\n"
+                 "take slices of tensors (tensor parallel) answer that they cannot be checked.\n"
                  "\nExit codes: 0 all equal the committed version, 3 not all, 4 unreachable.\n",
                  [options] { return RunVerify(*options); });
   options->coordinator.AddTo(*command);

@@ -57,17 +57,18 @@ function(wsync_executable name)
   target_link_libraries(${name} PRIVATE ${A_DEPS} wsync_flags)
 endfunction()
 
-# wsync_test(name_test LABEL unit SOURCES name_test.cc DEPS x [TIMEOUT 60] [DATA]): one ctest entry per binary. The label
-# may be a list; all tests of a label are built by the target wsync_tests_<label>. DATA defines WSYNC_TEST_DATA, for
-# those that read tests/data (no other compile line names the checkout's path, so checkouts can share a ccache).
+# wsync_test(name_test LABEL unit SOURCES name_test.cc DEPS x [TIMEOUT 60] [RUNNER r.sh] [DATA]): one ctest entry per
+# binary. The label may be a list; all tests of a label are built by the target wsync_tests_<label>. RUNNER is a command
+# that is given the binary. DATA defines WSYNC_TEST_DATA, for those that read tests/data (no other compile line names the
+# checkout's path, so checkouts can share a ccache).
 function(wsync_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 A "DATA" "LABEL;TIMEOUT" "SOURCES;DEPS;ARGS")
+  cmake_parse_arguments(PARSE_ARGV 1 A "DATA" "LABEL;TIMEOUT;RUNNER" "SOURCES;DEPS;ARGS")
   add_executable(${name} ${A_SOURCES})
   target_link_libraries(${name} PRIVATE ${A_DEPS} GTest::gmock GTest::gtest GTest::gtest_main wsync_flags)
   if(A_DATA)
     target_compile_definitions(${name} PRIVATE WSYNC_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
   endif()
-  add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+  add_test(NAME ${name} COMMAND ${A_RUNNER} $<TARGET_FILE:${name}> ${A_ARGS})
   foreach(label IN LISTS A_LABEL)
     if(NOT TARGET wsync_tests_${label})
       add_custom_target(wsync_tests_${label})

@@ -65,6 +65,16 @@ int64_t DigestBytes(const Plan& plan) {
   return static_cast<int64_t>(plan.pieces().size() * sizeof(uint64_t)) * kDigestsPerPiece;
 }
 
+// In place, the digest tables of what is served stay, for deep checks: server/rollout/underlay.h.
+int64_t KeptDigestBytes(const Plan& plan, SinkMode mode) {
+  int64_t bytes = 0;
+  if (mode == SinkMode::kStaged) return bytes;
+  for (const Bucket& bucket : plan.buckets()) {
+    bytes += RoundUp((bucket.piece_end - bucket.piece_begin) * static_cast<int64_t>(sizeof(uint64_t)), kPieceAlign);
+  }
+  return bytes;
+}
+
 }  // namespace
 
 int64_t PlanTableBytes(const Plan& plan) {
@@ -84,7 +94,7 @@ MemoryEstimate EstimateSource(const Plan& plan, SourceMode mode, int64_t ring_sl
 
 MemoryEstimate EstimateSink(const Plan& plan, SinkMode mode, int64_t ring_slots) {
   // One destination per output, cut no finer than the pieces: what an engine without tensor parallelism attaches.
-  int64_t tables = PlanTableBytes(plan) + DigestBytes(plan);
+  int64_t tables = PlanTableBytes(plan) + DigestBytes(plan) + KeptDigestBytes(plan, mode);
   for (const Output& output : plan.outputs()) {
     tables += sizeof(Destination) + NameBytes(output.name) + VectorBytes(output.shape);
   }
@@ -100,8 +110,8 @@ MemoryEstimate EstimateSourceOnGpu(const Plan& plan, SourceMode mode, int64_t ri
 }
 
 MemoryEstimate EstimateSinkOnGpu(const Plan& plan, SinkMode mode, int64_t ring_slots) {
-  return Estimate(plan, mode == SinkMode::kStaged, ring_slots, GpuTableBytes(plan, plan.payload_bytes()),
-                  kGpuProcessBytes);
+  return Estimate(plan, mode == SinkMode::kStaged, ring_slots,
+                  GpuTableBytes(plan, plan.payload_bytes()) + KeptDigestBytes(plan, mode), kGpuProcessBytes);
 }
 
 }  // namespace wsync

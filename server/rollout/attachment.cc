@@ -72,7 +72,8 @@ absl::StatusOr<Hash128> Attachment::Verify(Backend& backend, std::shared_ptr<con
   const bool staged = mode_ == SinkMode::kStaged;
   if (!staged && digests_ == nullptr) {
     return absl::FailedPreconditionError(
-        "sink_mode in_place keeps no copy to compare slices of tensors with: they were checked as they landed");
+        "not checked: sink_mode in_place keeps nothing to compare slices of tensors with (a tensor-parallel rank's); "
+        "they were checked as they landed, and sink_mode staged can be read again");
   }
   absl::StatusOr<ScatterTable> table = MakeTable(*plan);
   if (!table.ok()) return table.status();

@@ -20,6 +20,7 @@ MemberStream::~MemberStream() {
 }
 
 void MemberStream::Send(v1::MemberMessage message) {
+  if (released_) return;
   Next next;
   {
     MutexLock lock(&mu_);
@@ -30,6 +31,7 @@ void MemberStream::Send(v1::MemberMessage message) {
 }
 
 void MemberStream::Close() {
+  if (released_) return;
   Next next;
   {
     MutexLock lock(&mu_);

@@ -30,9 +30,10 @@ class MemberStream final : public grpc::ClientBidiReactor<v1::MemberMessage, v1:
   ~MemberStream() override;
 
   void Send(v1::MemberMessage message);
-  void Close();    // half-close, once everything sent is out
-  void Release();  // promises: no Send and no Close after it
-  void Cancel();   // ends the call now; implies Release
+  void Close();  // half-close, once everything sent is out
+  // gRPC may end the call at any moment from here on, and takes no more of it: Send and Close do nothing.
+  void Release();
+  void Cancel();  // ends the call now; implies Release
 
  private:
   struct Latch {  // its own object: whoever waits may delete the stream while OnDone still signals

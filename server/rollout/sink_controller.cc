@@ -83,7 +83,7 @@ void SinkController::Drain(absl::Duration grace) {
 }
 
 absl::Time SinkController::NextDeadline() const {
-  absl::Time next = std::min({state_.NextDeadline(), member_.NextDeadline(), ask_for_room_at_});
+  absl::Time next = std::min({state_.NextDeadline(), member_.NextDeadline(), ask_for_room_at_, NextLook()});
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.caller.deadline);
   return next;
 }
@@ -99,6 +99,7 @@ void SinkController::Tick() {
     });
   }
   ExpireWaiters(now);
+  if (now >= NextLook()) WatchEngine();
 }
 
 // ---- the coordinator's side

@@ -16,6 +16,7 @@
 #include "server/rollout/receiver.h"
 #include "server/rollout/serial_thread.h"
 #include "server/rollout/sink_state.h"
+#include "server/rpc/client_process.h"
 
 namespace wsync {
 
@@ -53,7 +54,10 @@ class SinkController final : public LocalApi, private MemberDelegate {
   struct Engine {  // attached, or about to be
     std::string name;
     std::string attachment_id;  // empty: still being checked
+    // Until its update stream is open, whose end then says the same at once. Null: another pid namespace's.
+    std::shared_ptr<const ClientProcess> process;
     absl::Time attached_at;
+    absl::Time look_at;  // whether it lives
     int64_t bytes_per_version = 0;
     std::shared_ptr<EngineStream> stream;
     uint64_t paused = 0;  // the version that it paused for last, at this point of its stream
@@ -97,6 +101,9 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Status EngineSlotFree() const;
   // Lets an engine go that attached and did not come for its updates, for the sake of one that is here.
   void MakeWayForEngine();
+  // Lets it go if its process ended before it came for its updates; when to look again.
+  void WatchEngine();
+  absl::Time NextLook() const;
   bool IsAttached(const std::string& attachment_id) const;
   EngineStream* engine_stream() const { return engine_ ? engine_->stream.get() : nullptr; }
   // Ends the engine's stream with `status` and forgets it; the state hears of it unless it said so itself.

@@ -75,6 +75,16 @@ void SinkController::MakeWayForEngine() {
   LetEngineGo(absl::AbortedError("it did not open its update stream, and another engine attached"));
 }
 
+absl::Time SinkController::NextLook() const {
+  const bool watched = engine_ && engine_->process != nullptr && !engine_->attachment_id.empty();
+  return watched ? engine_->look_at : absl::InfiniteFuture();
+}
+
+void SinkController::WatchEngine() {
+  if (!engine_->process->Alive()) return LetEngineGo(absl::AbortedError("its process has ended"));
+  engine_->look_at = MonotonicNow() + kClientProcessPoll;
+}
+
 void SinkController::Attach(Caller caller, AttachSpec spec, AttachDone done) {
   auto shared = std::make_shared<AttachSpec>(std::move(spec));
   Post([this, caller = std::move(caller), shared, done = std::move(done)] {
@@ -91,6 +101,7 @@ void SinkController::StartAttach(const Caller& caller, AttachSpec spec, AttachDo
   // Asked again: another one may have been waiting for the same plan.
   if (absl::Status status = EngineSlotFree(); !status.ok()) return done(status);
   engine_ = Engine{.name = absl::StrCat(spec.engine, " (pid ", spec.pid, ")")};
+  if (auto process = ClientProcess::Open(spec.pid); process.ok()) engine_->process = *std::move(process);
   receiver_.Attach(std::move(spec), [this, caller, done = std::move(done)](const absl::StatusOr<AttachInfo>& info) {
     Post([this, caller, info, done] { FinishAttach(caller, info, done); });
   });
@@ -108,7 +119,7 @@ void SinkController::FinishAttach(const Caller& caller, const absl::StatusOr<Att
     return done(status);
   }
   engine_->attachment_id = NewAttachmentId();
-  engine_->attached_at = MonotonicNow();
+  engine_->attached_at = engine_->look_at = MonotonicNow();
   engine_->bytes_per_version = info->bytes_per_version;
   LogInfo("engine attached", {{"engine", engine_->name}, {"bytes_per_version", absl::StrCat(info->bytes_per_version)}});
   Step(sink::EngineAttached{engine_->name});
@@ -146,6 +157,7 @@ void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<Engi
       return stream->Finish(absl::AlreadyExistsError("this attachment has an update stream already"));
     }
     engine_->stream = stream;
+    engine_->process.reset();
     Step(sink::EngineOpened{});
   });
 }

@@ -13,10 +13,6 @@
 namespace wsync {
 namespace {
 
-// A version that reads a dead process's memory is stopped well within the 500 ms that matter, for a poll that costs
-// one system call.
-constexpr absl::Duration kOwnerPoll = absl::Milliseconds(200);
-
 absl::Status ShuttingDown() {
   return absl::UnavailableError("the trainer agent is shutting down: register again once it is back");
 }
@@ -253,7 +249,7 @@ absl::Time Registrar::Watch(absl::Time now) {
     dead = !current_->owner().Alive();
   }
   if (dead) OwnerDied();
-  return now + kOwnerPoll;
+  return now + kClientProcessPoll;
 }
 
 bool Registrar::registered() const {

@@ -1,12 +1,7 @@
 #include "server/trainer/registration.h"
 
-#include <poll.h>
-#include <signal.h>
 #include <sys/random.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -61,30 +56,6 @@ absl::StatusOr<const std::byte*> Locate(const Tensor& tensor, const TensorPlace&
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<OwnerProcess>> OwnerProcess::Open(int64_t pid) {
-  const auto no_such_process = [pid] {
-    return absl::InvalidArgumentError(absl::StrCat("there is no process ", pid,
-                                                   " here to own the memory: register with the pid of the training ",
-                                                   "process, and let it share a pid namespace with the agent"));
-  };
-  if (pid <= 0 || pid > INT32_MAX) return no_such_process();
-  const int fd = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));
-  if (fd < 0 && errno != ENOSYS && errno != EPERM) return no_such_process();
-  std::unique_ptr<OwnerProcess> owner(new OwnerProcess(pid, fd));
-  if (!owner->Alive()) return no_such_process();
-  return owner;
-}
-
-OwnerProcess::~OwnerProcess() {
-  if (pidfd_ >= 0) close(pidfd_);
-}
-
-bool OwnerProcess::Alive() const {
-  if (pidfd_ < 0) return kill(static_cast<pid_t>(pid_), 0) == 0 || errno == EPERM;
-  pollfd exited{pidfd_, POLLIN, 0};
-  return poll(&exited, 1, 0) == 0;  // readable once the process has ended
-}
-
 absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(RegistrationRequest request, RecipeRules rules,
                                                                          int64_t bucket_bytes, Memory& memory) {
   if (request.places.size() != request.tensors.size()) {
@@ -92,7 +63,7 @@ absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(Registr
   }
   std::shared_ptr<Registration> registration(new Registration());
   registration->id_ = NewRegistrationId();
-  auto owner = OwnerProcess::Open(request.pid);
+  auto owner = ClientProcess::Open(request.pid);
   if (!owner.ok()) return owner.status();
   registration->owner_ = *std::move(owner);
 

@@ -14,6 +14,7 @@
 #include "server/backend/memory.h"
 #include "server/core/events.h"
 #include "server/core/plan.h"
+#include "server/rpc/client_process.h"
 
 namespace wsync {
 
@@ -33,24 +34,6 @@ struct RegistrationRequest {
   std::vector<TensorPlace> places;  // one per tensor
 };
 
-// A process by identity, not by number: a pid that was given to somebody else counts as dead.
-class OwnerProcess {
- public:
-  // INVALID_ARGUMENT: no such process in this agent's pid namespace.
-  static absl::StatusOr<std::unique_ptr<OwnerProcess>> Open(int64_t pid);
-  ~OwnerProcess();
-  OwnerProcess(const OwnerProcess&) = delete;
-  OwnerProcess& operator=(const OwnerProcess&) = delete;
-  // False once it has exited, also as a zombie. Never blocks.
-  bool Alive() const;
-  int64_t pid() const { return pid_; }
-
- private:
-  OwnerProcess(int64_t pid, int pidfd) : pid_(pid), pidfd_(pidfd) {}
-  int64_t pid_;
-  int pidfd_;  // -1: the kernel has none; the number is all we have
-};
-
 class Registration {
  public:
   // INVALID_ARGUMENT names the tensor (unknown handle, not aligned to its element size, outside its memory) or is the
@@ -61,14 +44,14 @@ class Registration {
   const std::string& id() const { return id_; }
   const std::shared_ptr<const Plan>& plan() const { return plan_; }
   const std::vector<const std::byte*>& addresses() const { return addresses_; }  // first byte, by catalog index
-  const OwnerProcess& owner() const { return *owner_; }
+  const ClientProcess& owner() const { return *owner_; }
   PlanInfo Info() const;
 
  private:
   Registration() = default;
   std::string id_;
   std::shared_ptr<const Plan> plan_;
-  std::unique_ptr<OwnerProcess> owner_;
+  std::unique_ptr<ClientProcess> owner_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<const std::byte*> addresses_;
 };

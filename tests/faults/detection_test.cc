@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -119,6 +120,39 @@ TEST_F(Detection, AStoppedTrainerAgentCostsFiveSecondsAndIsNamedWithPhaseAndAge)
   ASSERT_NO_FATAL_FAILURE(AwaitReady());
 }
 
+// The weights are the only copy then: they are read again for whoever is left, and given back after that.
+TEST_F(Detection, InRingModeARolloutThatIsLostBeforeReleaseCostsTheOthersNothing) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
+  group_->trainer().Forget();
+  constexpr absl::Duration kHeld = absl::Seconds(1);
+  ASSERT_NO_FATAL_FAILURE(HoldSource(kHeld));
+  EXPECT_FALSE(group_->trainer().Said("released"));
+  kill(pid(), SIGKILL);
+  const absl::Time begun = MonotonicNow();
+  ASSERT_TRUE(group_->trainer().Await("released", Scaled(kHardLimit)).has_value());
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_LT(published->at - begun, Scaled(kHeld + kKilled));
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("was lost in phase")));
+  EXPECT_TRUE(group_->CheckContent(0, {2}, false).ok());
+}
+
+// The weights are others by then: whoever has everything keeps it, since nothing can be sent again.
+TEST_F(Detection, InRingModeARolloutThatIsLostAfterReleaseCostsTheOthersNothing) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
+  ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kLong));
+  ASSERT_TRUE(group_->trainer().Await("released", Scaled(kHardLimit)).has_value());
+  kill(pid(), SIGKILL);
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_LT(published->at - begun, Scaled(kKilled));
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("was lost in phase receive")));
+  EXPECT_TRUE(group_->CheckContent(0, {2}, false).ok());
+}
+
 TEST_F(Detection, AKilledEngineIsNoticedAtOnce) {
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   group_->engine(1).Tell(absl::StrCat("at pause ", static_cast<int>(Fault::kHang), " 0"));
@@ -146,6 +180,25 @@ TEST_F(Detection, AnEngineThatNeverPausesIsLeftOutWithinTenSeconds) {
   EXPECT_TRUE(published->ok());
   EXPECT_THAT(published->message, AllOf(HasSubstr("rollout-1"), HasSubstr("did not apply in time in phase pause")));
   EXPECT_TRUE(group_->CheckContent(0, {2}, false).ok());
+}
+
+// It paused, and does not hear that the version is applied: the next one does not get it to pause.
+TEST_F(Detection, AnEngineThatNeverResumesCostsTheNextVersionItsReplicaOnly) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
+  group_->engine(1).Tell(absl::StrCat("at paused ", static_cast<int>(Fault::kHang), " 0"));
+  ASSERT_TRUE(group_->engine(1).Await("armed", Scaled(absl::Seconds(5))).has_value());
+  const auto first = group_->Publish(2, Scaled(kHardLimit));
+  ASSERT_TRUE(first.has_value());
+  EXPECT_TRUE(first->ok()) << first->message;
+  const auto next = group_->Publish(3, Scaled(kHardLimit + absl::Seconds(2)));
+  ASSERT_TRUE(next.has_value());
+  EXPECT_LT(next->took, Scaled(kHardLimit));
+  EXPECT_TRUE(next->ok()) << next->message;
+  EXPECT_THAT(next->message, AllOf(HasSubstr("rollout-1"), HasSubstr("did not apply in time in phase pause")));
+  EXPECT_TRUE(group_->CheckContent(0, {3}, false).ok());
+  std::printf("RESOURCE|engine that never resumes|committed|%.2f\n", absl::ToDoubleSeconds(next->took));
+  ASSERT_TRUE(group_->StartEngine(1).ok());
+  EXPECT_TRUE(group_->AwaitVersion(1, 3, Scaled(absl::Seconds(10))).ok());
 }
 
 TEST_F(Detection, ATrainingProcessThatDiesBeforeReleaseTakesItsVersionWithIt) {

@@ -2,6 +2,7 @@
 // suffer, telling in lines on stdout what happened to it.
 //
 //   fault_client trainer SOCKET          register | publish VERSION SEED
+//                                        from `released` on the weights are others
 //                                        registered COMMITTED | accepted | released | done CODE MS MESSAGE
 //   fault_client engine SOCKET NAME      attach | content | flip BIT
 //                                        attached | applied VERSION | torn VERSION | cancelled VERSION | lost MESSAGE
@@ -98,16 +99,21 @@ class Trainer {
     return absl::OkStatus();
   }
 
-  void Publish(uint64_t version, uint64_t seed) {
+  void Fill(uint64_t seed) {
     const SourceTensor& last = model_->tensors().back();
     FillWeights(model_->Data(0), static_cast<int64_t>(last.offset_bytes) + BytesOf(last.tensor), seed);
+  }
+
+  void Publish(uint64_t version, uint64_t seed) {
+    Fill(seed);
     PublishObserver observer;
     observer.accepted = [this](const v1::Accepted&) {
       Say("accepted");
       plot_->Reach("accepted");
     };
     observer.progress = [this](const v1::PublishProgress&) { plot_->Reach("progress"); };
-    observer.released = [this](const v1::Released&) {
+    observer.released = [this, seed](const v1::Released&) {
+      Fill(~seed);  // it trains on: whoever reads the weights now sends what no version has
       Say("released");
       plot_->Reach("released");
     };

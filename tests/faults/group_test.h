@@ -55,14 +55,20 @@ class GroupTest : public ::testing::Test {
   // The next version is on its way to the last rollout, which has half of it and stands there for `held`.
   void HoldInTransfer(absl::Duration held) {
     const int victim = group_->rollouts() - 1;
-    const std::string name = absl::StrCat("rollout-", victim);
-    const absl::Status armed = ArmFailpoint(group_->agents().rollout_pid(victim), "rollout.bucket.middle",
-                                            Fault::kDelay, static_cast<int>(absl::ToInt64Milliseconds(held)));
+    HoldAt(absl::StrCat("rollout-", victim), group_->agents().rollout_pid(victim), "rollout.bucket.middle", held);
+  }
+  // As above, and it is the source that has sent half of it.
+  void HoldSource(absl::Duration held) {
+    HoldAt("trainer", group_->agents().trainer_pid(), "trainer.broadcast.middle", held);
+  }
+  void HoldAt(const std::string& agent, pid_t pid, const std::string& failpoint, absl::Duration held) {
+    const absl::Status armed =
+        ArmFailpoint(pid, failpoint, Fault::kDelay, static_cast<int>(absl::ToInt64Milliseconds(held)));
     ASSERT_TRUE(armed.ok()) << armed;
-    const int before = group_->TimesFired(name, "rollout.bucket.middle");
+    const int before = group_->TimesFired(agent, failpoint);
     group_->BeginPublish(++version_);
     const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
-    while (group_->TimesFired(name, "rollout.bucket.middle") == before) {
+    while (group_->TimesFired(agent, failpoint) == before) {
       ASSERT_LT(MonotonicNow(), deadline) << "the version never came that far";
       usleep(1000);
     }

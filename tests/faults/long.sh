@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# The long form of the fault tests: tests/faults/long.sh [seeds] [jobs]. Builds, then runs
-#   every cell with `seeds` seeds (default 20; 100 before a release), `jobs` of them at a time (default: three per core,
-#   since they mostly wait),
+# The long form of the fault tests: tests/faults/long.sh [seeds] [lanes]. Builds, then runs
+#   every cell with `seeds` seeds (default 100), `lanes` of them at a time (default: as cells.sh),
 #   10,000 versions with a kill every fifty, a catalog of 1,000,000 tensors, 1,000,000 flipped bits,
 #   1,000,000 simulated versions.
 # Writes the outcomes to build/faults/, and the table of README.md from them (tests/faults/table.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-seeds=${1:-20}
-jobs=${2:-$((3 * $(nproc)))}
+seeds=${1:-100}
+lanes=${2:-}
 deploy/install_packages.sh
 deploy/build.sh release wsync_tests_faults coordinator_simulation_test
 bin=build/release/bin
@@ -29,20 +28,11 @@ run() { # run NAME COMMAND...: its output in $out/NAME.log
   fi
 }
 
-echo "== cells: $seeds seeds, $jobs at a time"
-pids=()
-for ((shard = 0; shard < jobs; ++shard)); do
-  WSYNC_FAULT_SEEDS=$seeds GTEST_TOTAL_SHARDS=$jobs GTEST_SHARD_INDEX=$shard \
-    "$bin/cells_test" >"$out/cells-$shard.log" 2>&1 &
-  pids+=($!)
-done
-for pid in "${pids[@]}"; do
-  wait "$pid" || {
-    echo "FAILED: cells, see $out/cells-*.log" >&2
-    fail=1
-  }
-done
-echo "$(cat "$out"/cells-*.log | grep -c '^CELL|') cells run, $(cat "$out"/cells-*.log | grep -c '^\[  FAILED  \] Faults/.*ms)$') failed"
+echo "== cells: $seeds seeds"
+env "WSYNC_FAULT_SEEDS=$seeds" ${lanes:+"WSYNC_FAULT_LANES=$lanes"} tests/faults/cells.sh "$bin/cells_test" "$out" || {
+  echo "FAILED: cells, see $out/cells-*.log" >&2
+  fail=1
+}
 
 run simulation env WSYNC_SIM_SEEDS=40000 "$bin/coordinator_simulation_test"
 run flips env WSYNC_FAULT_FLIPS=1000000 "$bin/flips_test"

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -151,8 +150,10 @@ TEST_F(Restart, AWedgedRolloutAgentExitsForItsSupervisorAndTheOthersGoOn) {
 }
 
 std::string ReadBinary(const std::string& name) {
-  std::ifstream file(std::filesystem::read_symlink("/proc/self/exe").parent_path() / name, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(file), {});
+  const auto path = std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
+  std::string binary(std::filesystem::file_size(path), '\0');  // a sanitizer's is of 90 MB
+  std::ifstream(path, std::ios::binary).read(binary.data(), static_cast<std::streamsize>(binary.size()));
+  return binary;
 }
 
 bool Holds(const std::string& binary, const std::string& text) { return binary.find(text) != std::string::npos; }

@@ -225,7 +225,7 @@ TEST_F(ReceiverTest, InPlaceOfASliceCannotBeReadAgainAndSaysWhy) {
   receiver_->Verify(answer.Callback());
   const absl::StatusOr<Hash128> digest = answer.Get();
   EXPECT_EQ(digest.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_NE(digest.status().message().find("slices"), std::string::npos) << digest.status();
+  EXPECT_NE(digest.status().message().find("slices of tensors"), std::string::npos) << digest.status();
 }
 
 TEST_F(ReceiverTest, InPlaceSlotIsFilledAgainOnlyWhenItWasApplied) {

@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -236,6 +238,35 @@ TEST_F(RolloutAgentTest, EngineKilledBeforeItOpenedItsUpdatesMakesWayForItsSucce
   } while (!attached.ok() && MonotonicNow() < deadline);
   ASSERT_TRUE(attached.ok()) << attached.error_message();
   engine_->OpenUpdates();
+  coordinator_->AwaitReady(true);
+  Serve(1, 1);
+}
+
+// Nobody has to come for that: it is noticed by its pid.
+TEST_F(RolloutAgentTest, EngineThatDiesBeforeItOpenedItsUpdatesIsLetGoWithinASecond) {
+  StartAgent();
+  Join();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    while (true) pause();
+  }
+  v1::AttachRequest request = Request();
+  request.mutable_header()->set_pid(child);
+  ScriptedEngine killed(agent_->local_address());
+  ASSERT_TRUE(killed.Attach(request).ok());
+  const auto await = [this](const std::string& why) {
+    return coordinator_
+        ->Await([&](const v1::MemberMessage& m) { return m.ready().reason().find(why) != std::string::npos; })
+        .has_ready();
+  };
+  ASSERT_TRUE(await("has not opened its update stream"));
+  const absl::Time begun = MonotonicNow();
+  kill(child, SIGKILL);
+  EXPECT_TRUE(await("no engine attached"));
+  EXPECT_LT(MonotonicNow() - begun, absl::Seconds(1));
+  waitpid(child, nullptr, 0);
+  AttachEngine();
   coordinator_->AwaitReady(true);
   Serve(1, 1);
 }

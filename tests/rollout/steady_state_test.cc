@@ -1,11 +1,13 @@
 // What a version costs a sink once its catalog was received before: no tables, and no memory that grows with the number
-// of tensors. On the host backend, with a wire that is a copy.
+// of tensors, into an engine as it attaches. On the host backend, with a wire that is a copy.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/ring.h"
+#include "server/rollout/attachment.h"
 #include "server/rollout/receive_pipeline.h"
 #include "tests/backend/contract/encoded_model.h"
 #include "tests/backend/host_agent.h"
@@ -18,7 +20,8 @@ namespace {
 constexpr int64_t kTensors = 50'000;
 
 std::vector<Tensor> ManyTensors() {
-  std::vector<Tensor> tensors;
+  // The first one fills buckets, as it is.
+  std::vector<Tensor> tensors = {{"model.embed_tokens.weight", Dtype::kBF16, {1 << 14, 128}}};
   for (int64_t i = 0; i < kTensors; ++i) {
     tensors.push_back({absl::StrCat("layers.", i, ".up_proj.weight"), Dtype::kBF16, {2, 4}});
   }
@@ -46,15 +49,22 @@ class CopyingTransport final : public Transport {
 
 class SinkSteadyStateTest : public ::testing::Test {
  protected:
-  SinkSteadyStateTest() : model_(ManyTensors(), {}, kDefaultBucketBytes), backend_({.threads = 2}) {
+  SinkSteadyStateTest() : model_(ManyTensors(), {}, int64_t{1} << 20), backend_({.threads = 2}) {
     image_ = model_.EncodeImage(&digests_);
-    int64_t bytes = 0;
-    const std::vector<Destination> destinations = WholeDestinations(plan(), &bytes);
-    engine_ = *backend_.memory().Allocate(bytes, "an engine");
-    auto table = BuildScatterTable(plan(), destinations, {bytes}, /*allow_partial=*/false);
-    EXPECT_TRUE(table.ok()) << table.status();
-    loader_ = *backend_.NewLoader(model_.plan(), *std::move(table), {engine_->data()});
     memory_ = *backend_.memory().Allocate(plan().image_bytes(), "receive memory");
+  }
+  void Attach(SinkMode mode) {
+    int64_t bytes = 0;
+    AttachSpec spec{.engine = "an engine", .destinations = WholeDestinations(plan(), &bytes)};
+    MemoryHandle handle;
+    engine_ = *backend_.memory().AllocateShared(bytes, "an engine", &handle);
+    spec.handles.push_back(handle);
+    auto attachment = Attachment::Create(backend_, std::move(spec), mode, model_.plan());
+    ASSERT_TRUE(attachment.ok()) << attachment.status();
+    attachment_ = *std::move(attachment);
+  }
+  ReceiveContext Context(Transport& transport) {
+    return {plan(), transport, *attachment_->loader(), absl::Seconds(30), &bucket_};
   }
   const Plan& plan() const { return *model_.plan(); }
   void ExpectSteady(const std::function<void()>& version) {
@@ -71,29 +81,37 @@ class SinkSteadyStateTest : public ::testing::Test {
   std::vector<uint64_t> digests_;
   std::vector<std::byte> image_;
   std::unique_ptr<Buffer> engine_, memory_;
-  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Attachment> attachment_;
   std::atomic<int64_t> bucket_ = -1;
 };
 
 TEST_F(SinkSteadyStateTest, ASecondVersionThatIsStagedAndAppliedBuildsNoTables) {
+  ASSERT_NO_FATAL_FAILURE(Attach(SinkMode::kStaged));
   CopyingTransport transport(&image_);
-  const ReceiveContext context{plan(), transport, *loader_, absl::Seconds(30), &bucket_};
+  const ReceiveContext context = Context(transport);
   ExpectSteady([&] {
     const sink::Received received = ReceiveImage(context, memory_->data());
     ASSERT_TRUE(received.status.ok()) << received.status;
     EXPECT_EQ(received.digest, plan().ContentDigest(digests_));
-    ASSERT_TRUE(ApplyImage(*loader_, memory_->data()).status.ok());
+    ASSERT_TRUE(ApplyImage(*attachment_->loader(), memory_->data()).status.ok());
   });
 }
 
+// With buckets through the ring, buckets that are received where they are served, and digest tables that are kept.
 TEST_F(SinkSteadyStateTest, ASecondVersionInPlaceBuildsNoTables) {
+  ASSERT_NO_FATAL_FAILURE(Attach(SinkMode::kInPlace));
+  const auto direct = attachment_->direct();
+  ASSERT_GT(std::count_if(direct.begin(), direct.end(), [](const std::byte* at) { return at != nullptr; }), 0);
   CopyingTransport transport(&image_);
-  const ReceiveContext context{plan(), transport, *loader_, absl::Seconds(30), &bucket_};
+  const ReceiveContext context = Context(transport);
   ExpectSteady([&] {
-    const sink::Received received = ReceiveInPlace(context, memory_->data(), /*slots=*/3);
+    const sink::Received received = ReceiveInPlace(context, memory_->data(), /*slots=*/3, direct);
     ASSERT_TRUE(received.status.ok()) << received.status;
     EXPECT_EQ(received.digest, plan().ContentDigest(digests_));
   });
+  const auto live = attachment_->Verify(backend_, model_.plan(), nullptr, [] { return false; });
+  ASSERT_TRUE(live.ok()) << live.status();
+  EXPECT_EQ(*live, plan().ContentDigest(digests_));
 }
 
 }  // namespace

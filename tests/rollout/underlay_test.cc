@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "server/core/memory_estimate.h"
 #include "tests/rollout/fake_backend.h"
 
 namespace wsync {
@@ -76,6 +77,13 @@ TEST_F(UnderlayTest, DigestTablesAreKeptApartAndComeBackToTheirPlaces) {
     EXPECT_EQ(in.row_bytes, out.row_bytes);
   }
   EXPECT_LE(end, BytesOfDigestTables(*plan_));
+}
+
+TEST_F(UnderlayTest, MemoryEstimatesCountWhatIsKeptInPlace) {
+  for (const auto& estimate : {EstimateSink, EstimateSinkOnGpu}) {
+    EXPECT_EQ(estimate(*plan_, SinkMode::kInPlace, 2).tables_bytes,
+              estimate(*plan_, SinkMode::kStaged, 2).tables_bytes + BytesOfDigestTables(*plan_));
+  }
 }
 
 }  // namespace

@@ -44,6 +44,41 @@ TEST_F(AgentStreamTest, WeightsAreReadAndReleasedWhenTheTrainersStreamGotThere) 
   EXPECT_EQ(outcome.Count(Event::kReleased), 1);
 }
 
+// The weights are the only copy: they are read again, in the same order, and given back once the last bucket of that is
+// sent.
+TEST_F(AgentStreamTest, InRingModeAMemberThatIsLostBeforeReleaseHasTheWeightsReadAgain) {
+  v1::TrainerConfig config = TestConfig();
+  config.mutable_transfer()->set_source_mode("ring");
+  config.mutable_transfer()->set_ring_slots(2);
+  StartAgent(config);
+  const std::string id = RegisterOk(2);
+  auto a = NewMember();
+  auto b = NewMember();
+  a->JoinAndGetReady("a");
+  b->JoinAndGetReady("b");
+  ASSERT_TRUE(Eventually([&] { return Status().members(2).state() == "ready"; }));
+  const auto after = backend_->LendEvent("after");
+  backend_->HoldSends(true);
+  auto publish = Publish(Ordered(id, 7));
+  a->Await(TestMember::Case::kBegin);
+  after->Come();
+  ASSERT_TRUE(Eventually([&] { return backend_->encodes() == 2; }));
+  b->HangUp();
+  const v1::Begin again = a->Await(TestMember::Case::kBegin, 1).begin();
+  ASSERT_TRUE(Eventually([&] { return backend_->encodes() == 4; }));
+  EXPECT_FALSE(publish->Told(Event::kReleased));
+  const v1::Hash content = ContentOf(2);
+  backend_->HoldSends(false);
+  publish->AwaitEvent(Event::kReleased);
+  a->Staged(again, content);
+  a->Await(TestMember::Case::kCommit);
+  a->Applied(again, content);
+  const PublishOutcome outcome = publish->Join();
+  ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+  EXPECT_EQ(outcome.Count(Event::kReleased), 1);
+  EXPECT_EQ(outcome.report().replicas(1).outcome(), v1::OUTCOME_LEFT_OUT);
+}
+
 TEST_F(AgentStreamTest, AStreamThatNeverGetsThereIsNamedAndTheMemberIsNotBlamed) {
   v1::TrainerConfig config = TestConfig();
   config.mutable_coordinator()->set_stage_timeout_ms(500);

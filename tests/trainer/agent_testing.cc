@@ -73,6 +73,11 @@ void PublishInFlight::AwaitEvent(v1::PublishEvent::EventCase kind) {
   }
 }
 
+bool PublishInFlight::Told(v1::PublishEvent::EventCase kind) {
+  MutexLock lock(&mu_);
+  return outcome_.Count(kind) > 0;
+}
+
 PublishOutcome PublishInFlight::Join() {
   reader_.join();
   MutexLock lock(&mu_);

@@ -34,6 +34,7 @@ class PublishInFlight {
   PublishInFlight(v1::Trainer::Stub* stub, const v1::PublishRequest& request);
   ~PublishInFlight();
   void AwaitEvent(v1::PublishEvent::EventCase kind);
+  bool Told(v1::PublishEvent::EventCase kind);  // so far
   PublishOutcome Join();
   void HangUp() { context_.TryCancel(); }
 

@@ -2,9 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "tests/trainer/testing.h"
 
@@ -89,28 +86,6 @@ TEST_F(RegistrationTest, OwnerThatNeverWasIsRefused) {
     request.pid = pid;
     EXPECT_THAT(std::string(Try(std::move(request)).message()), HasSubstr("there is no process"));
   }
-}
-
-TEST(OwnerProcess, ZombieCountsAsDead) {
-  int ready[2];
-  ASSERT_EQ(pipe(ready), 0);
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    char byte;
-    close(ready[1]);
-    (void)!read(ready[0], &byte, 1);  // until the parent closes its end
-    _exit(0);
-  }
-  close(ready[0]);
-  const auto owner = OwnerProcess::Open(child);
-  ASSERT_TRUE(owner.ok()) << owner.status();
-  EXPECT_TRUE((*owner)->Alive());
-  close(ready[1]);
-  EXPECT_TRUE(Eventually([&] { return !(*owner)->Alive(); }));
-  EXPECT_EQ(kill(child, 0), 0) << "its number is still taken";
-  EXPECT_EQ(waitpid(child, nullptr, 0), child);
-  EXPECT_TRUE(absl::IsInvalidArgument(OwnerProcess::Open(child).status()));
 }
 
 }  // namespace
