@@ -17,6 +17,7 @@
 #include "client/cli/shared_model.h"
 #include "client/cli/status_view.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "client/local/trainer_client.h"
 #include "server/core/clock.h"
 
@@ -282,6 +283,10 @@ void AddDemo(CLI::App& app) {
                  "  wsync demo --keep                       look at logs and the exported checkpoint afterwards\n"
                  "\nNeeds about 6 GB of memory (4.5 GB of it in /dev/shm and the agents) for the default model.\n",
                  [arguments] {
+                   if (!arguments->model.empty()) {  // before any agent is started
+                     const auto checkpoint = Checkpoint::Open(arguments->model);
+                     if (!checkpoint.ok()) return Fail(checkpoint.status());
+                   }
                    Demo demo(*arguments);
                    const absl::Status status = demo.Run();
                    if (status.ok()) return kOk;
@@ -292,6 +297,7 @@ void AddDemo(CLI::App& app) {
   command->add_option("-m,--model", arguments->model, "use this checkpoint instead of random weights")
       ->type_name("DIR");
   command->add_option("--shapes", arguments->shapes, "known model whose shapes random weights take")
+      ->check(KnownModel())
       ->type_name("NAME")
       ->capture_default_str();
   command->add_flag("--keep", arguments->keep, "leave the directory with logs, model and export behind");

@@ -176,7 +176,7 @@ void PrintJson(const Plan& plan, const PlanArguments& arguments) {
 
 ExitCode Run(const PlanArguments& arguments) {
   if (arguments.model.empty() == arguments.shapes.empty()) {
-    std::fprintf(stderr, "wsync: plan needs either --model DIR or --shapes NAME (one of: %s)\n",
+    std::fprintf(stderr, "wsync plan: give either --model DIR or --shapes NAME (one of: %s)\n",
                  absl::StrJoin(KnownModels(), ", ").c_str());
     return kUsage;
   }
@@ -205,19 +205,20 @@ void AddPlan(CLI::App& app) {
                  [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file");
   command->add_option("--shapes", arguments->shapes, "a known model by name: " + absl::StrJoin(KnownModels(), ", "))
+      ->check(KnownModel())
       ->type_name("NAME");
   arguments->recipe.AddTo(*command);
   command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once, such as 64MiB")
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(BucketBytes())
       ->type_name("SIZE")
       ->default_str("256MiB");
   command->add_option("--ring-slots", arguments->ring_slots, "buckets in flight in modes ring and in_place")
-      ->check(CLI::Range(2, 64))
+      ->check(WholeNumber(2, 64))
       ->capture_default_str();
   command->add_flag("--device", arguments->device, "memory that agents take on their GPUs (backend cuda)");
   command->add_flag("--all", arguments->all, "list every tensor");
   command->add_option("-o,--output", arguments->output, "table or json")
-      ->check(CLI::IsMember({"table", "json"}))
+      ->check(OneOf({"table", "json"}))
       ->capture_default_str();
 }
 

@@ -10,6 +10,7 @@
 #include "client/cli/shared_model.h"
 #include "client/cli/status_view.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "client/local/trainer_client.h"
 
 namespace wsync::cli {
@@ -98,13 +99,10 @@ void AddPublish(CLI::App& app) {
   command
       ->add_option("--version", arguments->version,
                    "number of this state of the weights, only ever grows; default: the committed one plus 1")
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            return text.find_first_not_of('0') == std::string::npos ? "versions count from 1" : std::string();
-          },
-          ""));
+      ->check(WholeNumber(1, INT64_MAX));
   command->add_option("-s,--socket", arguments->socket, "the trainer agent's local_socket")
       ->envname("WSYNC_LOCAL_SOCKET")
+      ->check(LocalSocket())
       ->capture_default_str();
   command->add_flag("--replace", arguments->replace, "take over from another registered training process");
 }

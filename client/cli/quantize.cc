@@ -67,7 +67,7 @@ void AddQuantize(CLI::App& app) {
   command->add_option("OUT", arguments->out, "directory to write; must not hold anything yet")->required();
   arguments->recipe.AddTo(*command);
   command->add_option("--threads", arguments->threads, "encoder threads; 0: one per core")
-      ->check(CLI::Range(0, 1024))
+      ->check(WholeNumber(0, 1024))
       ->capture_default_str();
   command->add_flag("--overwrite", arguments->overwrite, "replace an older checkpoint at OUT");
 }

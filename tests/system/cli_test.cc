@@ -58,18 +58,6 @@ TEST_F(Cli, EveryCommandHasHelpWithExamples) {
   }
 }
 
-TEST_F(Cli, UsageErrorsExitWithTwo) {
-  const Run nothing = Wsync(""), typo = Wsync("staus"), incomplete = Wsync("quantize only-one");
-  EXPECT_EQ(nothing.exit_code, 2);
-  EXPECT_THAT(nothing.output, HasSubstr("Examples:"));
-  EXPECT_EQ(typo.exit_code, 2);
-  EXPECT_EQ(typo.output, "wsync: there is no command 'staus'; did you mean 'wsync status'?\n");
-  EXPECT_EQ(incomplete.exit_code, 2);
-  EXPECT_THAT(incomplete.output, AllOf(HasSubstr("wsync quantize: OUT"), HasSubstr("'wsync quantize --help'")));
-  EXPECT_EQ(Wsync("quantize a b --granularity row").exit_code, 2);
-  EXPECT_EQ(Wsync("plan").exit_code, 2);
-}
-
 TEST_F(Cli, NobodyThereExitsWithFourAndSaysWhere) {
   const Run status = Wsync("status -c 127.0.0.1:9 --timeout 1");
   EXPECT_EQ(status.exit_code, 4);
@@ -259,6 +247,18 @@ TEST_F(Cli, ExportWithoutAnyVersionEndsAtItsDeadline) {
       Wsync(absl::StrCat("export --out ", directory_, "/out --timeout 0.5 -s ", cluster_->rollout_socket(0)));
   EXPECT_EQ(run.exit_code, 1) << run.output;
   EXPECT_FALSE(std::filesystem::exists(directory_ + "/out"));
+}
+
+// What is wrong with a path shows at once, not when a version has come at last.
+TEST_F(Cli, ExportLooksAtItsPathsFirst) {
+  const std::string model = WriteModel();
+  const std::string nobody = absl::StrCat(" -s unix://", directory_, "/none.sock");
+  const Run taken = Wsync(absl::StrCat("export --out ", model, nobody));
+  EXPECT_EQ(taken.exit_code, 1);
+  EXPECT_THAT(taken.output, HasSubstr("it is not empty"));
+  const Run unlike = Wsync(absl::StrCat("export --out ", directory_, "/out --like ", directory_, "/nothing", nobody));
+  EXPECT_EQ(unlike.exit_code, 1);
+  EXPECT_THAT(unlike.output, HasSubstr(directory_ + "/nothing"));
 }
 
 TEST_F(Cli, NonFiniteCheckpointLeavesNothingBehind) {
