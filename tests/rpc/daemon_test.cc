@@ -55,6 +55,18 @@ TEST_F(DaemonTest, ASecondSignalEndsItAtOnceThoughItHangs) {
     ASSERT_TRUE(daemon.WaitForOutput("stopping within")) << daemon.output();
     daemon.Signal(signal);
     EXPECT_EQ(daemon.WaitForExit(), 128 + signal) << daemon.output();
+    EXPECT_THAT(daemon.output(), HasSubstr(absl::StrCat("ended at once, with exit code ", 128 + signal)));
+  }
+}
+
+// The kernel may merge two equal ones; whichever way it ends, the exit code says so and the next one starts.
+TEST_F(DaemonTest, TwoSignalsAtOnceEndItCleanlyOrWithTheirCode) {
+  for (int i = 0; i < 10; ++i) {
+    ChildProcess daemon(Serving("grpo"));
+    ASSERT_TRUE(daemon.WaitForOutput("listening on")) << daemon.output();
+    daemon.Signal(SIGTERM);
+    daemon.Signal(SIGTERM);
+    EXPECT_THAT(daemon.WaitForExit(), AnyOf(0, 128 + SIGTERM)) << daemon.output();
   }
 }
 
