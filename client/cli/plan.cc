@@ -182,6 +182,9 @@ ExitCode Run(const PlanArguments& arguments) {
   }
   const auto plan = MakePlan(arguments);
   if (!plan.ok()) return Fail(plan.status());
+  for (const std::string& warning : GlobsWithoutMatch((*plan)->catalog(), (*plan)->rules())) {
+    std::fprintf(stderr, "note: %s\n", warning.c_str());
+  }
   const bool color = UseColor(stdout);
   if (arguments.output == "json") {
     PrintJson(**plan, arguments);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
 #include "server/rpc/server.h"
 #include "tests/rpc/child_process.h"
@@ -17,6 +18,7 @@ namespace wsync {
 namespace {
 
 using testing::AllOf;
+using testing::AnyOf;
 using testing::HasSubstr;
 
 class DaemonTest : public testing::Test {

@@ -99,6 +99,23 @@ TEST_F(Cli, PlanForGpusCountsCudaAndNcclInsteadOfTheProcess) {
   EXPECT_GT(total("--device"), total("") + 1'000'000'000);
 }
 
+// A slip in a glob is no error, but nobody would notice it either.
+TEST_F(Cli, GlobsThatMatchNothingAreTold) {
+  const std::string model = WriteModel();
+  for (const std::string command : {"plan -o json --model ", "quantize --overwrite "}) {
+    const std::string out = command.starts_with("quantize") ? absl::StrCat(" ", directory_, "/fp8") : "";
+    const Run run = Wsync(absl::StrCat(command, model, out, " --exclude '*.layer.0.*' '*.layers.0.*'"));
+    EXPECT_EQ(run.exit_code, 0) << run.output;
+    EXPECT_THAT(run.output, AllOf(HasSubstr("note: glob '*.layer.0.*' in 'exclude' matches no tensor's name"),
+                                  Not(HasSubstr("'*.layers.0.*' in 'exclude'"))));
+  }
+  Start(0, {{"recipe.include", "*.visoin.*"}});
+  RegisterModel(0);
+  std::ifstream log(cluster_->directory() + "/trainer.log");
+  const std::string lines{std::istreambuf_iterator<char>(log), {}};
+  EXPECT_THAT(lines, HasSubstr("recipe: glob '*.visoin.*' in 'include' matches no tensor's name"));
+}
+
 TEST_F(Cli, DoctorSaysWhatIsThere) {
   const Run run = Wsync("doctor");
   EXPECT_THAT(run.output,
