@@ -81,7 +81,8 @@ absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
   options.trainer_flags = {{"transfer.source_mode", arguments.source_mode}};
   options.rollout_flags = {{"transfer.sink_mode", arguments.sink_mode}};
   const auto measure = [&](const std::string& name, std::vector<Tensor> what) {
-    std::fprintf(stderr, "measuring %d syncs of %s to %d rollouts\n", options.syncs, name.c_str(), options.rollouts);
+    std::fprintf(stderr, "measuring %s of %s to %s\n", Counted(options.syncs, "sync").c_str(), name.c_str(),
+                 Counted(options.rollouts, "rollout").c_str());
     options.name = name;
     options.tensors = std::move(what);
     auto sync = MeasureSync(options);

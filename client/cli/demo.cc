@@ -117,7 +117,7 @@ absl::Status Demo::MakeModel() {
   bar.Clear();
   if (!model.ok()) return model.status();
   model_ = std::make_unique<SharedModel>(*std::move(model));
-  Say(absl::StrCat("the training process holds ", FormatCount(model_->tensors().size()), " tensors, ",
+  Say(absl::StrCat("the training process holds ", Counted(model_->tensors().size(), "tensor"), ", ",
                    FormatBytes((*checkpoint)->total_bytes()), " in BF16"));
   return absl::OkStatus();
 }
@@ -128,8 +128,8 @@ absl::Status Demo::RegisterModel() {
   trainer_ = *std::move(client);
   const auto reply = model_->Register(*trainer_, {}, false);
   if (!reply.ok()) return reply.status();
-  Say(absl::StrCat("registered: ", FormatCount(reply->quantized_tensors()), " tensors become FP8, ",
-                   FormatBytes(reply->payload_bytes()), " per sync in ", reply->buckets(), " buckets"));
+  Say(absl::StrCat("registered: ", Counted(reply->quantized_tensors(), "tensor"), " in FP8, ",
+                   FormatBytes(reply->payload_bytes()), " per sync in ", Counted(reply->buckets(), "bucket")));
   const auto ready = cluster_->WaitFor(
       [](const v1::JobStatus& status) {
         return std::count_if(status.members().begin(), status.members().end(), [](const v1::MemberStatus& m) {

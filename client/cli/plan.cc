@@ -118,13 +118,13 @@ void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) 
     }
   }
   std::fputs(groups.Render(color).c_str(), stdout);
-  std::printf("\n%s tensors, %s quantized: %s -> %s (%.0f%%)\n", FormatCount(plan.catalog().tensors().size()).c_str(),
+  std::printf("\n%s, %s quantized: %s -> %s (%.0f%%)\n", Counted(plan.catalog().tensors().size(), "tensor").c_str(),
               FormatCount(plan.quantized_tensors()).c_str(), FormatBytes(plan.source_bytes()).c_str(),
               FormatBytes(plan.payload_bytes()).c_str(),
               100.0 * plan.payload_bytes() / std::max<int64_t>(plan.source_bytes(), 1));
-  std::printf("%s %s of up to %s; on the wire %s with padding and digests\n",
-              FormatCount(plan.buckets().size()).c_str(), plan.buckets().size() == 1 ? "bucket" : "buckets",
-              FormatBytes(plan.max_bucket_bytes()).c_str(), FormatBytes(plan.image_bytes()).c_str());
+  std::printf("%s of up to %s; on the wire %s with padding and digests\n",
+              Counted(plan.buckets().size(), "bucket").c_str(), FormatBytes(plan.max_bucket_bytes()).c_str(),
+              FormatBytes(plan.image_bytes()).c_str());
   std::printf("plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
               plan.catalog().fingerprint().ShortHex().c_str());
 

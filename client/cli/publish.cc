@@ -28,8 +28,8 @@ void PrintReport(const v1::VersionReport& report) {
     std::printf("version %lu is committed already, with the same content; nothing was moved\n", report.version());
     return;
   }
-  std::printf("version %lu committed: %s tensors, %s to each replica, digest %s\n", report.version(),
-              FormatCount(report.tensors()).c_str(), FormatBytes(report.payload_bytes()).c_str(),
+  std::printf("version %lu committed: %s, %s to each replica, digest %s\n", report.version(),
+              Counted(report.tensors(), "tensor").c_str(), FormatBytes(report.payload_bytes()).c_str(),
               ShortHash(report.content_digest()).c_str());
   std::printf("released after %s, staged after %s, committed after %s\n", FormatMs(report.released_ms()).c_str(),
               FormatMs(report.staged_ms()).c_str(), FormatMs(report.committed_ms()).c_str());
