@@ -53,11 +53,12 @@ void SinkController::ExpireWaiters(absl::Time now) {
 }
 
 std::string SinkController::WhyNoPlan() const {
-  std::string why =
-      absl::StrCat("no catalog yet: is a trainer registered with the coordinator at ", options_.member.address, "?");
+  const std::string& coordinator = options_.member.address;
   if (!plan_status_.ok()) return absl::StrCat("no usable plan: ", plan_status_.message());
-  if (!member_.linked()) absl::StrAppend(&why, " This agent has no link to it: ", member_.last_error());
-  return why;
+  if (member_.linked()) {
+    return absl::StrCat("no catalog yet: is a trainer registered with the coordinator at ", coordinator, "?");
+  }
+  return absl::StrCat("no catalog yet: no link to the coordinator at ", coordinator, ": ", member_.last_error());
 }
 
 // ---- attaching
