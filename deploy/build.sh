@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Configures and builds one CMake preset: deploy/build.sh [preset] [target...]. Output stays short unless it fails.
+# Configures and builds one CMake preset. Output stays short unless it fails.
+#   deploy/build.sh                      the three programs, optimised: build/release/bin/wsync{,-trainer,-rollout}
+#   deploy/build.sh PRESET [TARGET...]   of another preset, or other targets; `all` is everything, tests included
 set -euo pipefail
 cd "$(dirname "$0")/.."
 preset=${1:-release}
@@ -11,10 +13,9 @@ if ! cmake --preset "$preset" >"$log" 2>&1; then
   cat "$log" >&2
   exit 1
 fi
-targets=()
-[ $# -eq 0 ] || targets=(--target "$@")
+[ $# -gt 0 ] || set -- wsync wsync-trainer wsync-rollout
 echo "Building preset '$preset' with $CMAKE_BUILD_PARALLEL_LEVEL jobs (minutes the first time, seconds after)"
-if ! cmake --build --preset "$preset" "${targets[@]}" >"$log" 2>&1; then
+if ! cmake --build --preset "$preset" --target "$@" >"$log" 2>&1; then
   grep -v '^\[[0-9]*/[0-9]*\]' "$log" >&2 || cat "$log" >&2
   exit 1
 fi

@@ -9,5 +9,5 @@ case " $* " in
     exit 0 ;;
 esac
 deploy/install_packages.sh
-deploy/build.sh release wsync wsync-trainer wsync-rollout
+deploy/build.sh
 exec build/release/bin/wsync demo "$@"

@@ -10,7 +10,7 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
   shift
 fi
 deploy/install_packages.sh
-targets=()
-[ "${1:-}" != -L ] || targets=("wsync_tests_$2")
-deploy/build.sh "$preset" "${targets[@]}"
+target=all
+[ "${1:-}" != -L ] || target=wsync_tests_$2
+deploy/build.sh "$preset" "$target"
 exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$(nproc)" "$@"

@@ -36,26 +36,6 @@ bool LooksLikeCheckpoint(const fs::path& directory) {
   return false;
 }
 
-// Whether `out` may be created or replaced.
-absl::Status CheckTarget(const fs::path& out, const CheckpointOptions& options) {
-  std::error_code error;
-  const fs::file_status status = fs::symlink_status(out, error);
-  if (status.type() == fs::file_type::not_found) return absl::OkStatus();
-  const auto refuse = [&](absl::string_view why) {
-    return absl::AlreadyExistsError(absl::StrCat("cannot write a checkpoint to '", out.string(), "': ", why));
-  };
-  if (status.type() != fs::file_type::directory) return refuse("it exists and is not a directory; choose another path");
-  if (!options.copy_from.empty() && fs::equivalent(out, options.copy_from, error)) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot write a checkpoint to '", out.string(),
-                                                   "': it is the directory that is read; choose another path"));
-  }
-  if (fs::is_empty(out, error)) return absl::OkStatus();
-  if (error) return FileError("list", out.string(), error.value());
-  if (!options.overwrite) return refuse("it is not empty; choose another path, or overwrite it (--overwrite)");
-  if (!LooksLikeCheckpoint(out)) return refuse("it holds something that is not a checkpoint; choose another path");
-  return absl::OkStatus();
-}
-
 bool IsWeightFile(absl::string_view name) {
   for (const absl::string_view suffix : {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth",
                                          ".pt", ".gguf", ".h5", ".msgpack"}) {
@@ -90,18 +70,38 @@ absl::Status CopyFile(const std::string& from, const std::string& to) {
 
 }  // namespace
 
+absl::Status CheckpointWriter::CheckTarget(const std::string& out_dir, const CheckpointOptions& options) {
+  if (out_dir.empty()) return absl::InvalidArgumentError("cannot write a checkpoint: the output path is empty");
+  const fs::path out = NormalPath(out_dir);
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(out, error);
+  if (status.type() == fs::file_type::not_found) return absl::OkStatus();
+  const auto refuse = [&](absl::string_view why) {
+    return absl::AlreadyExistsError(absl::StrCat("cannot write a checkpoint to '", out.string(), "': ", why));
+  };
+  if (status.type() != fs::file_type::directory) return refuse("it exists and is not a directory; choose another path");
+  if (!options.copy_from.empty() && fs::equivalent(out, options.copy_from, error)) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot write a checkpoint to '", out.string(),
+                                                   "': it is the directory that is read; choose another path"));
+  }
+  if (fs::is_empty(out, error)) return absl::OkStatus();
+  if (error) return FileError("list", out.string(), error.value());
+  if (!options.overwrite) return refuse("it is not empty; choose another path, or overwrite it (--overwrite)");
+  if (!LooksLikeCheckpoint(out)) return refuse("it holds something that is not a checkpoint; choose another path");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const std::string& out_dir,
                                                                            const std::vector<Tensor>& tensors,
                                                                            const CheckpointOptions& options) {
-  if (out_dir.empty()) return absl::InvalidArgumentError("cannot write a checkpoint: the output path is empty");
   if (options.max_shard_bytes <= 0) {
     return absl::InvalidArgumentError(absl::StrCat("cannot write a checkpoint with shards of ", options.max_shard_bytes,
                                                    " bytes: give a positive size"));
   }
   // Duplicates over all shards, which a single shard's writer could not see.
   if (const auto catalog = Catalog::Create(tensors); !catalog.ok()) return catalog.status();
+  if (absl::Status status = CheckTarget(out_dir, options); !status.ok()) return status;
   const fs::path out = NormalPath(out_dir);
-  if (absl::Status status = CheckTarget(out, options); !status.ok()) return status;
   std::error_code error;
   fs::create_directories(out.parent_path(), error);
   if (error) return FileError("create directory", out.parent_path().string(), error.value());

@@ -36,6 +36,8 @@ struct CheckpointOptions {
 
 class CheckpointWriter {
  public:
+  // Whether Create would take `out_dir`, for who has a long way to go before there are tensors to write.
+  static absl::Status CheckTarget(const std::string& out_dir, const CheckpointOptions& options);
   // Tensors are packed into shards in the order given, which is the order of their indices below.
   // ALREADY_EXISTS: `out_dir` is a file, or a directory with something in it that `overwrite` does not cover.
   // RESOURCE_EXHAUSTED: no room. INVALID_ARGUMENT: bad tensors or options, `out_dir` is the source directory.

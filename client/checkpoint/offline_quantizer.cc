@@ -293,7 +293,8 @@ absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const Checkpoint& checkpoint, 
   report.bytes_out = (*writer)->total_bytes();
   report.elapsed = MonotonicNow() - begin;
   report.shards = (*writer)->shard_names();
-  report.notes = SourceNotes(checkpoint);
+  report.notes = GlobsWithoutMatch((*plan)->catalog(), options.rules);
+  for (std::string& note : SourceNotes(checkpoint)) report.notes.push_back(std::move(note));
   report.notes.insert(report.notes.end(), (*writer)->notes().begin(), (*writer)->notes().end());
   return report;
 }

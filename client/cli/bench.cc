@@ -16,6 +16,7 @@
 #include "client/cli/terminal.h"
 #ifdef WSYNC_HAVE_CUDA
 #include "client/cli/bench_gpu.h"
+#include "client/cli/usage.h"
 #endif
 
 namespace wsync::cli {
@@ -80,7 +81,8 @@ absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
   options.trainer_flags = {{"transfer.source_mode", arguments.source_mode}};
   options.rollout_flags = {{"transfer.sink_mode", arguments.sink_mode}};
   const auto measure = [&](const std::string& name, std::vector<Tensor> what) {
-    std::fprintf(stderr, "measuring %d syncs of %s to %d rollouts\n", options.syncs, name.c_str(), options.rollouts);
+    std::fprintf(stderr, "measuring %s of %s to %s\n", Counted(options.syncs, "sync").c_str(), name.c_str(),
+                 Counted(options.rollouts, "rollout").c_str());
     options.name = name;
     options.tensors = std::move(what);
     auto sync = MeasureSync(options);
@@ -230,35 +232,39 @@ void AddBench(CLI::App& app) {
                                  "  wsync bench --sink-mode in_place -o json > result.json\n",
                                  [arguments] { return Run(*arguments); });
   command->add_option("--backend", arguments->backend, "host: shared memory and gRPC; cuda: GPUs and NCCL")
-      ->check(CLI::IsMember({"host", "cuda"}))
+      ->check(OneOf({"host", "cuda"}))
       ->capture_default_str();
   command->add_option("--shapes", arguments->shapes, "known model: " + absl::StrJoin(KnownModels(), ", "))
+      ->check(KnownModel())
       ->type_name("NAME")
       ->capture_default_str();
   command->add_option("--model", arguments->model, "checkpoint directory, instead of random weights")
       ->type_name("DIR")
       ->check(CLI::ExistingDirectory);
   command->add_option("--rollouts", arguments->rollouts, "rollout agents (host)")
-      ->check(CLI::Range(1, 64))
+      ->check(WholeNumber(1, 64))
       ->capture_default_str();
   command->add_option("--devices", arguments->devices, "GPUs of the trainer agent and of each rollout agent (cuda)")
       ->delimiter(',')
+      ->check(WholeNumber(0, 1023))
       ->capture_default_str();
   command->add_option("--syncs", arguments->syncs, "syncs to take medians of, after warming up; host 5, cuda 20")
-      ->check(CLI::Range(1, 1000));
-  command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once (cuda), such as 256MiB");
+      ->check(WholeNumber(1, 1000));
+  command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once (cuda), such as 256MiB")
+      ->transform(BucketBytes())
+      ->type_name("SIZE");
   command->add_option("--nccl-max-ctas", arguments->nccl_max_ctas, "multiprocessors for NCCL (cuda); 0: its choice")
-      ->check(CLI::Range(0, 64));
+      ->check(WholeNumber(0, 64));
   command->add_option("--source-mode", arguments->source_mode, "full or ring")
-      ->check(CLI::IsMember({"full", "ring"}))
+      ->check(OneOf({"full", "ring"}))
       ->capture_default_str();
   command->add_option("--sink-mode", arguments->sink_mode, "staged or in_place")
-      ->check(CLI::IsMember({"staged", "in_place"}))
+      ->check(OneOf({"staged", "in_place"}))
       ->capture_default_str();
   command->add_flag("--skip-small", arguments->skip_small,
                     "leave out the comparison of many small and few large tensors");
   command->add_option("-o,--output", arguments->output, "table or json")
-      ->check(CLI::IsMember({"table", "json"}))
+      ->check(OneOf({"table", "json"}))
       ->capture_default_str();
 }
 

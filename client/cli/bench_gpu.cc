@@ -230,11 +230,10 @@ void PrintTable(const GpuBenchResult& r) {
               (r.options.model.empty() ? r.options.shapes : r.options.model).c_str(), r.options.source_mode.c_str(),
               r.options.sink_mode.c_str(), r.options.syncs);
   for (const std::string& name : r.device_names) std::printf("  %s\n", name.c_str());
-  std::printf("  %s tensors (%s quantized), %s -> %s payload, %s on the wire in %s buckets\n\n",
-              FormatCount(r.tensors).c_str(), FormatCount(r.quantized_tensors).c_str(),
-              FormatBytes(static_cast<double>(r.source_bytes)).c_str(),
+  std::printf("  %s (%s quantized), %s -> %s payload, %s on the wire in %s\n\n", Counted(r.tensors, "tensor").c_str(),
+              FormatCount(r.quantized_tensors).c_str(), FormatBytes(static_cast<double>(r.source_bytes)).c_str(),
               FormatBytes(static_cast<double>(r.payload_bytes)).c_str(),
-              FormatBytes(static_cast<double>(r.wire_bytes)).c_str(), FormatCount(r.buckets).c_str());
+              FormatBytes(static_cast<double>(r.wire_bytes)).c_str(), Counted(r.buckets, "bucket").c_str());
   Table stages({"STAGE (MEDIANS)", "TIME", "CEILING, SAME RUN", "TIME", "RATIO"});
   for (const size_t column : {1, 3, 4}) stages.AlignRight(column);
   const auto ms = [](double value) { return absl::StrFormat("%.2f ms", value); };

@@ -19,6 +19,7 @@
 #include "client/checkpoint/model_shapes.h"
 #include "client/cli/command.h"
 #include "client/cli/demo_model.h"
+#include "client/cli/engine_memory.h"
 #include "client/local/engine_client.h"
 #include "client/local/trainer_client.h"
 #include "server/backend/cuda/backend.h"
@@ -218,12 +219,9 @@ absl::Status Follow(EngineClient& engine) {
   while (true) {
     const auto event = engine.Next();
     if (!event.ok()) return absl::IsCancelled(event.status()) ? absl::OkStatus() : event.status();
-    const bool pause = event->has_apply() || (event->has_prepare() && event->prepare().in_place());
-    if (pause) {
+    if (const auto version = AsksToPause(*event)) {
       paused = MonotonicNow();
-      const absl::Status answered =
-          engine.Paused(event->has_apply() ? event->apply().version() : event->prepare().version());
-      if (!answered.ok()) return answered;
+      if (absl::Status answered = engine.Paused(*version); !answered.ok()) return answered;
     }
     if (!event->has_applied()) continue;
     Say({{"applied", event->applied().version()},

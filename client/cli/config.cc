@@ -6,6 +6,7 @@
 
 #include "client/cli/command.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "wsync/v1/config.pb.h"
 
 namespace wsync::cli {
@@ -71,7 +72,7 @@ void AddConfig(CLI::App& app) {
                  "  WSYNC_JOB=rl wsync config show --role rollout --effective    flag > environment > file > default\n",
                  [arguments] { return Show(*arguments); });
   show->add_option("--role", arguments->role, "whose configuration")
-      ->check(CLI::IsMember({"trainer", "rollout"}))
+      ->check(OneOf({"trainer", "rollout"}))
       ->capture_default_str();
   show->add_option("--config", arguments->file, "YAML file to read")->type_name("FILE");
   show->add_option("--set", arguments->set, "a value as a daemon's flag would give it")->type_name("KEY=VALUE");

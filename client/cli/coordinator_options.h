@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "client/cli/usage.h"
 #include "wsync/v1/config.pb.h"
 
 namespace wsync::cli {
@@ -18,13 +19,14 @@ struct CoordinatorOptions {
   void AddTo(CLI::App& command) {
     command.add_option("-c,--coordinator", address, "the trainer agent's coordinator.listen")
         ->envname("WSYNC_COORDINATOR")
+        ->check(TcpAddress())
         ->capture_default_str();
     command.add_option("--tls-ca", ca_file, "PEM of the authority that signed the agents")
         ->envname("WSYNC_TLS_CA_FILE");
     command.add_option("--tls-cert", cert_file, "PEM certificate of this client")->envname("WSYNC_TLS_CERT_FILE");
     command.add_option("--tls-key", key_file, "PEM key of this client")->envname("WSYNC_TLS_KEY_FILE");
     command.add_option("--timeout", timeout_s, "seconds to wait for an answer")
-        ->check(CLI::Range(0.1, 3600.0))
+        ->check(Seconds(0.1, 3600))
         ->capture_default_str();
   }
   v1::TlsConfig Tls() const {

@@ -17,6 +17,7 @@
 #include "client/cli/shared_model.h"
 #include "client/cli/status_view.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "client/local/trainer_client.h"
 #include "server/core/clock.h"
 
@@ -116,7 +117,7 @@ absl::Status Demo::MakeModel() {
   bar.Clear();
   if (!model.ok()) return model.status();
   model_ = std::make_unique<SharedModel>(*std::move(model));
-  Say(absl::StrCat("the training process holds ", FormatCount(model_->tensors().size()), " tensors, ",
+  Say(absl::StrCat("the training process holds ", Counted(model_->tensors().size(), "tensor"), ", ",
                    FormatBytes((*checkpoint)->total_bytes()), " in BF16"));
   return absl::OkStatus();
 }
@@ -127,8 +128,8 @@ absl::Status Demo::RegisterModel() {
   trainer_ = *std::move(client);
   const auto reply = model_->Register(*trainer_, {}, false);
   if (!reply.ok()) return reply.status();
-  Say(absl::StrCat("registered: ", FormatCount(reply->quantized_tensors()), " tensors become FP8, ",
-                   FormatBytes(reply->payload_bytes()), " per sync in ", reply->buckets(), " buckets"));
+  Say(absl::StrCat("registered: ", Counted(reply->quantized_tensors(), "tensor"), " in FP8, ",
+                   FormatBytes(reply->payload_bytes()), " per sync in ", Counted(reply->buckets(), "bucket")));
   const auto ready = cluster_->WaitFor(
       [](const v1::JobStatus& status) {
         return std::count_if(status.members().begin(), status.members().end(), [](const v1::MemberStatus& m) {
@@ -282,6 +283,10 @@ void AddDemo(CLI::App& app) {
                  "  wsync demo --keep                       look at logs and the exported checkpoint afterwards\n"
                  "\nNeeds about 6 GB of memory (4.5 GB of it in /dev/shm and the agents) for the default model.\n",
                  [arguments] {
+                   if (!arguments->model.empty()) {  // before any agent is started
+                     const auto checkpoint = Checkpoint::Open(arguments->model);
+                     if (!checkpoint.ok()) return Fail(checkpoint.status());
+                   }
                    Demo demo(*arguments);
                    const absl::Status status = demo.Run();
                    if (status.ok()) return kOk;
@@ -292,6 +297,7 @@ void AddDemo(CLI::App& app) {
   command->add_option("-m,--model", arguments->model, "use this checkpoint instead of random weights")
       ->type_name("DIR");
   command->add_option("--shapes", arguments->shapes, "known model whose shapes random weights take")
+      ->check(KnownModel())
       ->type_name("NAME")
       ->capture_default_str();
   command->add_flag("--keep", arguments->keep, "leave the directory with logs, model and export behind");

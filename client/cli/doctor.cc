@@ -1,9 +1,12 @@
 // wsync doctor: what this machine has for wsync, and what to do about what it lacks.
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,6 +44,13 @@ Finding SharedMemory() {
     finding.advice = "BF16 weights must fit for `wsync publish`; in a container, raise --shm-size";
   }
   return finding;
+}
+
+// /run is empty after a reboot.
+Finding Sockets() {
+  if (access("/run/wsync", W_OK) == 0) return {"sockets", Verdict::kGood, "/run/wsync is there", ""};
+  return {"sockets", Verdict::kAdvice, absl::StrCat("/run/wsync: ", std::strerror(errno)),
+          "agents that this user starts need it, or a --local_socket elsewhere: make it as README.md says"};
 }
 
 #ifdef WSYNC_HAVE_CUDA
@@ -90,7 +100,8 @@ ExitCode Run() {
   std::vector<Finding> findings = {
       {"wsync", Verdict::kGood, std::string(kSoftware), ""},
       {"encoder", Verdict::kGood, absl::StrCat("SIMD level ", std::string(SimdLevel())), ""},
-      SharedMemory()};
+      SharedMemory(),
+      Sockets()};
   for (Finding& finding : Gpus()) findings.push_back(std::move(finding));
   const bool color = UseColor(stdout);
   Table table({"", "WHAT", "FOUND"});
@@ -110,7 +121,7 @@ ExitCode Run() {
 }  // namespace
 
 void AddDoctor(CLI::App& app) {
-  AddCommand(app, "doctor", "Show what this machine has for wsync: GPUs, NCCL, MPS, shared memory",
+  AddCommand(app, "doctor", "Show what this machine has for wsync: GPUs, NCCL, MPS, shared memory, sockets",
              "  wsync doctor\n"
              "  WSYNC_NCCL_LIBRARY=/opt/nccl/libnccl.so.2 wsync doctor      another NCCL than the system's\n",
              [] { return Run(); });

@@ -71,6 +71,12 @@ std::vector<Destination> EngineMemory::Destinations() const {
   return destinations;
 }
 
+std::optional<uint64_t> AsksToPause(const v1::UpdateEvent& event) {
+  if (event.has_apply()) return event.apply().version();
+  if (event.has_prepare() && event.prepare().in_place()) return event.prepare().version();
+  return std::nullopt;
+}
+
 absl::StatusOr<v1::AppliedUpdate> WaitForApplied(EngineClient& engine, uint64_t at_least, absl::Duration timeout) {
   Watchdog watchdog(engine, MonotonicNow() + timeout);
   while (true) {
@@ -82,10 +88,9 @@ absl::StatusOr<v1::AppliedUpdate> WaitForApplied(EngineClient& engine, uint64_t 
                                                       FormatMs(absl::ToDoubleMilliseconds(timeout)),
                                                       "; see 'wsync status' for why, or wait longer with --timeout"));
     }
-    absl::Status answered;
-    if (event->has_prepare() && event->prepare().in_place()) answered = engine.Paused(event->prepare().version());
-    if (event->has_apply()) answered = engine.Paused(event->apply().version());
-    if (!answered.ok()) return answered;
+    if (const auto version = AsksToPause(*event)) {
+      if (absl::Status answered = engine.Paused(*version); !answered.ok()) return answered;
+    }
     if (event->has_applied() && event->applied().version() >= at_least) return event->applied();
   }
 }

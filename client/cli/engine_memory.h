@@ -4,7 +4,9 @@
 #define WSYNC_CLIENT_CLI_ENGINE_MEMORY_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -29,6 +31,9 @@ class EngineMemory {
   std::vector<int64_t> offsets_;
   std::unique_ptr<SharedSegment> segment_;
 };
+
+// The version that an event asks the engine to pause for; nullopt: it asks for no pause.
+std::optional<uint64_t> AsksToPause(const v1::UpdateEvent& event);
 
 // Answers prepare and apply at once (nothing here decodes) until a version >= `at_least` is applied.
 // DEADLINE_EXCEEDED says what did not come.

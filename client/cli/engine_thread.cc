@@ -96,10 +96,9 @@ absl::Status EngineThread::Follow(EngineClient& engine) {
   while (true) {
     const auto event = engine.Next();
     if (!event.ok()) return event.status();
-    absl::Status answered;
-    if (event->has_prepare() && event->prepare().in_place()) answered = engine.Paused(event->prepare().version());
-    if (event->has_apply()) answered = engine.Paused(event->apply().version());
-    if (!answered.ok()) return answered;
+    if (const auto version = AsksToPause(*event)) {
+      if (absl::Status answered = engine.Paused(*version); !answered.ok()) return answered;
+    }
     if (!event->has_applied()) continue;
     MutexLock lock(&mu_);
     version_ = event->applied().version();

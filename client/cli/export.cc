@@ -12,37 +12,36 @@
 #include "client/cli/engine_memory.h"
 #include "client/cli/progress_bar.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "client/local/engine_client.h"
 
 namespace wsync::cli {
 namespace {
 
-absl::StatusOr<CheckpointOptions> WriterOptions(const ExportRequest& arguments, const EngineOutputs& outputs,
-                                                const std::vector<Tensor>& tensors) {
+// All that can be known before there is a version: what is wrong with a path should not show after an hour of waiting.
+absl::StatusOr<CheckpointOptions> WriterOptions(const ExportRequest& arguments) {
   CheckpointOptions options;
   options.overwrite = arguments.overwrite;
-  OrderedJson config = OrderedJson::object();
+  options.config = OrderedJson::object();
   if (!arguments.like.empty()) {
     const auto like = Checkpoint::Open(arguments.like);
     if (!like.ok()) return like.status();
     options.copy_from = (*like)->directory();
-    if ((*like)->config()) config = *(*like)->config();
+    if ((*like)->config()) options.config = *(*like)->config();
   }
-  if (outputs.rules.fp8) {
-    config = WithQuantizationConfig(std::move(config), outputs.rules.granularity,
-                                    outputs.rules.scale_format == ScaleFormat::kPow2, tensors);
-  }
-  options.config = std::move(config);
+  if (absl::Status status = CheckpointWriter::CheckTarget(arguments.out, options); !status.ok()) return status;
   return options;
 }
 
-absl::Status WriteCheckpoint(const ExportRequest& arguments, const EngineOutputs& outputs, const EngineMemory& memory,
-                             std::vector<std::string>* notes) {
+absl::Status WriteCheckpoint(const std::string& out, CheckpointOptions options, const EngineOutputs& outputs,
+                             const EngineMemory& memory, std::vector<std::string>* notes) {
   std::vector<Tensor> tensors;
   for (const EngineOutput& output : outputs.outputs) tensors.push_back(output.tensor);
-  const auto options = WriterOptions(arguments, outputs, tensors);
-  if (!options.ok()) return options.status();
-  const auto writer = CheckpointWriter::Create(arguments.out, tensors, *options);
+  if (outputs.rules.fp8) {
+    options.config = WithQuantizationConfig(*std::move(options.config), outputs.rules.granularity,
+                                            outputs.rules.scale_format == ScaleFormat::kPow2, tensors);
+  }
+  const auto writer = CheckpointWriter::Create(out, tensors, options);
   if (!writer.ok()) return writer.status();
   ProgressBar bar("writing");
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -59,14 +58,16 @@ ExitCode Run(const ExportRequest& request) {
   const auto report = ExportCheckpoint(request);
   if (!report.ok()) return Fail(report.status());
   for (const std::string& note : report->notes) std::fprintf(stderr, "note: %s\n", note.c_str());
-  std::printf("%s: version %lu, %s tensors, %s\n", request.out.c_str(), report->version,
-              FormatCount(report->tensors).c_str(), FormatBytes(report->bytes).c_str());
+  std::printf("%s: version %lu, %s, %s\n", request.out.c_str(), report->version,
+              Counted(report->tensors, "tensor").c_str(), FormatBytes(report->bytes).c_str());
   return kOk;
 }
 
 }  // namespace
 
 absl::StatusOr<ExportReport> ExportCheckpoint(const ExportRequest& request) {
+  const auto options = WriterOptions(request);
+  if (!options.ok()) return options.status();
   auto engine = EngineClient::Connect(request.socket, absl::Seconds(5));
   if (!engine.ok()) return engine.status();
   const auto outputs = (*engine)->GetOutputs(request.timeout);
@@ -84,7 +85,7 @@ absl::StatusOr<ExportReport> ExportCheckpoint(const ExportRequest& request) {
   report.version = applied->version();
   report.tensors = static_cast<int64_t>(outputs->outputs.size());
   report.bytes = outputs->payload_bytes;
-  const absl::Status written = WriteCheckpoint(request, *outputs, **memory, &report.notes);
+  const absl::Status written = WriteCheckpoint(request.out, *options, *outputs, **memory, &report.notes);
   if (!written.ok()) return written;
   if (!detached.ok()) report.notes.push_back(absl::StrCat("detaching failed: ", detached.message()));
   return report;
@@ -102,13 +103,16 @@ void AddExport(CLI::App& app) {
                                    return Run(*arguments);
                                  });
   command->add_option("--out", arguments->out, "directory to write; must not hold anything yet")->required();
-  command->add_option("--like", arguments->like, "checkpoint whose config.json and tokenizer files are copied")
+  command
+      ->add_option("--like", arguments->like,
+                   "checkpoint on this host whose config.json and tokenizer files are copied")
       ->type_name("DIR");
   command->add_option("-s,--socket", arguments->socket, "the rollout agent's local_socket")
       ->envname("WSYNC_LOCAL_SOCKET")
+      ->check(LocalSocket())
       ->capture_default_str();
   command->add_option("--timeout", *timeout_s, "seconds to wait for a plan, and for a version")
-      ->check(CLI::Range(0.1, 86400.0))
+      ->check(Seconds(0.1, 86400))
       ->capture_default_str();
   command->add_flag("--overwrite", arguments->overwrite, "replace an older checkpoint at --out");
 }

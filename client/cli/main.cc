@@ -1,13 +1,10 @@
 // wsync: what a person types to see and move weights.
-#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <string>
-#include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "client/cli/command.h"
-#include "server/rpc/config_schema.h"
+#include "client/cli/usage.h"
 #include "server/rpc/version.h"
 #ifdef WSYNC_HAVE_CUDA
 #include "client/cli/bench_peers.h"
@@ -24,28 +21,6 @@ constexpr char kExamples[] =
     "\n  wsync quantize DIR OUT                  an FP8 checkpoint, no daemon needed"
     "\n  wsync publish --model DIR --version 7   send a checkpoint to every rollout"
     "\n  wsync demo                              the whole thing on one machine\n";
-
-// What was wrong, and the next thing to type.
-std::string UsageText(const CLI::App& app, const std::string& first_argument, const CLI::ParseError& error) {
-  std::vector<std::string> commands;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    commands.push_back(command->get_name());
-  }
-  const bool is_word = !first_argument.empty() && first_argument[0] != '-';
-  if (is_word && std::find(commands.begin(), commands.end(), first_argument) == commands.end()) {
-    const auto near = wsync::ClosestName(first_argument, commands);
-    return absl::StrCat(
-        "wsync: there is no command '", first_argument, "'; ",
-        near.has_value() ? absl::StrCat("did you mean 'wsync ", *near, "'?") : "'wsync --help' lists all of them");
-  }
-  std::string path = "wsync";
-  const CLI::App* at = &app;
-  while (!at->get_subcommands().empty()) {
-    at = at->get_subcommands().front();
-    absl::StrAppend(&path, " ", at->get_name());
-  }
-  return absl::StrCat(path, ": ", error.what(), "; '", path, " --help' shows options and examples");
-}
 
 }  // namespace
 
@@ -72,7 +47,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    const std::string text = argc > 1 ? UsageText(app, argv[1], e) : app.help();
+    const std::string text = argc > 1 ? wsync::cli::UsageText(app, e) : app.help();
     std::fprintf(stderr, "%s\n", text.c_str());
     return wsync::cli::kUsage;
   }

@@ -118,13 +118,13 @@ void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) 
     }
   }
   std::fputs(groups.Render(color).c_str(), stdout);
-  std::printf("\n%s tensors, %s quantized: %s -> %s (%.0f%%)\n", FormatCount(plan.catalog().tensors().size()).c_str(),
+  std::printf("\n%s, %s quantized: %s -> %s (%.0f%%)\n", Counted(plan.catalog().tensors().size(), "tensor").c_str(),
               FormatCount(plan.quantized_tensors()).c_str(), FormatBytes(plan.source_bytes()).c_str(),
               FormatBytes(plan.payload_bytes()).c_str(),
               100.0 * plan.payload_bytes() / std::max<int64_t>(plan.source_bytes(), 1));
-  std::printf("%s %s of up to %s; on the wire %s with padding and digests\n",
-              FormatCount(plan.buckets().size()).c_str(), plan.buckets().size() == 1 ? "bucket" : "buckets",
-              FormatBytes(plan.max_bucket_bytes()).c_str(), FormatBytes(plan.image_bytes()).c_str());
+  std::printf("%s of up to %s; on the wire %s with padding and digests\n",
+              Counted(plan.buckets().size(), "bucket").c_str(), FormatBytes(plan.max_bucket_bytes()).c_str(),
+              FormatBytes(plan.image_bytes()).c_str());
   std::printf("plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
               plan.catalog().fingerprint().ShortHex().c_str());
 
@@ -176,12 +176,15 @@ void PrintJson(const Plan& plan, const PlanArguments& arguments) {
 
 ExitCode Run(const PlanArguments& arguments) {
   if (arguments.model.empty() == arguments.shapes.empty()) {
-    std::fprintf(stderr, "wsync: plan needs either --model DIR or --shapes NAME (one of: %s)\n",
+    std::fprintf(stderr, "wsync plan: give either --model DIR or --shapes NAME (one of: %s)\n",
                  absl::StrJoin(KnownModels(), ", ").c_str());
     return kUsage;
   }
   const auto plan = MakePlan(arguments);
   if (!plan.ok()) return Fail(plan.status());
+  for (const std::string& warning : GlobsWithoutMatch((*plan)->catalog(), (*plan)->rules())) {
+    std::fprintf(stderr, "note: %s\n", warning.c_str());
+  }
   const bool color = UseColor(stdout);
   if (arguments.output == "json") {
     PrintJson(**plan, arguments);
@@ -205,19 +208,20 @@ void AddPlan(CLI::App& app) {
                  [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file");
   command->add_option("--shapes", arguments->shapes, "a known model by name: " + absl::StrJoin(KnownModels(), ", "))
+      ->check(KnownModel())
       ->type_name("NAME");
   arguments->recipe.AddTo(*command);
   command->add_option("--bucket-bytes", arguments->bucket_bytes, "wire bytes moved at once, such as 64MiB")
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(BucketBytes())
       ->type_name("SIZE")
       ->default_str("256MiB");
   command->add_option("--ring-slots", arguments->ring_slots, "buckets in flight in modes ring and in_place")
-      ->check(CLI::Range(2, 64))
+      ->check(WholeNumber(2, 64))
       ->capture_default_str();
   command->add_flag("--device", arguments->device, "memory that agents take on their GPUs (backend cuda)");
   command->add_flag("--all", arguments->all, "list every tensor");
   command->add_option("-o,--output", arguments->output, "table or json")
-      ->check(CLI::IsMember({"table", "json"}))
+      ->check(OneOf({"table", "json"}))
       ->capture_default_str();
 }
 

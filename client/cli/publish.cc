@@ -10,6 +10,7 @@
 #include "client/cli/shared_model.h"
 #include "client/cli/status_view.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "client/local/trainer_client.h"
 
 namespace wsync::cli {
@@ -27,8 +28,8 @@ void PrintReport(const v1::VersionReport& report) {
     std::printf("version %lu is committed already, with the same content; nothing was moved\n", report.version());
     return;
   }
-  std::printf("version %lu committed: %s tensors, %s to each replica, digest %s\n", report.version(),
-              FormatCount(report.tensors()).c_str(), FormatBytes(report.payload_bytes()).c_str(),
+  std::printf("version %lu committed: %s, %s to each replica, digest %s\n", report.version(),
+              Counted(report.tensors(), "tensor").c_str(), FormatBytes(report.payload_bytes()).c_str(),
               ShortHash(report.content_digest()).c_str());
   std::printf("released after %s, staged after %s, committed after %s\n", FormatMs(report.released_ms()).c_str(),
               FormatMs(report.staged_ms()).c_str(), FormatMs(report.committed_ms()).c_str());
@@ -98,13 +99,10 @@ void AddPublish(CLI::App& app) {
   command
       ->add_option("--version", arguments->version,
                    "number of this state of the weights, only ever grows; default: the committed one plus 1")
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            return text.find_first_not_of('0') == std::string::npos ? "versions count from 1" : std::string();
-          },
-          ""));
+      ->check(WholeNumber(1, INT64_MAX));
   command->add_option("-s,--socket", arguments->socket, "the trainer agent's local_socket")
       ->envname("WSYNC_LOCAL_SOCKET")
+      ->check(LocalSocket())
       ->capture_default_str();
   command->add_flag("--replace", arguments->replace, "take over from another registered training process");
 }

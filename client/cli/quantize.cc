@@ -45,8 +45,8 @@ ExitCode Run(const QuantizeArguments& arguments) {
   if (!report.ok()) return Fail(report.status());
   for (const std::string& note : report->notes) std::fprintf(stderr, "note: %s\n", note.c_str());
   const double seconds = absl::ToDoubleSeconds(report->elapsed);
-  std::printf("%s: %s tensors, %s quantized, %s -> %s in %s (%s)\n", arguments.out.c_str(),
-              FormatCount(report->tensors).c_str(), FormatCount(report->quantized_tensors).c_str(),
+  std::printf("%s: %s, %s quantized, %s -> %s in %s (%s)\n", arguments.out.c_str(),
+              Counted(report->tensors, "tensor").c_str(), FormatCount(report->quantized_tensors).c_str(),
               FormatBytes(report->bytes_in).c_str(), FormatBytes(report->bytes_out).c_str(),
               FormatMs(seconds * 1e3).c_str(), FormatRate(report->bytes_in / std::max(seconds, 1e-9)).c_str());
   return kOk;
@@ -67,7 +67,7 @@ void AddQuantize(CLI::App& app) {
   command->add_option("OUT", arguments->out, "directory to write; must not hold anything yet")->required();
   arguments->recipe.AddTo(*command);
   command->add_option("--threads", arguments->threads, "encoder threads; 0: one per core")
-      ->check(CLI::Range(0, 1024))
+      ->check(WholeNumber(0, 1024))
       ->capture_default_str();
   command->add_flag("--overwrite", arguments->overwrite, "replace an older checkpoint at OUT");
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "client/cli/usage.h"
 #include "kernels/format.h"
 #include "server/core/recipe.h"
 
@@ -23,20 +24,24 @@ struct RecipeOptions {
   void AddTo(CLI::App& command) {
     command
         .add_option("--granularity", granularity, "what shares one scale: a 128x128 block, an output channel, a tensor")
-        ->check(CLI::IsMember({"block", "channel", "tensor"}))
+        ->check(OneOf({"block", "channel", "tensor"}))
         ->capture_default_str();
     command.add_option("--preset", preset, "whose arithmetic is reproduced bit for bit")
-        ->check(CLI::IsMember({"default", "deepgemm", "nemo", "verl"}))
+        ->check(OneOf({"default", "deepgemm", "nemo", "verl"}))
         ->capture_default_str();
     command.add_option("--scale", scale, "scale format; pow2 for UE8M0 backends")
-        ->check(CLI::IsMember({"fp32", "pow2"}))
+        ->check(OneOf({"fp32", "pow2"}))
         ->capture_default_str();
-    command.add_option("--include", include, "quantize these tensors although the rules say no")->type_name("GLOB");
-    command.add_option("--exclude", exclude, "keep these tensors as they are; wins over --include")->type_name("GLOB");
+    command.add_option("--include", include, "quantize these tensors although the rules say no")
+        ->type_name("GLOB")
+        ->check(TensorGlob());
+    command.add_option("--exclude", exclude, "keep these tensors as they are; wins over --include")
+        ->type_name("GLOB")
+        ->check(TensorGlob());
     command.add_option("--first-layers-bf16", first_layers_bf16, "keep the first N layers as they are")
-        ->check(CLI::NonNegativeNumber);
+        ->check(WholeNumber(0, INT32_MAX));
     command.add_option("--last-layers-bf16", last_layers_bf16, "keep the last N layers as they are")
-        ->check(CLI::NonNegativeNumber);
+        ->check(WholeNumber(0, INT32_MAX));
   }
   RecipeRules Rules() const {  // REQUIRES: parsed, so the names are known ones
     RecipeRules rules;

@@ -7,6 +7,7 @@
 #include "client/cli/coordinator_options.h"
 #include "client/cli/status_view.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #include "client/local/status_client.h"
 
 namespace wsync::cli {
@@ -111,7 +112,7 @@ void AddStatus(CLI::App& app) {
                                  [options] { return RunStatus(*options); });
   options->coordinator.AddTo(*command);
   command->add_option("-o,--output", options->output, "table, wide or json")
-      ->check(CLI::IsMember({"table", "wide", "json"}))
+      ->check(OneOf({"table", "wide", "json"}))
       ->capture_default_str();
   command->add_flag("-w,--watch", options->watch, "show it again on every change, until interrupted");
 }

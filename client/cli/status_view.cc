@@ -71,7 +71,7 @@ void AddVersion(const v1::JobStatus& status, const StatusViewOptions& options, T
     return;
   }
   const v1::VersionReport& report = status.last_version();
-  out.Add({"version", absl::StrCat(report.version(), "  ", FormatCount(report.tensors()), " tensors, ",
+  out.Add({"version", absl::StrCat(report.version(), "  ", Counted(report.tensors(), "tensor"), ", ",
                                    FormatBytes(static_cast<double>(report.payload_bytes())), ", digest ",
                                    options.wide ? HashHex(report.content_digest()) : ShortHash(report.content_digest()),
                                    ", ", FormatAge(status.last_version_age_s()), " ago")});
@@ -87,11 +87,10 @@ void AddCatalog(const v1::JobStatus& status, Table& out) {
     out.Add({"catalog", "no trainer registered"});
     return;
   }
-  out.Add(
-      {"catalog", absl::StrCat(FormatCount(catalog.tensors()), " tensors, ", FormatCount(catalog.quantized_tensors()),
-                               " quantized, ", FormatBytes(static_cast<double>(catalog.source_bytes())), " -> ",
-                               FormatBytes(static_cast<double>(catalog.payload_bytes())), " in ",
-                               FormatCount(catalog.buckets()), catalog.buckets() == 1 ? " bucket" : " buckets")});
+  out.Add({"catalog", absl::StrCat(Counted(catalog.tensors(), "tensor"), ", ", FormatCount(catalog.quantized_tensors()),
+                                   " quantized, ", FormatBytes(static_cast<double>(catalog.source_bytes())), " -> ",
+                                   FormatBytes(static_cast<double>(catalog.payload_bytes())), " in ",
+                                   Counted(catalog.buckets(), "bucket"))});
 }
 
 std::string Phase(const v1::MemberStatus& member) {

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -59,27 +58,9 @@ std::string Paint(std::string_view text, Color color, bool use_color) {
   return absl::StrCat(Escape(color), std::string(text), "\033[0m");
 }
 
-std::string FormatBytes(double bytes) {
-  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB", "PB"};
-  size_t unit = 0;
-  while (std::abs(bytes) >= 999.95 && unit + 1 < std::size(kUnits)) {
-    bytes /= 1000;
-    ++unit;
-  }
-  return unit == 0 ? absl::StrFormat("%.0f B", bytes) : absl::StrFormat("%.1f %s", bytes, kUnits[unit]);
-}
-
 std::string FormatRate(double bytes_per_second) {
   if (bytes_per_second >= 1e9) return absl::StrFormat("%.2f GB/s", bytes_per_second / 1e9);
   return FormatBytes(bytes_per_second) + "/s";
-}
-
-std::string FormatMs(double ms) {
-  if (ms < 10) return absl::StrFormat("%.1f ms", ms);
-  if (ms < 999.5) return absl::StrFormat("%.0f ms", ms);
-  if (ms < 59950) return absl::StrFormat("%.2f s", ms / 1000);
-  const int64_t seconds = std::llround(ms / 1000);
-  return absl::StrFormat("%d min %d s", seconds / 60, seconds % 60);
 }
 
 std::string FormatAge(double seconds) {
@@ -88,12 +69,6 @@ std::string FormatAge(double seconds) {
   if (seconds < 7200) return absl::StrFormat("%.0f min", seconds / 60);
   if (seconds < 172800) return absl::StrFormat("%.0f h", seconds / 3600);
   return absl::StrFormat("%.0f d", seconds / 86400);
-}
-
-std::string FormatCount(int64_t n) {
-  std::string digits = std::to_string(n);
-  for (int at = static_cast<int>(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3) digits.insert(at, 1, ',');
-  return digits;
 }
 
 size_t VisibleWidth(std::string_view text) {

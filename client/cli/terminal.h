@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "server/core/text.h"
+
 namespace wsync::cli {
 
 enum class Color { kNone, kGreen, kYellow, kRed, kDim, kBold };
@@ -19,11 +21,8 @@ int TerminalWidth();   // columns of stdout; 100 where it is not a terminal
 int TerminalHeight();  // rows of stdout; 0 where it is not a terminal
 std::string Paint(std::string_view text, Color color, bool use_color);
 
-std::string FormatBytes(double bytes);            // "630.2 MB" (powers of 1000, as rates are)
 std::string FormatRate(double bytes_per_second);  // "1.24 GB/s"
-std::string FormatMs(double ms);                  // "0.8 ms", "25 ms", "1.20 s", "2 min 3 s"
 std::string FormatAge(double seconds);            // "3 s", "5 min", "2 h", "4 d"
-std::string FormatCount(int64_t n);               // "18,867"
 
 // Left-aligned text, right-aligned numbers; widths by visible characters, so painted cells line up.
 class Table {

@@ -29,30 +29,29 @@ absl::StatusOr<std::unique_ptr<v1::Coordinator::Stub>> NewStub(const std::string
   return v1::Coordinator::NewStub(NewChannel(coordinator, *credentials));
 }
 
+template <typename Request, typename Reply>
+absl::StatusOr<Reply> Ask(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration timeout,
+                          grpc::Status (v1::Coordinator::Stub::*method)(grpc::ClientContext*, const Request&, Reply*)) {
+  auto stub = NewStub(coordinator, tls);
+  if (!stub.ok()) return stub.status();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+  Reply reply;
+  const grpc::Status result = ((**stub).*method)(&context, Request(), &reply);
+  if (!result.ok()) return Explain(result, coordinator);
+  return reply;
+}
+
 }  // namespace
 
 absl::StatusOr<v1::JobStatus> GetJobStatus(const std::string& coordinator, const v1::TlsConfig& tls,
                                            absl::Duration timeout) {
-  auto stub = NewStub(coordinator, tls);
-  if (!stub.ok()) return stub.status();
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
-  v1::JobStatus status;
-  const grpc::Status result = (*stub)->GetStatus(&context, v1::GetStatusRequest(), &status);
-  if (!result.ok()) return Explain(result, coordinator);
-  return status;
+  return Ask(coordinator, tls, timeout, &v1::Coordinator::Stub::GetStatus);
 }
 
 absl::StatusOr<v1::VerifyReply> VerifyJob(const std::string& coordinator, const v1::TlsConfig& tls,
                                           absl::Duration timeout) {
-  auto stub = NewStub(coordinator, tls);
-  if (!stub.ok()) return stub.status();
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
-  v1::VerifyReply reply;
-  const grpc::Status result = (*stub)->Verify(&context, v1::VerifyRequest(), &reply);
-  if (!result.ok()) return Explain(result, coordinator);
-  return reply;
+  return Ask(coordinator, tls, timeout, &v1::Coordinator::Stub::Verify);
 }
 
 absl::Status WatchJobStatus(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration min_interval,

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/core/coordinator_impl.h"
+#include "server/core/text.h"
 
 namespace wsync {
 namespace {
@@ -159,8 +160,9 @@ void Coordinator::Impl::On(const event::CatalogRegistered& event) {
   ChangeCatalog("the trainer registered its memory again");
   plan_ = event.plan;
   Log(action::Log::kInfo,
-      absl::StrFormat("catalog registered: %d tensors (%d quantized), %.1f MB on the wire, plan %s", plan_->tensors,
-                      plan_->quantized_tensors, plan_->wire_bytes / 1e6, plan_->plan_hash.ShortHex()));
+      absl::StrFormat("catalog registered: %s (%s quantized), %s on the wire, plan %s",
+                      Counted(plan_->tensors, "tensor"), FormatCount(plan_->quantized_tensors),
+                      FormatBytes(static_cast<double>(plan_->wire_bytes)), plan_->plan_hash.ShortHex()));
   if (!same) AnnounceCatalog("it has not confirmed the new catalog yet");
 }
 

@@ -29,7 +29,8 @@ absl::Status CheckInfo(const MemberInfo& info) {
 std::string WhyNotReady(const Group::Replica& replica) {
   std::vector<std::string> reasons;
   const int32_t missing = replica.ranks[0]->info.replica_size - static_cast<int32_t>(replica.ranks.size());
-  if (missing > 0) reasons.push_back(absl::StrCat(missing, " of its ranks have not joined"));
+  if (missing > 0)
+    reasons.push_back(absl::StrCat(missing, " of its ranks ", missing == 1 ? "has" : "have", " not joined"));
   for (const Member* member : replica.ranks) {
     if (!member->ready) {
       reasons.push_back(absl::StrCat(member->info.name, ": ", member->reason));

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/core/coordinator_impl.h"
+#include "server/core/text.h"
 
 namespace wsync {
 namespace {
@@ -20,6 +21,8 @@ constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
 absl::Status Prefixed(uint64_t version, const absl::Status& why) {
   return absl::Status(why.code(), absl::StrCat("version ", version, " failed: ", why.message()));
 }
+
+std::string Took(absl::Duration duration) { return FormatMs(absl::ToDoubleMilliseconds(duration)); }
 
 }  // namespace
 
@@ -290,8 +293,8 @@ void Coordinator::Impl::RestartPublish() {
     return AbortPublish(absl::UnavailableError(
         absl::StrFormat("%s; %d of %d needed replicas are left", why.message(), left, Needed())));
   }
-  Log(action::Log::kWarn, absl::StrFormat("version %d: epoch %d ended, sending again to %d replicas: %s",
-                                          publish_->version, round_->epoch(), left, why.message()));
+  Log(action::Log::kWarn, absl::StrFormat("version %d: epoch %d ended, sending again to %s: %s", publish_->version,
+                                          round_->epoch(), Counted(left, "replica"), why.message()));
   StopSource(why);
   StartAttempt();
 }
@@ -326,11 +329,10 @@ void Coordinator::Impl::FinishPublish() {
   last_report_time_ = now_;
   AnswerPublish(absl::OkStatus(), report);
   Log(action::Log::kInfo,  // the trainer does not wait for a line in a file
-      absl::StrFormat("version %d committed: %d/%d replicas, %.1f MB, %s (encode %s, transfer %s, "
-                      "apply %s)",
-                      report.version, applied, report.replicas.size(), report.plan.payload_bytes / 1e6,
-                      Seconds(report.committed), Seconds(report.encode), Seconds(transfer),
-                      Seconds(report.committed - report.staged)));
+      absl::StrFormat("version %d committed: %d/%d replicas, %s, %s (encode %s, transfer %s, apply %s)", report.version,
+                      applied, report.replicas.size(), FormatBytes(static_cast<double>(report.plan.payload_bytes)),
+                      Took(report.committed), Took(report.encode), Took(transfer),
+                      Took(report.committed - report.staged)));
 }
 
 void Coordinator::Impl::NoteLeftOut(const ReplicaOutcome& outcome, uint64_t version) {

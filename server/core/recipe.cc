@@ -280,6 +280,23 @@ std::vector<RecipeChoice> ChooseRecipes(const Catalog& catalog, const RecipeRule
   return choices;
 }
 
+std::vector<std::string> GlobsWithoutMatch(const Catalog& catalog, const RecipeRules& rules) {
+  std::vector<std::string> sentences;
+  const std::vector<Tensor>& tensors = catalog.tensors();
+  const auto check = [&](const char* rule, const std::vector<std::string>& globs) {
+    for (const std::string& glob : globs) {
+      const auto matches = [&glob](const Tensor& tensor) { return GlobMatch(glob, tensor.name); };
+      if (tensors.empty() || std::any_of(tensors.begin(), tensors.end(), matches)) continue;
+      sentences.push_back(absl::StrCat("glob '", glob, "' in '", rule,
+                                       "' matches no tensor's name; names are such as '",
+                                       tensors[tensors.size() / 2].name, "'"));
+    }
+  };
+  check("include", rules.include);
+  check("exclude", rules.exclude);
+  return sentences;
+}
+
 std::string ScaleName(std::string_view name, Granularity granularity) {
   return std::string(name) + (granularity == Granularity::kBlock ? "_scale_inv" : "_scale");
 }

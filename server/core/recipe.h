@@ -47,6 +47,10 @@ struct RecipeChoice {
 // REQUIRES: ValidateRules(rules).ok().
 std::vector<RecipeChoice> ChooseRecipes(const Catalog& catalog, const RecipeRules& rules);
 
+// One sentence for every include or exclude glob that matches no tensor: a slip, most likely, that would show only as
+// tensors encoded otherwise than was wanted.
+std::vector<std::string> GlobsWithoutMatch(const Catalog& catalog, const RecipeRules& rules);
+
 // Name of the scale tensor that goes with weight `name`: X.weight -> X.weight_scale_inv (block) or X.weight_scale
 // (channel, tensor), as the ecosystem's loaders want it.
 std::string ScaleName(std::string_view name, Granularity granularity);

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/core/text.h"
 
 namespace wsync {
 namespace {
@@ -285,10 +286,12 @@ Actions Round::Evaluate(absl::Time now) {
   if (phase_ != RoundPhase::kTransfer) return out;
   const int64_t alive = replicas() - static_cast<int64_t>(dropped_.size());
   if (alive < Needed()) {
-    AbortRest(RoundPhase::kAborted,
-              absl::Status(why_.code(), absl::StrCat(why_.message(), "; ", alive, " of ", replicas(),
-                                                     " replicas remain, ", Needed(), " are needed")),
-              out);
+    AbortRest(
+        RoundPhase::kAborted,
+        absl::Status(why_.code(), absl::StrCat(why_.message(), "; ", alive, " of ", Counted(replicas(), "replica"),
+                                               alive == 1 ? " remains, " : " remain, ", Needed(),
+                                               Needed() == 1 ? " is needed" : " are needed")),
+        out);
   } else if (!Any(SinkState::kReceiving)) {
     if (source_digest_.has_value()) Commit(now, out);
   } else if (!dropped_.empty()) {

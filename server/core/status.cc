@@ -75,7 +75,8 @@ void Judge(StatusSnapshot& snapshot) {
     if (!problem.empty() && ++problems == 1) snapshot.reason = problem;
   }
   const int32_t usable = UsableReplicas(snapshot);
-  if (usable < snapshot.min_replicas && ++problems == 1) {
+  if (usable < snapshot.min_replicas && problems == 0) {  // else it is what comes of those, and no other problem
+    problems = 1;
     snapshot.reason = absl::StrFormat("%d of %d needed replicas are ready", usable, snapshot.min_replicas);
   }
   if (problems > 0) {

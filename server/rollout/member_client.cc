@@ -135,7 +135,9 @@ void MemberClient::Welcome(const v1::Welcome& welcome) {
 
 void MemberClient::Refused(const v1::Refused& refused) {
   refused_ = !refused.retry();
-  Break(absl::StrCat("it refused this agent: ", refused.error()));
+  Break(absl::StrCat("it refuses this agent: ", refused.error()),
+        refused_ ? "the coordinator refuses this agent; trying again every 30 s"
+                 : "the coordinator refuses this agent; trying again");
 }
 
 void MemberClient::Finished(uint64_t attempt, const grpc::Status& status) {
@@ -148,7 +150,7 @@ void MemberClient::Finished(uint64_t attempt, const grpc::Status& status) {
 }
 
 // The only way from a stream to the next pause.
-void MemberClient::Break(const std::string& reason) {
+void MemberClient::Break(const std::string& reason, const char* headline) {
   const bool was_linked = state_ == State::kLinked;
   EndStream();
   state_ = State::kWaiting;
@@ -157,11 +159,10 @@ void MemberClient::Break(const std::string& reason) {
   if (logged_error_ != reason) {  // once per reason, however long it lasts
     logged_error_ = reason;
     const LogFields fields = {{"coordinator", options_.address}, {"reason", reason}};
-    if (refused_) {
-      LogError("the coordinator refuses this agent; trying again every 30 s", fields);
-    } else {
-      LogWarn(was_linked ? "lost the coordinator" : "cannot reach the coordinator; trying again", fields);
+    if (headline == nullptr) {
+      headline = was_linked ? "lost the coordinator" : "cannot reach the coordinator; trying again";
     }
+    refused_ ? LogError(headline, fields) : LogWarn(headline, fields);
   }
   if (was_linked) delegate_->OnUnlinked(reason);
 }

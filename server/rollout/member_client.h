@@ -72,7 +72,8 @@ class MemberClient {
   void Handle(uint64_t attempt, const v1::CoordinatorMessage& message);
   void Welcome(const v1::Welcome& welcome);
   void Refused(const v1::Refused& refused);
-  void Break(const std::string& reason);
+  // `headline`: of the line in the log; null: there is no link, or there was one.
+  void Break(const std::string& reason, const char* headline = nullptr);
   void EndStream();
   void Finished(uint64_t attempt, const grpc::Status& status);
   void FinishLeaving();

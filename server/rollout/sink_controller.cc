@@ -143,7 +143,8 @@ void SinkController::OnPlan(uint64_t catalog, const PlanResult& result) {
   plan_changed_ |= result.changed;
   if (!result.attachment.ok()) {
     LetEngineGo(absl::FailedPreconditionError(
-        absl::StrCat("the catalog changed: attach again: ", result.attachment.message())));
+        absl::StrCat("the catalog changed: attach again, or register the names and shapes that it attached for: ",
+                     result.attachment.message())));
   }
   if (catalog != catalogs_) return;
   const bool told = absl::IsResourceExhausted(result.status) && absl::IsResourceExhausted(plan_status_);

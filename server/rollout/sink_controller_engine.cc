@@ -53,11 +53,12 @@ void SinkController::ExpireWaiters(absl::Time now) {
 }
 
 std::string SinkController::WhyNoPlan() const {
-  std::string why =
-      absl::StrCat("no catalog yet: is a trainer registered with the coordinator at ", options_.member.address, "?");
+  const std::string& coordinator = options_.member.address;
   if (!plan_status_.ok()) return absl::StrCat("no usable plan: ", plan_status_.message());
-  if (!member_.linked()) absl::StrAppend(&why, " It cannot be reached: ", member_.last_error());
-  return why;
+  if (member_.linked()) {
+    return absl::StrCat("no catalog yet: is a trainer registered with the coordinator at ", coordinator, "?");
+  }
+  return absl::StrCat("no catalog yet: no link to the coordinator at ", coordinator, ": ", member_.last_error());
 }
 
 // ---- attaching
@@ -114,7 +115,7 @@ void SinkController::FinishAttach(const Caller& caller, const absl::StatusOr<Att
   if (status.ok() && caller.gone->load()) status = absl::CancelledError("the engine is gone");
   if (!status.ok()) {
     LogWarn("engine not attached", {{"engine", engine_->name}, {"error", std::string(status.message())}});
-    engine_.reset();
+    Step(sink::EngineRefused{std::exchange(engine_, std::nullopt)->name, std::string(status.message())});
     if (info.ok()) receiver_.Detach();
     return done(status);
   }
@@ -142,7 +143,8 @@ void SinkController::LetEngineGo(const absl::Status& status, bool tell_state) {
   if (!engine_ || engine_->attachment_id.empty()) return;  // one that is still checked is let go when that ends
   const Engine engine = *std::exchange(engine_, std::nullopt);
   const std::string reason(status.ok() ? "it detached" : status.message());
-  LogInfo("engine detached", {{"engine", engine.name}, {"reason", reason}});
+  const LogFields fields = {{"engine", engine.name}, {"reason", reason}};
+  status.ok() ? LogInfo("engine detached", fields) : LogWarn("engine let go", fields);
   if (tell_state) Step(sink::EngineLost{reason});
   receiver_.Detach();
   if (engine.stream != nullptr) engine.stream->Finish(status);

@@ -53,15 +53,19 @@ MemberPhase SinkState::phase() const {
 
 std::string SinkState::not_ready() const {
   if (stopping_) return "shutting down";
-  if (plan_ == PlanState::kNone) return "no catalog yet";
+  if (plan_ == PlanState::kNone) return why_no_engine_.empty() ? "no catalog yet" : "no catalog yet; " + NoEngine();
   if (plan_ == PlanState::kMaking) return "making the plan of the catalog";
   if (plan_ == PlanState::kBad) return std::string(plan_status_.message());
-  if (!engine_) return "no engine attached";
+  if (!engine_) return NoEngine();
   if (!engine_->opened) return absl::StrCat("engine ", engine_->name, " has not opened its update stream");
   if (state_ != State::kIdle && round_.epoch == 0) {
     return absl::StrCat("applying version ", round_.version, " from the staging copy");
   }
   return "";
+}
+
+std::string SinkState::NoEngine() const {
+  return absl::StrCat("no engine attached", why_no_engine_.empty() ? "" : ": ", why_no_engine_);
 }
 
 // ---- link and plan
@@ -103,6 +107,7 @@ void SinkState::On(absl::Time, const sink::PlanReady& event) {
 
 void SinkState::On(absl::Time now, const sink::EngineAttached& event) {
   engine_ = Engine{.name = event.engine, .open_by = now + options_.open_timeout};
+  why_no_engine_.clear();
   serving_ = {};
   torn_ = false;
 }
@@ -113,7 +118,8 @@ void SinkState::On(absl::Time, const sink::EngineOpened&) {
 
 void SinkState::On(absl::Time now, const sink::EngineLost& event) {
   if (!engine_) return;
-  const auto why = absl::UnavailableError(absl::StrCat("engine ", engine_->name, " is gone: ", event.reason));
+  why_no_engine_ = absl::StrCat("engine ", engine_->name, " is gone: ", event.reason);
+  const auto why = absl::UnavailableError(why_no_engine_);
   engine_.reset();
   asked_.reset();
   paused_.reset();
@@ -125,6 +131,10 @@ void SinkState::On(absl::Time now, const sink::EngineLost& event) {
   ReportFailed(round_.epoch, round_.version, why, writing, -1);
   round_.orphaned = true;
   Drop(now, why);
+}
+
+void SinkState::On(absl::Time, const sink::EngineRefused& event) {
+  if (!engine_) why_no_engine_ = absl::StrCat("engine ", event.engine, " was refused: ", event.reason);
 }
 
 void SinkState::On(absl::Time now, const sink::EnginePaused& event) {

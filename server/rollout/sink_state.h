@@ -60,6 +60,10 @@ struct EnginePaused {
 struct EngineLost {
   std::string reason;
 };
+struct EngineRefused {  // it wanted to attach and could not
+  std::string engine;
+  std::string reason;
+};
 struct Begin {
   uint64_t epoch = 0;
   uint64_t version = 0;
@@ -139,8 +143,9 @@ struct Detach {
   absl::Status why;  // for the engine; the state has let it go already
 };
 
-using Event = std::variant<Linked, Unlinked, CatalogChanging, CatalogGone, PlanReady, EngineAttached, EngineOpened,
-                           EnginePaused, EngineLost, Begin, Commit, Abort, Connected, Received, ApplyDone, Stop, Tick>;
+using Event =
+    std::variant<Linked, Unlinked, CatalogChanging, CatalogGone, PlanReady, EngineAttached, EngineOpened, EnginePaused,
+                 EngineLost, EngineRefused, Begin, Commit, Abort, Connected, Received, ApplyDone, Stop, Tick>;
 using Action = std::variant<Report, Connect, Receive, Apply, Cancel, TellPrepare, TellApply, TellApplied, TellTorn,
                             TellCancelled, Detach>;
 using Actions = std::vector<Action>;
@@ -190,6 +195,7 @@ class SinkState {
   void On(absl::Time now, const sink::EngineOpened&);
   void On(absl::Time now, const sink::EnginePaused& event);
   void On(absl::Time now, const sink::EngineLost& event);
+  void On(absl::Time now, const sink::EngineRefused& event);
   void On(absl::Time now, const sink::Begin& event);
   void On(absl::Time now, const sink::Commit& event);
   void On(absl::Time now, const sink::Abort& event);
@@ -212,6 +218,7 @@ class SinkState {
   void ReportFailed(uint64_t epoch, uint64_t version, const absl::Status& why, bool torn, int64_t bucket);
   void ReportReadyIfChanged();
   event::ReadyChanged Facts() const;
+  std::string NoEngine() const;
   bool WantsPause() const;
   bool IsRound(uint64_t epoch, uint64_t version) const;
   bool in_place() const { return options_.mode == SinkMode::kInPlace; }
@@ -229,7 +236,8 @@ class SinkState {
   absl::Status plan_status_;
   Hash128 plan_hash_;
   std::optional<Engine> engine_;
-  ServedVersion serving_;  // what the engine's memory holds
+  std::string why_no_engine_;  // what became of the last one; empty: there was none
+  ServedVersion serving_;      // what the engine's memory holds
   bool torn_ = false;
   ServedVersion held_;  // whole and committed in the staging copy; 0: none
 

@@ -8,11 +8,24 @@
 
 #include <cerrno>
 #include <csignal>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "server/rpc/errno_text.h"
 
 namespace wsync {
+namespace {
+
+// No destructors: whatever hangs is what the user wants to get out of. Nor the log, whose lock may be what hangs.
+[[noreturn]] void EndAtOnce(int signal) {
+  const std::string line =
+      absl::StrCat(program_invocation_short_name, ": a second signal (", signal == SIGINT ? "SIGINT" : "SIGTERM",
+                   "): ended at once, with exit code ", 128 + signal, "\n");
+  (void)!write(STDERR_FILENO, line.data(), line.size());
+  _exit(128 + signal);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<SignalWatcher>> SignalWatcher::Create() {
   std::signal(SIGPIPE, SIG_IGN);
@@ -58,7 +71,7 @@ void SignalWatcher::Run() {
     signalfd_siginfo info;
     if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
     const int signal = static_cast<int>(info.ssi_signo);
-    if (asked) _exit(128 + signal);  // no destructors: whatever hangs is what the user wants to get out of
+    if (asked) EndAtOnce(signal);
     asked = true;
     MutexLock lock(&mu_);
     first_ = signal;

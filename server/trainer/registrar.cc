@@ -86,6 +86,9 @@ absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
   std::shared_ptr<const Registration> registration = *std::move(created);
   if (absl::Status status = options_.check_rules(registration->plan()->rules()); !status.ok()) return status;
   const ControlLoop::Task install = options_.prepare_catalog(registration->plan().get());
+  for (const std::string& warning : GlobsWithoutMatch(registration->plan()->catalog(), options_.rules)) {
+    LogWarn(absl::StrCat("recipe: ", warning));
+  }
 
   loop_->RunAndWait([this, &registration] { MakeWay(*registration); });
   SettleNow();

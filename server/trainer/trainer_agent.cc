@@ -190,8 +190,9 @@ v1::MemberStatus TrainerAgent::Parts::OwnRow(const ServedVersion& committed) con
   row.set_host(host);
   row.set_pid(getpid());
   row.set_backend(backend->name());
-  row.set_engine(registrar.Owner());
-  row.set_state(tracker.Running() ? "syncing" : registrar.registered() ? "ready" : "waiting");
+  const bool registered = registrar.registered();
+  registered ? row.set_engine(registrar.Owner()) : row.set_last_error(registrar.Owner());
+  row.set_state(tracker.Running() ? "syncing" : registered ? "ready" : "waiting");
   const bool sending = tracker.Running() && progress.sent_bytes < progress.total_bytes;
   row.set_phase(progress.encoding ? "encode" : sending ? "send" : "idle");
   *row.mutable_serving() = ToProto(committed);

@@ -11,7 +11,10 @@
 namespace wsync {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // "fp8: <reason>" or "raw: <reason>" for the last of `tensors`.
 std::string ChoiceOf(std::vector<Tensor> tensors, const RecipeRules& rules = {}) {
@@ -200,6 +203,18 @@ TEST(Recipe, ValidateNamesTheRule) {
   EXPECT_THAT(error([](RecipeRules& r) { r.modules_to_not_convert = {""}; }), HasSubstr("modules_to_not_convert"));
   EXPECT_THAT(error([](RecipeRules& r) { r.last_layers_bf16 = -1; }), HasSubstr("'last_layers_bf16' (-1)"));
   EXPECT_THAT(error([](RecipeRules& r) { r.preset = static_cast<Preset>(9); }), HasSubstr("unknown"));
+}
+
+TEST(Recipe, GlobsThatMatchNothingAreNamed) {
+  const auto catalog = Catalog::Create({{"model.layers.0.mlp.up_proj.weight", Dtype::kBF16, {256, 256}}});
+  ASSERT_TRUE(catalog.ok()) << catalog.status();
+  RecipeRules rules;
+  rules.include = {"*.up_proj.*", "*.layer.0.*"};
+  rules.exclude = {"model.layers.0", "*"};
+  EXPECT_THAT(GlobsWithoutMatch(*catalog, rules),
+              ElementsAre(AllOf(HasSubstr("'*.layer.0.*' in 'include'"), HasSubstr("up_proj.weight")),
+                          HasSubstr("'model.layers.0' in 'exclude'")));
+  EXPECT_THAT(GlobsWithoutMatch(*catalog, {}), IsEmpty());
 }
 
 TEST(Glob, MatchesAsAShellDoes) {

@@ -161,7 +161,7 @@ TEST_F(RoundTest, TooFewLeftAbortsAndNamesMemberPhaseBucketAndAge) {
   EXPECT_THAT(
       std::string(round.why().message()),
       HasSubstr("replica r1 rank 0 (sink-1) was lost in phase receive, bucket 5, 4.0 s after begin, last heard of "
-                "3.0 s before: no heartbeat for 3.0 s; 1 of 2 replicas remain, 2 are needed"));
+                "3.0 s before: no heartbeat for 3.0 s; 1 of 2 replicas remains, 2 are needed"));
 }
 
 TEST_F(RoundTest, ALiveSinkThatRefusesAbortsUnderPolicyAll) {

@@ -20,9 +20,12 @@
 namespace wsync {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class RolloutAgentTest : public ::testing::Test {
  protected:
@@ -169,16 +172,34 @@ TEST_F(RolloutAgentTest, WithoutACatalogTheDeadlineSaysWhatIsMissing) {
   std::vector<v1::OutputsReply> replies;
   const grpc::Status outputs = engine.GetOutputs(absl::Milliseconds(300), &replies);
   EXPECT_EQ(outputs.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_THAT(outputs.error_message(), HasSubstr(absl::StrCat("no catalog yet: is a trainer registered with the "
-                                                              "coordinator at ",
-                                                              coordinator_address_)));
+  EXPECT_THAT(outputs.error_message(),
+              HasSubstr(absl::StrCat("no catalog yet: no link to the coordinator at ", coordinator_address_)));
   StartCoordinator();
   coordinator_->AwaitJoin();
   coordinator_->Welcome();
   coordinator_->SendNoCatalog();
   const grpc::Status attached = engine.Attach(Request(), absl::Milliseconds(300));
   EXPECT_EQ(attached.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_THAT(attached.error_message(), HasSubstr("no catalog yet"));
+  EXPECT_THAT(attached.error_message(), HasSubstr(absl::StrCat("no catalog yet: is a trainer registered with the "
+                                                               "coordinator at ",
+                                                               coordinator_address_)));
+}
+
+// A second agent of a name dials as well as the first one: that it is refused must not look like a dead coordinator.
+TEST_F(RolloutAgentTest, ARefusedAgentSaysWhoIsInItsWayToo) {
+  StartAgent();
+  StartCoordinator();
+  coordinator_->AwaitJoin();
+  v1::CoordinatorMessage message;
+  message.mutable_refused()->set_error("replica-0/0 cannot join: replica-0/0 on node-3, pid 42, is a live member");
+  message.mutable_refused()->set_retry(true);
+  coordinator_->Send(message);
+  ScriptedEngine engine(agent_->local_address());
+  coordinator_->AwaitJoin();  // it tries again
+  std::vector<v1::OutputsReply> replies;
+  EXPECT_THAT(engine.GetOutputs(absl::Milliseconds(300), &replies).error_message(),
+              AllOf(HasSubstr("it refuses this agent"), HasSubstr("on node-3, pid 42, is a live member"),
+                    Not(HasSubstr("is a trainer registered"))));
 }
 
 TEST_F(RolloutAgentTest, AttachBeforeThePlanWaitsForIt) {
@@ -281,7 +302,7 @@ TEST_F(RolloutAgentTest, UpdatesOfAnUnknownAttachmentAreNotFound) {
 TEST_F(RolloutAgentTest, LosingTheUpdateStreamDetaches) {
   MakeReady();
   engine_.reset();
-  EXPECT_EQ(coordinator_->AwaitReady(false).reason(), "no engine attached");
+  EXPECT_THAT(coordinator_->AwaitReady(false).reason(), AllOf(HasSubstr("no engine attached"), HasSubstr("is gone")));
   AttachEngine();
   coordinator_->AwaitReady(true);
 }
@@ -289,7 +310,7 @@ TEST_F(RolloutAgentTest, LosingTheUpdateStreamDetaches) {
 TEST_F(RolloutAgentTest, DetachEndsTheStreamInOrder) {
   MakeReady();
   EXPECT_TRUE(engine_->Detach().ok());
-  EXPECT_EQ(coordinator_->AwaitReady(false).reason(), "no engine attached");
+  EXPECT_THAT(coordinator_->AwaitReady(false).reason(), EndsWith("is gone: it detached"));
   EXPECT_TRUE(engine_->End().ok());
   EXPECT_EQ(engine_->Detach().error_code(), grpc::StatusCode::NOT_FOUND);
 }
@@ -465,7 +486,18 @@ TEST_F(RolloutAgentTest, ChangedCatalogThatDoesNotFitEndsTheAttachment) {
   const grpc::Status end = engine_->End();
   EXPECT_EQ(end.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(end.error_message(), HasSubstr("catalog changed: attach again"));
-  coordinator_->AwaitReady(false);
+  const auto says = [this](const std::string& what) {
+    return coordinator_
+        ->Await([&](const v1::MemberMessage& m) {
+          return m.has_ready() && m.ready().reason().find(what) != std::string::npos;
+        })
+        .ready()
+        .reason();
+  };
+  // Whoever looks at the status later hears why there is no engine, and of what comes after it.
+  EXPECT_THAT(says("engine vllm 0.11 (pid 4711) is gone: the catalog changed"), HasSubstr("no engine attached"));
+  EXPECT_EQ(engine_->Attach(Request()).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(says("engine vllm 0.11 (pid 4711) was refused: "), HasSubstr("no engine attached"));
 }
 
 // It stayed out until it or its coordinator was started again.

@@ -381,6 +381,25 @@ TEST_F(SinkStateTest, RestartedEngineGetsNoCopyOfAnotherPlan) {
   EXPECT_THAT(Step(sink::EngineOpened{}), ElementsAre("ready serving 0"));
 }
 
+TEST_F(SinkStateTest, WhatBecameOfTheLastEngineIsToldUntilThereIsAnother) {
+  Use(SinkMode::kStaged);
+  Step(sink::Linked{});
+  Step(sink::PlanReady{absl::OkStatus(), kPlan});
+  EXPECT_EQ(NotReadyReason(), "no engine attached");
+  Attach();
+  Step(sink::EngineLost{"the catalog changed"});
+  EXPECT_EQ(NotReadyReason(), "no engine attached: engine vllm (pid 1) is gone: the catalog changed");
+  Step(sink::CatalogGone{});
+  EXPECT_EQ(NotReadyReason(), "no catalog yet; no engine attached: engine vllm (pid 1) is gone: the catalog changed");
+  Step(sink::PlanReady{absl::OkStatus(), kPlan});
+  Step(sink::EngineRefused{"vllm (pid 2)", "no destination for 'a.weight'"});
+  EXPECT_EQ(NotReadyReason(), "no engine attached: engine vllm (pid 2) was refused: no destination for 'a.weight'");
+  Attach();
+  EXPECT_EQ(NotReadyReason(), "");
+  Step(sink::CatalogGone{});
+  EXPECT_EQ(NotReadyReason(), "no catalog yet");
+}
+
 TEST_F(SinkStateTest, EngineLostWhileApplyingIsTornForTheRoundAndFreshAfterwards) {
   MakeReady();
   Stage(1, 7);

@@ -58,18 +58,6 @@ TEST_F(Cli, EveryCommandHasHelpWithExamples) {
   }
 }
 
-TEST_F(Cli, UsageErrorsExitWithTwo) {
-  const Run nothing = Wsync(""), typo = Wsync("staus"), incomplete = Wsync("quantize only-one");
-  EXPECT_EQ(nothing.exit_code, 2);
-  EXPECT_THAT(nothing.output, HasSubstr("Examples:"));
-  EXPECT_EQ(typo.exit_code, 2);
-  EXPECT_EQ(typo.output, "wsync: there is no command 'staus'; did you mean 'wsync status'?\n");
-  EXPECT_EQ(incomplete.exit_code, 2);
-  EXPECT_THAT(incomplete.output, AllOf(HasSubstr("wsync quantize: OUT"), HasSubstr("'wsync quantize --help'")));
-  EXPECT_EQ(Wsync("quantize a b --granularity row").exit_code, 2);
-  EXPECT_EQ(Wsync("plan").exit_code, 2);
-}
-
 // It was taken for a setting that was not made: the command then looked for its coordinator somewhere else.
 TEST_F(Cli, AMistypedVariableIsRefusedAsTheDaemonsDo) {
   setenv("WSYNC_COORDINATR", "127.0.0.1:9", 1);
@@ -119,6 +107,23 @@ TEST_F(Cli, PlanForGpusCountsCudaAndNcclInsteadOfTheProcess) {
     return parsed.is_discarded() ? int64_t{0} : parsed["memory"]["trainer_full"]["total_bytes"].get<int64_t>();
   };
   EXPECT_GT(total("--device"), total("") + 1'000'000'000);
+}
+
+// A slip in a glob is no error, but nobody would notice it either.
+TEST_F(Cli, GlobsThatMatchNothingAreTold) {
+  const std::string model = WriteModel();
+  for (const std::string command : {"plan -o json --model ", "quantize --overwrite "}) {
+    const std::string out = command.starts_with("quantize") ? absl::StrCat(" ", directory_, "/fp8") : "";
+    const Run run = Wsync(absl::StrCat(command, model, out, " --exclude '*.layer.0.*' '*.layers.0.*'"));
+    EXPECT_EQ(run.exit_code, 0) << run.output;
+    EXPECT_THAT(run.output, AllOf(HasSubstr("note: glob '*.layer.0.*' in 'exclude' matches no tensor's name"),
+                                  Not(HasSubstr("'*.layers.0.*' in 'exclude'"))));
+  }
+  Start(0, {{"recipe.include", "*.visoin.*"}});
+  RegisterModel(0);
+  std::ifstream log(cluster_->directory() + "/trainer.log");
+  const std::string lines{std::istreambuf_iterator<char>(log), {}};
+  EXPECT_THAT(lines, HasSubstr("recipe: glob '*.visoin.*' in 'include' matches no tensor's name"));
 }
 
 TEST_F(Cli, DoctorSaysWhatIsThere) {
@@ -269,6 +274,18 @@ TEST_F(Cli, ExportWithoutAnyVersionEndsAtItsDeadline) {
       Wsync(absl::StrCat("export --out ", directory_, "/out --timeout 0.5 -s ", cluster_->rollout_socket(0)));
   EXPECT_EQ(run.exit_code, 1) << run.output;
   EXPECT_FALSE(std::filesystem::exists(directory_ + "/out"));
+}
+
+// What is wrong with a path shows at once, not when a version has come at last.
+TEST_F(Cli, ExportLooksAtItsPathsFirst) {
+  const std::string model = WriteModel();
+  const std::string nobody = absl::StrCat(" -s unix://", directory_, "/none.sock");
+  const Run taken = Wsync(absl::StrCat("export --out ", model, nobody));
+  EXPECT_EQ(taken.exit_code, 1);
+  EXPECT_THAT(taken.output, HasSubstr("it is not empty"));
+  const Run unlike = Wsync(absl::StrCat("export --out ", directory_, "/out --like ", directory_, "/nothing", nobody));
+  EXPECT_EQ(unlike.exit_code, 1);
+  EXPECT_THAT(unlike.output, HasSubstr(directory_ + "/nothing"));
 }
 
 TEST_F(Cli, NonFiniteCheckpointLeavesNothingBehind) {
