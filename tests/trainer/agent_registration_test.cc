@@ -221,8 +221,8 @@ TEST_F(DeadOwner, LetsAReleasedVersionAndLateJoinersGoOn) {
   publish->AwaitEvent(Event::kReleased);
   Kill();
   ASSERT_TRUE(Eventually([&] {
-    return Status().members(0).engine() != absl::StrCat("process ", getpid()) &&
-           Status().members(0).engine().find("has ended") != std::string::npos;
+    return Status().members(0).engine().empty() &&
+           Status().members(0).last_error().find("has ended") != std::string::npos;
   }));
   const v1::Begin begin = member->Await(Message::kBegin).begin();
   member->Staged(begin, ContentOf(2));

@@ -53,11 +53,11 @@ class FakeCuda:
     """Events by number, in the order they were made, and what is asked of the driver."""
 
     DEVICE = 1 << 40  # device addresses are host addresses plus this
+    PAGES: list[Any] = []  # of all of them, never freed, as is promised: gates of a test that is over are opened at exit
 
     def __init__(self) -> None:
         self.events: list[FakeEvent] = []
         self.refuses = False
-        self._pages: list[Any] = []
 
     def new_event(self, device: str) -> tuple[FakeEvent, bytes]:
         event = FakeEvent(f"e{len(self.events)}")
@@ -65,8 +65,8 @@ class FakeCuda:
         return event, event.name.encode().ljust(64, b".")
 
     def page_locked(self, ordinal: int, nbytes: int) -> tuple[int, int]:
-        self._pages.append(ctypes.create_string_buffer(nbytes + 4))
-        address = -(-ctypes.addressof(self._pages[-1]) // 4) * 4
+        self.PAGES.append(ctypes.create_string_buffer(nbytes + 4))
+        address = -(-ctypes.addressof(self.PAGES[-1]) // 4) * 4
         return address, address + self.DEVICE
 
     def wait_for_word(self, ordinal: int, stream: int, address: int, value: int) -> None:
