@@ -30,7 +30,7 @@ constexpr absl::Duration kOneSync = absl::Minutes(2);  // above every deadline o
 constexpr int64_t kMib = 1 << 20;
 
 struct Samples {
-  std::vector<double> quantize, wire, verify, apply, released, committed, control, pause;
+  std::vector<double> quantize, wire, verify, apply, released, staged, committed, control, pause;
 };
 
 using Probes = std::vector<std::unique_ptr<cuda::Probe>>;  // of each agent's GPU
@@ -111,6 +111,7 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
   samples->apply.push_back(apply);
   samples->pause.push_back(pause);
   samples->released.push_back(committed->at("released_ms"));
+  samples->staged.push_back(report.at("staged_ms"));
   samples->committed.push_back(committed->at("committed_ms"));
   samples->control.push_back(samples->committed.back() - slowest);
   return absl::OkStatus();
@@ -188,6 +189,7 @@ absl::Status RunSyncs(const GpuBenchOptions& options, const Probes& probes, GpuB
   result->apply_ms = Median(samples.apply);
   result->pause_ms = Median(samples.pause);
   result->released_ms = Median(samples.released);
+  result->staged_ms = Median(samples.staged);
   result->committed_ms = Median(samples.committed);
   result->control_ms = Median(samples.control);
   return absl::OkStatus();
@@ -250,6 +252,7 @@ void PrintTable(const GpuBenchResult& r) {
               ratio(r.pause_ms, c.payload_copy_ms)});
   stages.Add({"publish -> released", ms(r.released_ms), "quantize, above", ms(r.quantize_ms),
               ratio(r.released_ms, r.quantize_ms)});
+  stages.Add({"publish -> staged", ms(r.staged_ms), "", "", ""});
   stages.Add({"publish -> committed", ms(r.committed_ms), "one ncclBroadcast", ms(c.broadcast_ms),
               ratio(r.committed_ms, c.broadcast_ms)});
   stages.Add({"control and planning", ms(r.control_ms), "", "", ""});
@@ -288,6 +291,7 @@ void PrintJson(const GpuBenchResult& r) {
                                 {"apply_ms", r.apply_ms},
                                 {"pause_ms", r.pause_ms},
                                 {"released_ms", r.released_ms},
+                                {"staged_ms", r.staged_ms},
                                 {"committed_ms", r.committed_ms},
                                 {"control_ms", r.control_ms},
                                 {"copy_bytes_per_second", c.copy_bytes_per_second},

@@ -33,6 +33,7 @@ struct GpuBenchResult {
   double register_ms = 0, attach_ms = 0;
   double quantize_ms = 0, wire_ms = 0, verify_ms = 0, apply_ms = 0;  // the agents' own clocks
   double released_ms = 0, committed_ms = 0;                          // publish to the event, at the feeder
+  double staged_ms = 0;                                              // the same at the coordinator
   double pause_ms = 0;                                               // at the engine
   // What of publish -> committed no stage accounts for: its total less wire, verify and apply of the slowest sink, sync
   // by sync. Messages, decisions, threads that wake, the engine's answers; and, the wire being timed by a sink, nothing

@@ -41,6 +41,9 @@ struct MemberInfo {
   std::string software;
   ServedVersion serving;
   std::string device_id;  // GPU UUID; empty: not bound to one
+  // Its engine is paused while it receives, and no network lies between it and the source: a data plane that takes many
+  // multiprocessors disturbs nobody, and is faster.
+  bool wide = false;
 };
 
 // The plan as far as the coordinator cares.
@@ -191,6 +194,7 @@ struct SendBegin {
   std::string session;
   int32_t rank = 0;
   int32_t world = 0;
+  bool wide = false;  // as StartSource's
 };
 struct SendCommit {
   MemberId member = 0;
@@ -210,12 +214,14 @@ struct Disconnect {
 };  // lost: close its stream if it is still open
 
 // Encode `version` unless it is retained, and broadcast it to a session of `world` ranks (the source is rank 0).
+// `wide`: MemberInfo::wide of all of them.
 struct StartSource {
   uint64_t epoch = 0;
   uint64_t version = 0;
   std::string session;
   int32_t world = 0;
   bool encode = true;
+  bool wide = false;
 };
 struct CancelSource {
   uint64_t epoch = 0;

@@ -181,13 +181,15 @@ void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
     token = options_.new_session_token ? options_.new_session_token() : absl::StrCat(epoch_);
   }
   session_ = {.token = std::move(token), .members = std::move(members), .epoch = epoch_};
-  out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode});
+  const bool wide = std::all_of(session_.members.begin(), session_.members.end(),
+                                [this](MemberId member) { return group_.Find(member)->info.wide; });
+  out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode, wide});
   int32_t rank = 0;
   for (const MemberId member : session_.members) {
     Member& participant = *group_.Find(member);
     participant.round = epoch_;
     participant.progress = {member, epoch_, round.version(), MemberPhase::kConnect};
-    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world});
+    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world, wide});
   }
 }
 

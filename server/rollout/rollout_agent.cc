@@ -36,6 +36,7 @@ v1::Join MakeJoin(const v1::RolloutConfig& config, const Backend& backend) {
   join.set_software(std::string(kSoftware));
   join.set_device_id(backend.device_id());
   join.set_transport(backend.fingerprint());
+  join.set_idle_receiver(config.transfer().sink_mode() == "in_place");
   return join;
 }
 

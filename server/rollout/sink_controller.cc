@@ -242,7 +242,7 @@ void SinkController::Do(const sink::Report& action) {
 
 void SinkController::Do(const sink::Connect& action) {
   const sink::Begin& begin = action.begin;
-  SessionSpec session{begin.session, begin.rank, begin.world, begin.data_address};
+  SessionSpec session{begin.session, begin.rank, begin.world, begin.data_address, begin.wide};
   if (session.root_address.empty()) session.root_address = options_.member.address;
   receiver_.Connect(std::move(session), [this](const sink::Connected& result) { Post([=, this] { Step(result); }); });
 }

@@ -62,7 +62,7 @@ std::optional<sink::Event> FromProto(const v1::CoordinatorMessage& message) {
   if (message.has_begin()) {
     const v1::Begin& begin = message.begin();
     return sink::Begin{begin.epoch(), begin.version(), FromProto(begin.plan_hash()), begin.session_token(),
-                       begin.rank(),  begin.world(),   begin.data_address()};
+                       begin.rank(),  begin.world(),   begin.data_address(),         begin.wide()};
   }
   if (message.has_commit()) {
     const v1::Commit& commit = message.commit();

@@ -72,6 +72,7 @@ struct Begin {
   int32_t rank = 0;
   int32_t world = 0;
   std::string data_address;
+  bool wide = false;
 };
 struct Commit {
   uint64_t epoch = 0;

@@ -10,7 +10,7 @@ namespace wsync {
 inline constexpr std::string_view kVersion = WSYNC_VERSION;            // "0.1.0"
 inline constexpr std::string_view kSoftware = "wsync " WSYNC_VERSION;  // "wsync 0.1.0"
 // Join.protocol: raised when a peer of the old number would misunderstand us.
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 
 }  // namespace wsync
 

@@ -157,7 +157,7 @@ void CoordinatorService::Join(const Connection& connection, const v1::Join& join
   }
   members_[connection->id()] = connection;
   names_[connection->id()] = join.name();
-  loop_->Step(JoinedFrom(connection->id(), join));
+  loop_->Step(JoinedFrom(connection->id(), join, options_.join));
 }
 
 void CoordinatorService::StepFor(const Connection& connection, const v1::MemberMessage& message) {

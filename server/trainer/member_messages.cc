@@ -74,7 +74,7 @@ absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
   return absl::OkStatus();
 }
 
-event::Joined JoinedFrom(MemberId member, const v1::Join& join) {
+event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules& rules) {
   event::Joined joined;
   joined.member = member;
   joined.info.name = join.name();
@@ -86,6 +86,7 @@ event::Joined JoinedFrom(MemberId member, const v1::Join& join) {
   joined.info.backend = join.backend();
   joined.info.software = join.software();
   joined.info.device_id = join.device_id();
+  joined.info.wide = join.idle_receiver() && join.host() == rules.host;
   joined.info.serving = FromProto(join.serving());
   return joined;
 }
@@ -146,6 +147,7 @@ v1::CoordinatorMessage BeginMessage(const action::SendBegin& action, const Hash1
   begin->set_session_token(action.session);
   begin->set_rank(action.rank);
   begin->set_world(action.world);
+  begin->set_wide(action.wide);
   begin->set_data_address(data_address);
   return message;
 }

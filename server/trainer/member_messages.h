@@ -18,12 +18,13 @@ struct JoinRules {
   std::string backend;
   std::string transport;  // Backend::fingerprint: a mismatch would be a hang within NCCL
   std::string device_id;  // of the trainer agent; NCCL takes one rank per GPU
+  std::string host;       // of the trainer agent
 };
 
 // What is wrong with a join before the coordinator even looks at it, and what to do about it: another protocol, job,
 // backend or transport, the trainer's own GPU, a rank outside its replica, names that are missing or too long.
 absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules);
-event::Joined JoinedFrom(MemberId member, const v1::Join& join);
+event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules& rules);
 // The event that a message of a joined member means; nullopt for what such a member must not send.
 std::optional<Event> EventFrom(MemberId member, const v1::MemberMessage& message);
 

@@ -50,6 +50,7 @@ absl::Status Session::Open(Backend& backend, std::shared_ptr<SourceJob> job, Ses
   spec.token = job->start().session;
   spec.rank = 0;
   spec.world = job->start().world;
+  spec.wide = job->start().wide;
   auto transport = backend.NewTransport(spec);
   if (!transport.ok()) return transport.status();
   std::unique_ptr<Session> opened(new Session(*std::move(transport), spec.token, progress));

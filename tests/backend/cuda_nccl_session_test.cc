@@ -45,10 +45,13 @@ class NcclSessionTest : public GpuTest {
     device_ = *Device::Open(0);
     memory_ = *CudaMemory::Create(device_);
     data_ = *memory_->Allocate(kBytes, "a test");
-    const auto nccl = NcclLibrary::Load();
-    ASSERT_TRUE(nccl.ok()) << nccl.status();
     spec_.warm_up = data_->data();
     spec_.warm_up_bytes = kBytes;
+    Create();
+  }
+  void Create() {
+    const auto nccl = NcclLibrary::Load();
+    ASSERT_TRUE(nccl.ok()) << nccl.status();
     session_ = *NcclSession::Create(device_, *nccl, std::make_shared<EventPool>(device_), spec_);
   }
   void TearDown() override {
@@ -89,6 +92,21 @@ TEST_F(NcclSessionTest, ServesAnyNumberOfBroadcastsAndIsAbortedWhenIdle) {
   Close();
   EXPECT_EQ(Fake().aborts, 1);  // an idle communicator, too: other ends meet the peers, who may be gone
   EXPECT_TRUE(device_->health().ok());
+}
+
+TEST_F(NcclSessionTest, LeavesTheThreadBlocksToNcclUnlessItMayTakeMany) {
+  Open();
+  EXPECT_EQ(Fake().min_ctas, NCCL_CONFIG_UNDEF_INT);
+  EXPECT_EQ(Fake().max_ctas, NCCL_CONFIG_UNDEF_INT);
+  spec_.wide = true;
+  for (const int max_ctas : {0, 5}) {
+    Close();
+    spec_.max_ctas = max_ctas;
+    Create();
+    Open();
+    EXPECT_EQ(Fake().min_ctas, max_ctas == 0 ? 64 : max_ctas);
+    EXPECT_EQ(Fake().max_ctas, Fake().min_ctas);
+  }
 }
 
 TEST_F(NcclSessionTest, CountsTheBytesOfWhatSomebodySawEnd) {

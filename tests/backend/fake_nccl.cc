@@ -50,6 +50,9 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
 
 ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int, ncclUniqueId, int, ncclConfig_t* config) {
   if (config->blocking != 0) return ncclInvalidUsage;
+  if (config->minCTAs != NCCL_CONFIG_UNDEF_INT && config->minCTAs > config->maxCTAs) return ncclInvalidArgument;
+  fake.min_ctas = config->minCTAs;
+  fake.max_ctas = config->maxCTAs;
   *comm = new ncclComm;
   return ncclInProgress;
 }

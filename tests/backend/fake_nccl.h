@@ -14,6 +14,7 @@ struct FakeNccl {
   std::atomic<bool> abort_hangs = false;       // for as long as this is true
   std::atomic<int> async_error = 0;            // an ncclResult_t
   // What was asked of it.
+  std::atomic<int> min_ctas = 0, max_ctas = 0;  // of the last communicator; NCCL_CONFIG_UNDEF_INT: its own choice
   std::atomic<int> broadcasts = 0;
   std::atomic<int> aborts = 0;
   std::atomic<int> calls_after_end = 0;  // into a communicator that was, or was being, aborted

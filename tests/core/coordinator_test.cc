@@ -103,6 +103,23 @@ TEST_F(CoordinatorTest, APublishBeginsWithAllReadySinksInOrderOfReplicaAndRank) 
   EXPECT_EQ(All<action::PublishAccepted>()[0].replicas, 2);
 }
 
+TEST_F(CoordinatorTest, ASessionIsWideWhereThatDisturbsNoneOfItsSinks) {
+  Sinks(1);
+  MemberInfo info{"wide", "w", 0, 1, "host", 7, "cuda", "test"};
+  info.wide = true;
+  Step(event::Joined{2, info});
+  Ready(2);
+  const auto told = [&](bool wide) {
+    for (const auto& start : All<action::StartSource>()) EXPECT_EQ(start.wide, wide);
+    for (const auto& begin : All<action::SendBegin>()) EXPECT_EQ(begin.wide, wide);
+    return All<action::SendBegin>().size();
+  };
+  Publish(1);
+  EXPECT_EQ(told(false), 2u);
+  Step(event::Lost{1, "gone"});
+  EXPECT_EQ(told(true), 1u);
+}
+
 TEST_F(CoordinatorTest, TwoMembersOnOneGpuAreRefused) {
   Register();
   MemberInfo info{"a", "ra", 0, 1, "host", 7, "cuda", "test", {}, "GPU-1"};

@@ -50,6 +50,15 @@ TEST_F(CheckJoinTest, ALongNcclEnvironmentIsComparedAndAnEndlessOneRefused) {
   EXPECT_THAT(Refusal(), AllOf(HasSubstr("100000"), HasSubstr("NCCL_*")));
 }
 
+TEST_F(CheckJoinTest, OnlyAnIdleReceiverOnTheSourcesHostLetsItsGpuBeTaken) {
+  rules_.host = join_.host();
+  EXPECT_FALSE(JoinedFrom(1, join_, rules_).info.wide);
+  join_.set_idle_receiver(true);
+  EXPECT_TRUE(JoinedFrom(1, join_, rules_).info.wide);
+  join_.set_host("elsewhere");
+  EXPECT_FALSE(JoinedFrom(1, join_, rules_).info.wide);
+}
+
 TEST_F(CheckJoinTest, TheTrainerAgentsOwnGpuIsRefused) {
   join_.set_device_id(kGpu);
   EXPECT_THAT(Refusal(), AllOf(HasSubstr(kGpu), HasSubstr("transfer.device")));

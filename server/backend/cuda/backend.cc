@@ -107,6 +107,7 @@ absl::StatusOr<std::unique_ptr<Transport>> CudaBackend::NewTransport(const Sessi
                                      .rank = spec.rank,
                                      .world = spec.world,
                                      .max_ctas = parts_->max_ctas,
+                                     .wide = spec.wide,
                                      .warm_up = parts_->warm_up->data(),
                                      .warm_up_bytes = kWarmUpBytes};
   auto session = NcclSession::Create(parts_->device, parts_->nccl, parts_->events, session_spec);

@@ -19,6 +19,11 @@ namespace {
 constexpr absl::Duration kEnqueueLimit = absl::Seconds(60);
 // How often the watcher looks for an asynchronous error. Nobody waits for it: completions look at their own events.
 constexpr absl::Duration kWatchPeriod = absl::Milliseconds(5);
+// NCCL's most. Some 24 blocks of its own choice are enough for the link while nothing else reads the GPU's memory;
+// beside an encode each of them waits longer for what it loads, and more of them have more loads under way. Two H100,
+// in place: Qwen3-30B-A3B from 92.4 to 89.4 ms, Qwen2.5-7B from 26.9 to 25.9 ms, for 0.7 GB of NCCL's buffers on each
+// GPU.
+constexpr int kWideCtas = 64;
 
 }  // namespace
 
@@ -66,6 +71,7 @@ absl::Status NcclSession::Init(absl::Time deadline) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   if (spec_.max_ctas > 0) config.maxCTAs = spec_.max_ctas;
+  if (spec_.wide) config.minCTAs = config.maxCTAs = spec_.max_ctas > 0 ? spec_.max_ctas : kWideCtas;
   {
     MutexLock call(&call_mu_);
     // Seen here, or the communicator is there for who ends it.

@@ -38,6 +38,7 @@ struct NcclSessionSpec {
   int32_t rank = 0;
   int32_t world = 2;             // at least 2
   int max_ctas = 0;              // thread blocks of a broadcast at most; 0: NCCL decides
+  bool wide = false;             // as many as max_ctas allows
   std::byte* warm_up = nullptr;  // device memory that the first broadcast may overwrite, the same size on every rank
   int64_t warm_up_bytes = 0;
   absl::Duration end_limit = absl::Seconds(5);  // for ending the communicator
