@@ -13,6 +13,7 @@
 #include "client/cli/command.h"
 #include "client/cli/recipe_options.h"
 #include "client/cli/terminal.h"
+#include "server/core/layer_schedule.h"
 #include "server/core/memory_estimate.h"
 
 namespace wsync::cli {
@@ -106,6 +107,33 @@ void PrintAll(const Plan& plan, bool color) {
   std::fputs((table.Render(color) + "\n").c_str(), stdout);
 }
 
+// What an engine needs that has no room for all of its weights as they come (AttachHeader.layer_window).
+struct LayerFacts {
+  int64_t layers = 0;
+  int64_t largest_bytes = 0;
+  int64_t bytes_of_no_layer = 0;
+  int64_t least_window = 0;
+};
+
+LayerFacts LayerFactsOf(const Plan& plan) {
+  const LayerSchedule schedule(plan);
+  LayerFacts facts{.largest_bytes = schedule.largest_bytes(), .least_window = schedule.most_open()};
+  for (int64_t i = 0; i < schedule.layers(); ++i) {
+    schedule.stays(i) ? facts.bytes_of_no_layer += schedule.bytes(i) : ++facts.layers;
+  }
+  return facts;
+}
+
+void PrintLayers(const Plan& plan) {
+  const LayerFacts facts = LayerFactsOf(plan);
+  if (facts.layers == 0) return;
+  std::printf(
+      "%s layers of up to %s: an engine with layer_window W, %s or more, has memory for W of them and %s of no\n"
+      "layer at once, with an agent in mode in_place\n\n",
+      FormatCount(facts.layers).c_str(), FormatBytes(facts.largest_bytes).c_str(),
+      FormatCount(facts.least_window).c_str(), FormatBytes(facts.bytes_of_no_layer).c_str());
+}
+
 void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) {
   Table groups({"BECOMES", "WHY", "TENSORS", "BEFORE", "AFTER", "FOR EXAMPLE"});
   for (size_t c = 2; c <= 4; ++c) groups.AlignRight(c);
@@ -127,6 +155,7 @@ void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) 
               FormatBytes(plan.image_bytes()).c_str());
   std::printf("plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
               plan.catalog().fingerprint().ShortHex().c_str());
+  PrintLayers(plan);
 
   Table memory({"AGENT", "MODE", arguments.device ? "TAKES ON ITS GPU" : "TAKES", "OF WHICH"});
   memory.AlignRight(2);
@@ -161,6 +190,11 @@ void PrintJson(const Plan& plan, const PlanArguments& arguments) {
   for (const AgentEstimate& estimate : Estimates(plan, arguments)) {
     out["memory"][estimate.key] = MemoryJson(estimate.memory);
   }
+  const LayerFacts layers = LayerFactsOf(plan);
+  out["layers"] = {{"count", layers.layers},
+                   {"largest_bytes", layers.largest_bytes},
+                   {"bytes_of_no_layer", layers.bytes_of_no_layer},
+                   {"least_window", layers.least_window}};
   for (size_t i = 0; i < after.size(); ++i) {
     const Tensor& tensor = plan.catalog().tensors()[i];
     out["catalog"].push_back({{"name", tensor.name},

@@ -30,6 +30,7 @@ void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
 struct EngineClient::Impl {
   void ReadUpdates();
   void StopReading();
+  absl::Status Send(const v1::EngineMessage& message);
 
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Rollout::Stub> stub;
@@ -108,7 +109,7 @@ absl::StatusOr<EngineOutputs> EngineClient::GetOutputs(absl::Duration timeout) {
 absl::StatusOr<v1::AttachReply> EngineClient::Attach(const std::string& engine,
                                                      const std::vector<MemoryHandle>& handles,
                                                      const std::vector<Destination>& destinations, bool allow_partial,
-                                                     absl::Duration timeout) {
+                                                     absl::Duration timeout, uint32_t layer_window) {
   grpc::ClientContext context;
   SetDeadline(context, timeout);
   v1::AttachReply reply;
@@ -117,6 +118,7 @@ absl::StatusOr<v1::AttachReply> EngineClient::Attach(const std::string& engine,
   request.mutable_header()->set_pid(getpid());
   request.mutable_header()->set_engine(engine);
   request.mutable_header()->set_allow_partial(allow_partial);
+  request.mutable_header()->set_layer_window(layer_window);
   for (const MemoryHandle& handle : handles) *request.mutable_header()->add_handles() = ToProto(handle);
   bool writable = true;
   for (const Destination& destination : destinations) {
@@ -157,12 +159,39 @@ absl::StatusOr<v1::UpdateEvent> EngineClient::Next() {
   return event;
 }
 
+absl::Status EngineClient::Impl::Send(const v1::EngineMessage& message) {
+  if (!updates) return absl::FailedPreconditionError("not attached to a wsync-rollout: call Attach first");
+  if (updates->Write(message)) return absl::OkStatus();
+  return absl::UnavailableError("wsync-rollout is gone");
+}
+
 absl::Status EngineClient::Paused(uint64_t version) {
-  if (!impl_->updates) return absl::FailedPreconditionError("not attached to a wsync-rollout: call Attach first");
   v1::EngineMessage message;
   message.mutable_paused()->set_version(version);
-  if (impl_->updates->Write(message)) return absl::OkStatus();
-  return absl::UnavailableError("wsync-rollout is gone");
+  return impl_->Send(message);
+}
+
+absl::Status EngineClient::ProvideLayer(uint64_t ticket, const std::vector<MemoryHandle>& handles,
+                                        const std::vector<Destination>& destinations) {
+  v1::EngineMessage message;
+  v1::ProvideLayer* provide = message.mutable_provide_layer();
+  provide->set_ticket(ticket);
+  for (const MemoryHandle& handle : handles) *provide->add_handles() = ToProto(handle);
+  for (const Destination& destination : destinations) *provide->add_destinations() = ToProto(destination);
+  return impl_->Send(message);
+}
+
+absl::Status EngineClient::LayerTaken(uint64_t ticket) {
+  v1::EngineMessage message;
+  message.mutable_layer_taken()->set_ticket(ticket);
+  return impl_->Send(message);
+}
+
+absl::Status EngineClient::LayerRefused(uint64_t ticket, const std::string& reason) {
+  v1::EngineMessage message;
+  message.mutable_layer_refused()->set_ticket(ticket);
+  message.mutable_layer_refused()->set_reason(reason);
+  return impl_->Send(message);
 }
 
 absl::Status EngineClient::Detach() {

@@ -37,14 +37,19 @@ class EngineClient {
 
   // What the plan gives; waits for a trainer to register until `timeout`.
   absl::StatusOr<EngineOutputs> GetOutputs(absl::Duration timeout);
-  // Attaches and opens the update stream.
+  // Attaches and opens the update stream. `layer_window`: see AttachHeader.
   absl::StatusOr<v1::AttachReply> Attach(const std::string& engine, const std::vector<MemoryHandle>& handles,
                                          const std::vector<Destination>& destinations, bool allow_partial,
-                                         absl::Duration timeout);
+                                         absl::Duration timeout, uint32_t layer_window = 0);
   // The next event; blocks. An error means that the agent let go of us (or Cancel was called).
   absl::StatusOr<v1::UpdateEvent> Next();
   // The answer to Apply, and to Prepare with in_place: our weights are not being read.
   absl::Status Paused(uint64_t version);
+  // The answers to LayerWanted, by its ticket.
+  absl::Status ProvideLayer(uint64_t ticket, const std::vector<MemoryHandle>& handles,
+                            const std::vector<Destination>& destinations);
+  absl::Status LayerTaken(uint64_t ticket);
+  absl::Status LayerRefused(uint64_t ticket, const std::string& reason);
   absl::Status Detach();
   void Cancel();
 

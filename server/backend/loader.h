@@ -1,16 +1,17 @@
 // Sink side: checks what landed against its digests, and copies it to its destinations.
 //
 // Used from one thread. What is started first, and has its `after` first, is done first: a check may look at memory
-// that a later apply writes. One instance serves one (plan, destinations) pair, version after version; Finish ends
-// each, also a failed one, and between two of them every bucket is checked at most once. A check sees what changed
-// within a bucket, not that a whole bucket is in another's place: versions are compared by Plan::ContentDigest of what
-// Finish returns.
+// that a later apply writes. One instance serves one (plan, destinations) pair, version after version, until it is
+// retargeted; Finish ends each, also a failed one, and between two of them every bucket is checked at most once. A
+// check sees what changed within a bucket, not that a whole bucket is in another's place: versions are compared by
+// Plan::ContentDigest of what Finish returns.
 #ifndef WSYNC_SERVER_BACKEND_LOADER_H_
 #define WSYNC_SERVER_BACKEND_LOADER_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -30,6 +31,9 @@ class Loader {
   // Copies a bucket's pieces to their destinations once `after` is done. `after` the bucket's own Check, it writes
   // nothing when that failed.
   virtual CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) = 0;
+  // From now on Apply copies to these places, and nothing refers to the old ones any more. No table: nowhere. Errors as
+  // NewLoader's, and then there are no places. REQUIRES: nothing was started since the last Finish.
+  virtual absl::Status Retarget(ScatterTable table, std::vector<std::byte*> handles) = 0;
   // Copies a whole version, every bucket at its Bucket::image_offset in `image`, once `after` is done.
   // REQUIRES: what is there was checked, and Finish said that it is good.
   virtual CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) = 0;

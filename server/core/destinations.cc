@@ -22,7 +22,7 @@ class ProblemList {
   bool empty() const { return count_ == 0; }
   absl::Status ToStatus() const {
     std::string message =
-        absl::StrCat("attach: ", count_, count_ == 1 ? " problem" : " problems",
+        absl::StrCat(count_, count_ == 1 ? " problem" : " problems",
                      " between the engine's destinations and the plan:\n  ", absl::StrJoin(texts_, "\n  "));
     if (count_ > kProblemsShown) absl::StrAppend(&message, "\n  and ", count_ - kProblemsShown, " more");
     return absl::InvalidArgumentError(message);
@@ -231,10 +231,10 @@ class TableBuilder {
 };
 
 // What nobody takes would keep its old bytes in the engine, unnoticed.
-void FindUntaken(const Plan& plan, const std::vector<bool>& taken, ProblemList* problems) {
+void FindUntaken(const Plan& plan, const std::vector<bool>& taken, const OutputScope* scope, ProblemList* problems) {
   for (size_t i = 0; i < taken.size(); ++i) {
     const Output& output = plan.outputs()[i];
-    if (taken[i] || !HasBytes(output)) continue;
+    if (taken[i] || !HasBytes(output) || (scope != nullptr && !scope->in[i])) continue;
     problems->Add(absl::StrCat(Quoted(output.name), ": no destination takes it (", DtypeText(output.dtype), " ",
                                ShapeText(output.shape), ")"));
   }
@@ -243,7 +243,8 @@ void FindUntaken(const Plan& plan, const std::vector<bool>& taken, ProblemList* 
 }  // namespace
 
 absl::StatusOr<ScatterTable> BuildScatterTable(const Plan& plan, absl::Span<const Destination> destinations,
-                                               absl::Span<const int64_t> handle_bytes, bool allow_partial) {
+                                               absl::Span<const int64_t> handle_bytes, bool allow_partial,
+                                               const OutputScope* scope) {
   ProblemList problems;
   TableBuilder table(plan);
   std::vector<bool> taken(plan.outputs().size(), false);
@@ -254,6 +255,10 @@ absl::StatusOr<ScatterTable> BuildScatterTable(const Plan& plan, absl::Span<cons
     const int64_t index = plan.FindOutput(d.output);
     if (index < 0) {
       problems.Add(absl::StrCat(Quoted(d.output), ": the plan sends no tensor of that name"));
+      continue;
+    }
+    if (scope != nullptr && !scope->in[index]) {
+      problems.Add(absl::StrCat(Quoted(d.output), ": ", scope->not_in));
       continue;
     }
     const Output& output = plan.outputs()[index];
@@ -268,9 +273,19 @@ absl::StatusOr<ScatterTable> BuildScatterTable(const Plan& plan, absl::Span<cons
     }
   }
   FindOverlaps(destinations, std::move(extents), &problems);
-  if (!allow_partial) FindUntaken(plan, taken, &problems);
+  if (!allow_partial) FindUntaken(plan, taken, scope, &problems);
   if (!problems.empty()) return problems.ToStatus();
   return std::move(table).Build();
+}
+
+absl::Status CheckDisjoint(absl::Span<const Destination> destinations) {
+  ProblemList problems;
+  std::vector<Extent> extents;
+  for (size_t i = 0; i < destinations.size(); ++i) {
+    if (RowCount(destinations[i]) > 0 && RowBytes(destinations[i]) > 0) extents.push_back(ExtentOf(destinations[i], i));
+  }
+  FindOverlaps(destinations, std::move(extents), &problems);
+  return problems.empty() ? absl::OkStatus() : problems.ToStatus();
 }
 
 }  // namespace wsync

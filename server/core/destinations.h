@@ -45,15 +45,27 @@ struct ScatterTable {
   int64_t bytes = 0;  // written per version
 };
 
+// The outputs that a set of destinations is for, where that is not all of the plan's.
+struct OutputScope {
+  std::vector<bool> in;  // by output
+  std::string not_in;    // what is said of a destination for another one
+};
+
 // INVALID_ARGUMENT listing what does not fit, one line each (first 20 shown, count given): unknown output, dtype or
 // shape other than the plan's (says both; "the plan sends F8_E4M3, the engine holds BF16"), range outside the tensor or
 // of nothing, memory outside its handle (`handle_bytes`), row pitch smaller than a row, two destinations that overlap
-// in memory, and outputs nobody takes unless `allow_partial` (those without bytes may always be left out).
+// in memory, and outputs nobody takes unless `allow_partial` (those without bytes may always be left out). With a
+// `scope`, also destinations outside of it; only its outputs have to be taken.
 //
 // Overlap is exact for rows of equal pitch, so destinations may interleave: column ranges of one fused matrix, say.
 // Two destinations whose rows differ in pitch are refused where their memory extents meet.
 absl::StatusOr<ScatterTable> BuildScatterTable(const Plan& plan, absl::Span<const Destination> destinations,
-                                               absl::Span<const int64_t> handle_bytes, bool allow_partial);
+                                               absl::Span<const int64_t> handle_bytes, bool allow_partial,
+                                               const OutputScope* scope = nullptr);
+
+// INVALID_ARGUMENT listing destinations that overlap in memory, as above. REQUIRES: each of them passed
+// BuildScatterTable, and `handle` is the same number for the same memory.
+absl::Status CheckDisjoint(absl::Span<const Destination> destinations);
 
 }  // namespace wsync
 

@@ -14,6 +14,7 @@
 #include "server/backend/backend.h"
 #include "server/core/layers.h"
 #include "server/core/modes.h"
+#include "server/rollout/layer_window.h"
 
 namespace wsync {
 
@@ -25,12 +26,15 @@ struct AttachSpec {
   std::vector<Destination> destinations;
   bool allow_partial = false;  // outputs that nobody takes are dropped instead of refused
   bool layer_events = false;   // wants to hear when each layer is complete
+  // Above 0: the destinations of layers do not exist yet, and at most as many layers are lent at once; see LayerWindow.
+  int64_t layer_window = 0;
 };
 
 class Attachment {
  public:
   // Opens every handle and fits the destinations to `plan`. Errors: those of Memory::Open with the handle's index, and
-  // of BuildScatterTable (INVALID_ARGUMENT listing names). `mode` says what Verify will find: see there.
+  // of BuildScatterTable (INVALID_ARGUMENT listing names) and LayerSchedule::CheckWindow. FAILED_PRECONDITION: a layer
+  // window in another mode than in_place. `mode` says what Verify will find: see there.
   static absl::StatusOr<std::unique_ptr<Attachment>> Create(Backend& backend, AttachSpec spec, SinkMode mode,
                                                             std::shared_ptr<const Plan> plan);
 
@@ -41,11 +45,12 @@ class Attachment {
     loader_.reset();
     digests_.reset();
     direct_.clear();
+    window_.reset();
   }
 
   // OK with the content digest if the engine's memory holds what was applied last; see DeepCheck. `image` is the
   // staging copy of that, and not looked at in mode in_place. FAILED_PRECONDITION: in that mode, an engine that takes
-  // slices.
+  // slices, or that has a layer window.
   absl::StatusOr<Hash128> Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,
                                  std::function<bool()> interrupted) const;
 
@@ -53,11 +58,18 @@ class Attachment {
   const LayerMap* layers() const { return layers_.get(); }  // of that plan; null: not asked for
   // By bucket of that plan; see FindDirectBuckets.
   absl::Span<std::byte* const> direct() const { return direct_; }
+  LayerWindow* window() const { return window_.get(); }  // null: all destinations exist
+  const std::string& engine() const { return spec_.engine; }
+  int64_t layer_window() const { return spec_.layer_window; }
   int64_t bytes_per_version() const { return bytes_per_version_; }
 
  private:
   explicit Attachment(SinkMode mode) : mode_(mode) {}
   absl::StatusOr<ScatterTable> MakeTable(const Plan& plan) const;
+  absl::Status FitWindow(Backend& backend, const std::shared_ptr<const Plan>& plan);
+  // Receives whole buckets to where they belong, and keeps digest tables, where that can be: takes from the table what
+  // need not be copied, and adds what is kept.
+  absl::Status FitInPlace(Backend& backend, const Plan& plan, ScatterTable* table, std::vector<std::byte*>* bases);
   std::vector<std::byte*> Bases() const;
 
   const SinkMode mode_;
@@ -68,6 +80,7 @@ class Attachment {
   int64_t bytes_per_version_ = 0;
   std::vector<std::byte*> direct_;
   std::unique_ptr<const LayerMap> layers_;
+  std::unique_ptr<LayerWindow> window_;
   std::unique_ptr<Loader> loader_;  // after memory: it must not outlive what it writes to
 };
 

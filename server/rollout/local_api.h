@@ -37,6 +37,7 @@ class EngineStream {
   virtual ~EngineStream() = default;
   virtual void Prepare(const sink::TellPrepare& event) = 0;
   virtual void LayerComplete(uint64_t version, const LayerReady& layer) = 0;
+  virtual void WantLayer(uint64_t version, const LayerWanted& layer) = 0;
   virtual void Apply(const sink::TellApply& event) = 0;
   virtual void Applied(const sink::TellApplied& event) = 0;
   virtual void Torn(const sink::TellTorn& event) = 0;
@@ -60,6 +61,8 @@ class LocalApi {
   // device cannot take ends the stream with Memory::CheckEvent's error.
   virtual void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version,
                             std::optional<EventHandle> after) = 0;
+  // Answers to LayerWanted.
+  virtual void EngineAnswers(std::shared_ptr<EngineStream> stream, LayerAnswer answer) = 0;
   // The call broke, or the engine spoke nonsense: it is detached, and the stream ends with `status`.
   virtual void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) = 0;
 };

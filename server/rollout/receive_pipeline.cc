@@ -48,6 +48,21 @@ absl::Status AwaitFlight(const ReceiveContext& context, const Flight& flight, ab
   return Await(context, flight.applied);
 }
 
+// Ends what was started, well or not, and says what came of it. `result` has the status so far.
+sink::Received Conclude(const ReceiveContext& context, sink::Received result, absl::Time begin,
+                        absl::Time received_at) {
+  context.bucket->store(-1, std::memory_order_relaxed);
+  if (!result.status.ok()) context.transport.Cancel(result.status);
+  const auto digests = context.loader.Finish(MonotonicNow() + kSettleTimeout);
+  result.wrote = context.loader.wrote();
+  if (result.status.ok()) result.status = digests.status();
+  if (!result.status.ok()) return result;
+  result.digest = context.plan.ContentDigest(*digests);
+  result.timings.transfer = received_at - begin;
+  result.timings.check = MonotonicNow() - received_at;
+  return result;
+}
+
 // Waits for all flights in wire order, so that the error of the first bad bucket is the one that is told.
 sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& flights, absl::Time begin) {
   sink::Received result;
@@ -60,16 +75,7 @@ sink::Received Settle(const ReceiveContext& context, const std::vector<Flight>& 
     if (!result.status.ok()) result.bucket = static_cast<int64_t>(k);
     if (result.status.ok() && context.applied) context.applied(static_cast<int64_t>(k));
   }
-  context.bucket->store(-1, std::memory_order_relaxed);
-  if (!result.status.ok()) context.transport.Cancel(result.status);
-  const auto digests = context.loader.Finish(MonotonicNow() + kSettleTimeout);
-  result.wrote = context.loader.wrote();
-  if (result.status.ok()) result.status = digests.status();
-  if (!result.status.ok()) return result;
-  result.digest = context.plan.ContentDigest(*digests);
-  result.timings.transfer = received_at - begin;
-  result.timings.check = MonotonicNow() - received_at;
-  return result;
+  return Conclude(context, std::move(result), begin, received_at);
 }
 
 }  // namespace
@@ -111,6 +117,34 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
   sink::Received result = Settle(context, flights, begin);
   result.wrote |= live;
   return result;
+}
+
+sink::Received ReceiveWindowed(const ReceiveContext& context, std::byte* ring, int32_t slots,
+                               const std::function<absl::Status(int64_t, const std::byte*)>& place,
+                               const std::function<absl::Status()>& placed) {
+  const absl::Time begin = MonotonicNow();
+  const RingLayout layout(context.plan, slots);
+  const std::vector<Bucket>& buckets = context.plan.buckets();
+  const auto count = static_cast<int64_t>(buckets.size());
+  std::vector<Flight> flights;
+  sink::Received result;
+  absl::Time received_at = begin;
+  for (int64_t k = 0; k < count && result.status.ok(); ++k) {
+    for (auto next = static_cast<int64_t>(flights.size()); next < std::min(count, k + slots); ++next) {
+      Flight& flight = flights.emplace_back();
+      (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", next, count);
+      std::byte* const wire = ring + layout.OffsetOf(next);
+      flight.received = context.transport.Broadcast(wire, buckets[next].wire_bytes, nullptr);
+      flight.checked = context.loader.Check(next, wire, flight.received);
+    }
+    context.bucket->store(k, std::memory_order_relaxed);
+    result.status = AwaitFlight(context, flights[k], &received_at);
+    result.status.Update(WSYNC_BUCKET_FAILPOINT("rollout.bucket", k, count));
+    if (!result.status.ok()) result.bucket = k;
+    if (result.status.ok()) result.status = place(k, ring + layout.OffsetOf(k));
+  }
+  if (result.status.ok()) result.status = placed();
+  return Conclude(context, std::move(result), begin, received_at);
 }
 
 absl::Status AwaitEngine(StreamEvent& after, absl::Duration limit, const std::function<absl::Status()>& called_off) {

@@ -41,6 +41,14 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots,
                               absl::Span<std::byte* const> direct = {});
 
+// As ReceiveInPlace, for an engine whose memory does not exist yet: `place` gets each checked bucket, in wire order,
+// and returns when its bytes are where they belong, which may wait for the engine; `placed` comes behind the last one.
+// Meanwhile as many buckets arrive as the ring has slots, and no more: a slow engine holds up the source, and on the
+// cuda backend the other sinks. `wrote` speaks of what `loader` applied only.
+sink::Received ReceiveWindowed(const ReceiveContext& context, std::byte* ring, int32_t slots,
+                               const std::function<absl::Status(int64_t bucket, const std::byte* wire)>& place,
+                               const std::function<absl::Status()>& placed);
+
 // OK once the engine's stream has come to the point of its pause, and live memory may be written; DEADLINE_EXCEEDED
 // past `limit`, or what `called_off` says first.
 absl::Status AwaitEngine(StreamEvent& after, absl::Duration limit, const std::function<absl::Status()>& called_off);

@@ -72,11 +72,10 @@ void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)>
   });
 }
 
-void Receiver::Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer,
-                       std::optional<EventHandle> after) {
+void Receiver::Receive(std::function<void(sink::Received)> done, LayerCalls layers, std::optional<EventHandle> after) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done), layer = std::move(layer), after = std::move(after)] {
-    done(ReceiveNow(job, layer, after));
+  thread_.Post([this, job, done = std::move(done), layers = std::move(layers), after = std::move(after)] {
+    done(ReceiveNow(job, layers, after));
   });
 }
 
@@ -172,8 +171,7 @@ sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle
   return ApplyImage(*work_.attachment->loader(), work_.memory->data());
 }
 
-sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer,
-                                    const std::optional<EventHandle>& after) {
+sink::Received Receiver::ReceiveNow(uint64_t job, const LayerCalls& layers, const std::optional<EventHandle>& after) {
   absl::Status status = CancelledStatus(job);
   if (status.ok()) status = CheckUsable("receive");
   const std::shared_ptr<Transport> session = transport();
@@ -184,20 +182,39 @@ sink::Received Receiver::ReceiveNow(uint64_t job, const std::function<void(Layer
   if (!status.ok()) return sink::Received{.status = status};
   ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
   std::optional<LayerCount> count;
-  if (work_.attachment->layers() != nullptr && layer && options_.mode == SinkMode::kInPlace) {
+  if (work_.attachment->layers() != nullptr && layers.ready && options_.mode == SinkMode::kInPlace) {
     count.emplace(work_.attachment->layers());
-    context.applied = [&count, &layer](int64_t bucket) {
-      for (LayerReady& ready : count->Applied(bucket)) layer(std::move(ready));
+    context.applied = [&count, &layers](int64_t bucket) {
+      for (LayerReady& ready : count->Applied(bucket)) layers.ready(std::move(ready));
     };
   }
-  sink::Received received =
-      options_.mode == SinkMode::kStaged
-          ? ReceiveImage(context, work_.memory->data())
-          : ReceiveInPlace(context, work_.memory->data(), options_.ring_slots, work_.attachment->direct());
+  std::byte* const memory = work_.memory->data();
+  sink::Received received;
+  if (options_.mode == SinkMode::kStaged) {
+    received = ReceiveImage(context, memory);
+  } else if (work_.attachment->window() != nullptr) {
+    received = ReceiveThroughWindow(job, context, layers);
+  } else {
+    received = ReceiveInPlace(context, memory, options_.ring_slots, work_.attachment->direct());
+  }
   if (!received.status.ok()) {
     MutexLock lock(&mu_);
     open_token_.clear();
   }
+  return received;
+}
+
+sink::Received Receiver::ReceiveThroughWindow(uint64_t job, const ReceiveContext& context, const LayerCalls& layers) {
+  LayerWindow& window = *work_.attachment->window();
+  loans_.Begin({work_.attachment->engine(), work_.attachment->layer_window(), options_.layer_timeout});
+  // Asked for again: a Cancel since then has told the loans, one before it only this.
+  if (absl::Status status = CancelledStatus(job); !status.ok()) return sink::Received{.status = status};
+  window.Begin({&loans_, layers.wanted, layers.ready});
+  sink::Received received = ReceiveWindowed(
+      context, work_.memory->data(), options_.ring_slots,
+      [&](int64_t bucket, const std::byte* wire) { return window.Place(bucket, wire, context.loader); },
+      [&] { return window.AwaitAllTaken(); });
+  received.wrote |= window.End();
   return received;
 }
 
@@ -225,6 +242,7 @@ void Receiver::Cancel(const absl::Status& why) {
     open_token_.clear();
     session = transport_;
   }
+  loans_.Cancel(why);
   if (session != nullptr) session->Cancel(why);
 }
 

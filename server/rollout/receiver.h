@@ -19,6 +19,7 @@
 #include "server/core/sync.h"
 #include "server/rollout/attachment.h"
 #include "server/rollout/catalog_assembler.h"
+#include "server/rollout/layer_loans.h"
 #include "server/rollout/receive_pipeline.h"
 #include "server/rollout/serial_thread.h"
 #include "server/rollout/sink_state.h"
@@ -32,6 +33,9 @@ struct ReceiverOptions {
   absl::Duration stall_timeout = absl::Seconds(30);
   // For the engine's stream to get to the point of its pause: as long as the coordinator waits for an apply by default.
   absl::Duration pause_timeout = absl::Seconds(8);
+  // For an engine with a layer window to give memory for a layer, or to take one. Below the coordinator's default for
+  // staging (8 s), so that it is this sink, which knows engine and layer, that says what is the matter.
+  absl::Duration layer_timeout = absl::Seconds(6);
 };
 
 struct PlanResult {
@@ -45,6 +49,12 @@ struct PlanResult {
 struct AttachInfo {
   Hash128 plan_hash;
   int64_t bytes_per_version = 0;
+};
+
+// Of a version that lands in place, where the engine asked for it; called on the receiver's thread before its `done`.
+struct LayerCalls {
+  std::function<void(LayerReady)> ready = nullptr;    // every byte of this layer is in its memory
+  std::function<void(LayerWanted)> wanted = nullptr;  // of a layer window: answered by Answer, or the version fails
 };
 
 class Receiver {
@@ -63,11 +73,11 @@ class Receiver {
 
   // Goes on in the open session when that is the one asked for and nothing failed in it; else closes it and opens this.
   void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
-  // `layer` is called on the receiver's thread before `done`, in place and where the engine asked for it, for each
-  // layer whose bytes are all in its memory. `after`: the engine's stream reads the weights up to here; none: it has
-  // stopped reading.
-  void Receive(std::function<void(sink::Received)> done, std::function<void(LayerReady)> layer = nullptr,
+  // `after`: the engine's stream reads the weights up to here; none: it has stopped reading.
+  void Receive(std::function<void(sink::Received)> done, LayerCalls layers = {},
                std::optional<EventHandle> after = std::nullopt);
+  // What the engine says of a layer; takes effect beside the running Receive. Late answers change nothing.
+  void Answer(LayerAnswer answer) { loans_.Answer(std::move(answer)); }
   void Apply(std::function<void(sink::ApplyDone)> done, std::optional<EventHandle> after = std::nullopt);
   // The content digest of what the engine's memory holds; see Attachment::Verify. A Connect ends it: ABORTED.
   // REQUIRES: the staging copy, in mode staged, holds what was applied last.
@@ -94,8 +104,8 @@ class Receiver {
   PlanResult MakeRoom(std::shared_ptr<const Plan> plan);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
-  sink::Received ReceiveNow(uint64_t job, const std::function<void(LayerReady)>& layer,
-                            const std::optional<EventHandle>& after);
+  sink::Received ReceiveNow(uint64_t job, const LayerCalls& layers, const std::optional<EventHandle>& after);
+  sink::Received ReceiveThroughWindow(uint64_t job, const ReceiveContext& context, const LayerCalls& layers);
   sink::ApplyDone ApplyNow(uint64_t job, const std::optional<EventHandle>& after);
   // Before live memory is written.
   absl::Status AwaitPause(const std::optional<EventHandle>& after, const std::function<absl::Status()>& called_off);
@@ -115,6 +125,7 @@ class Receiver {
   const ReceiverOptions options_;
   Work work_;
   std::atomic<int64_t> bucket_{-1};
+  LayerLoans loans_;
 
   mutable Mutex mu_;
   std::shared_ptr<Transport> transport_ ABSL_GUARDED_BY(mu_);

@@ -50,15 +50,10 @@ class OutputsCall final : public grpc::ServerWriteReactor<v1::OutputsReply> {
     size_t bytes = 0;
     while (next_ < plan_->outputs().size() && bytes < kChunkBytes) {
       v1::OutputTensor* out = reply_.add_outputs();
-      Fill(plan_->outputs()[next_++], out);
+      *out = OutputToProto(*plan_, plan_->outputs()[next_++]);
       bytes += out->ByteSizeLong();
     }
     StartWrite(&reply_);
-  }
-  void Fill(const Output& output, v1::OutputTensor* out) const {
-    *out->mutable_tensor() = ToProto(Tensor{output.name, output.dtype, output.shape});
-    out->set_is_scale(output.is_scale);
-    out->set_quantized(!output.is_scale && plan_->recipes()[output.tensor].recipe.fp8);
   }
   void OnWriteDone(bool ok) override {
     reply_.Clear();
@@ -119,6 +114,7 @@ class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
     spec_.pid = header.pid();
     spec_.allow_partial = header.allow_partial();
     spec_.layer_events = header.layer_events();
+    spec_.layer_window = header.layer_window();
     for (const v1::MemoryHandle& handle : header.handles()) {
       absl::StatusOr<MemoryHandle> converted = FromProto(handle);
       if (!converted.ok()) return converted.status();

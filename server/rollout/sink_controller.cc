@@ -248,16 +248,26 @@ void SinkController::Do(const sink::Connect& action) {
 }
 
 void SinkController::Do(const sink::Receive& action) {
-  receiver_.Receive(
-      [this](const sink::Received& result) { Post([=, this] { Step(result); }); },
-      [this, version = action.version](const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
-      PausedAt(action.version));
+  receiver_.Receive([this](const sink::Received& result) { Post([=, this] { Step(result); }); },
+                    {.ready = [this, version = action.version](
+                                  const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
+                     .wanted = [this, version = action.version](
+                                   const LayerWanted& layer) { Post([=, this] { OnLayerWanted(version, layer); }); }},
+                    PausedAt(action.version));
 }
 
-// Posted before the end of the same Receive, so the state is still at it, unless it was called off.
+// What concerns layers is posted before the end of the same Receive, so the state is still at it, unless it was called
+// off.
+EngineStream* SinkController::ReceivingStream(uint64_t version) const {
+  return state_.phase() == MemberPhase::kReceive && state_.version() == version ? engine_stream() : nullptr;
+}
+
 void SinkController::OnLayer(uint64_t version, const LayerReady& layer) {
-  if (state_.phase() != MemberPhase::kReceive || state_.version() != version) return;
-  if (EngineStream* stream = engine_stream()) stream->LayerComplete(version, layer);
+  if (EngineStream* stream = ReceivingStream(version)) stream->LayerComplete(version, layer);
+}
+
+void SinkController::OnLayerWanted(uint64_t version, const LayerWanted& layer) {
+  if (EngineStream* stream = ReceivingStream(version)) stream->WantLayer(version, layer);
 }
 
 void SinkController::Do(const sink::Apply& action) {

@@ -42,6 +42,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Detach(std::string attachment_id, std::function<void(absl::Status)> done) override;
   void OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) override;
   void EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version, std::optional<EventHandle> after) override;
+  void EngineAnswers(std::shared_ptr<EngineStream> stream, LayerAnswer answer) override;
   void EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) override;
 
  private:
@@ -89,6 +90,9 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Do(const sink::TellCancelled& action);
   void Do(const sink::Detach& action);
   void OnLayer(uint64_t version, const LayerReady& layer);
+  void OnLayerWanted(uint64_t version, const LayerWanted& layer);
+  // The engine's stream, while it is at `version` and nobody has called that off; else null.
+  EngineStream* ReceivingStream(uint64_t version) const;
   std::optional<EventHandle> PausedAt(uint64_t version) const;
 
   void WaitForPlan(Caller caller, PlanDone done);

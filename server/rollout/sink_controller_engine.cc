@@ -183,6 +183,13 @@ std::optional<EventHandle> SinkController::PausedAt(uint64_t version) const {
   return engine_ && engine_->paused == version ? engine_->paused_at : std::nullopt;
 }
 
+void SinkController::EngineAnswers(std::shared_ptr<EngineStream> stream, LayerAnswer answer) {
+  auto shared = std::make_shared<LayerAnswer>(std::move(answer));
+  Post([this, stream = std::move(stream), shared] {
+    if (engine_stream() == stream.get()) receiver_.Answer(std::move(*shared));
+  });
+}
+
 void SinkController::EngineGone(std::shared_ptr<EngineStream> stream, absl::Status status) {
   Post([this, stream = std::move(stream), status = std::move(status)] {
     if (engine_stream() == stream.get()) LetEngineGo(status);

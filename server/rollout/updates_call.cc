@@ -5,6 +5,32 @@
 #include "server/rpc/convert.h"
 
 namespace wsync {
+namespace {
+
+absl::StatusOr<LayerMemory> MemoryFrom(const v1::ProvideLayer& message) {
+  LayerMemory memory;
+  for (const v1::MemoryHandle& handle : message.handles()) {
+    absl::StatusOr<MemoryHandle> converted = FromProto(handle);
+    if (!converted.ok()) return converted.status();
+    memory.handles.push_back(*std::move(converted));
+  }
+  for (const v1::Destination& destination : message.destinations()) {
+    absl::StatusOr<Destination> converted = FromProto(destination);
+    if (!converted.ok()) return converted.status();
+    memory.destinations.push_back(*std::move(converted));
+  }
+  return memory;
+}
+
+}  // namespace
+
+v1::OutputTensor OutputToProto(const Plan& plan, const Output& output) {
+  v1::OutputTensor message;
+  *message.mutable_tensor() = ToProto(Tensor{output.name, output.dtype, output.shape});
+  message.set_is_scale(output.is_scale);
+  message.set_quantized(!output.is_scale && plan.recipes()[output.tensor].recipe.fp8);
+  return message;
+}
 
 grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* UpdatesCall::Start(LocalApi* api) {
   std::shared_ptr<UpdatesCall> call(new UpdatesCall(api));
@@ -15,20 +41,43 @@ grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* UpdatesCall::Start(
 
 void UpdatesCall::OnReadDone(bool ok) {
   if (!ok) return api_->EngineGone(self_, absl::CancelledError("the engine closed its update stream"));
-  const v1::EngineMessage message = std::exchange(incoming_, {});
-  if (!greeted_ && message.has_hello()) {
-    greeted_ = true;
-    api_->OpenUpdates(message.hello().attachment_id(), self_);
-  } else if (greeted_ && message.has_paused()) {
-    const v1::EnginePaused& paused = message.paused();
-    std::optional<EventHandle> after;
-    if (paused.has_after()) after = FromProto(paused.after());
-    api_->EnginePaused(self_, paused.version(), std::move(after));
-  } else {
-    return api_->EngineGone(
-        self_, absl::InvalidArgumentError("Updates begins with one `hello`, and only `paused` follows; attach again"));
-  }
+  if (absl::Status status = Hear(std::exchange(incoming_, {})); !status.ok()) return api_->EngineGone(self_, status);
   StartRead(&incoming_);
+}
+
+absl::Status UpdatesCall::Hear(const v1::EngineMessage& message) {
+  if (greeted_ == message.has_hello()) {
+    return absl::InvalidArgumentError("Updates begins with one `hello`, and no other follows; attach again");
+  }
+  switch (message.message_case()) {
+    case v1::EngineMessage::kHello:
+      greeted_ = true;
+      api_->OpenUpdates(message.hello().attachment_id(), self_);
+      return absl::OkStatus();
+    case v1::EngineMessage::kPaused: {
+      const v1::EnginePaused& paused = message.paused();
+      std::optional<EventHandle> after;
+      if (paused.has_after()) after = FromProto(paused.after());
+      api_->EnginePaused(self_, paused.version(), std::move(after));
+      return absl::OkStatus();
+    }
+    case v1::EngineMessage::kProvideLayer: {
+      absl::StatusOr<LayerMemory> memory = MemoryFrom(message.provide_layer());
+      if (!memory.ok()) return memory.status();
+      api_->EngineAnswers(self_, {message.provide_layer().ticket(), LayerProvided{*std::move(memory)}});
+      return absl::OkStatus();
+    }
+    case v1::EngineMessage::kLayerTaken:
+      api_->EngineAnswers(self_, {message.layer_taken().ticket(), LayerTaken{}});
+      return absl::OkStatus();
+    case v1::EngineMessage::kLayerRefused:
+      api_->EngineAnswers(self_, {message.layer_refused().ticket(), LayerRefused{message.layer_refused().reason()}});
+      return absl::OkStatus();
+    case v1::EngineMessage::MESSAGE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError(
+      "the engine sent a message that this agent does not know: it is of another version");
 }
 
 void UpdatesCall::OnCancel() { api_->EngineGone(self_, absl::CancelledError("the engine's update stream broke")); }
@@ -55,6 +104,18 @@ void UpdatesCall::LayerComplete(uint64_t version, const LayerReady& layer) {
   message.mutable_layer_ready()->set_layer(layer.name);
   message.mutable_layer_ready()->set_ready(layer.ready);
   message.mutable_layer_ready()->set_layers(layer.layers);
+  Send(std::move(message));
+}
+
+void UpdatesCall::WantLayer(uint64_t version, const LayerWanted& layer) {
+  v1::UpdateEvent message;
+  v1::LayerWanted* wanted = message.mutable_layer_wanted();
+  wanted->set_ticket(layer.ticket);
+  wanted->set_version(version);
+  wanted->set_layer(layer.layer);
+  for (const int64_t output : layer.outputs) {
+    *wanted->add_outputs() = OutputToProto(*layer.plan, layer.plan->outputs()[output]);
+  }
   Send(std::move(message));
 }
 

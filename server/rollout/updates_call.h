@@ -16,12 +16,15 @@
 
 namespace wsync {
 
+v1::OutputTensor OutputToProto(const Plan& plan, const Output& output);
+
 class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>, public EngineStream {
  public:
   static grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* Start(LocalApi* api);
 
   void Prepare(const sink::TellPrepare& event) override;
   void LayerComplete(uint64_t version, const LayerReady& layer) override;
+  void WantLayer(uint64_t version, const LayerWanted& layer) override;
   void Apply(const sink::TellApply& event) override;
   void Applied(const sink::TellApplied& event) override;
   void Torn(const sink::TellTorn& event) override;
@@ -35,6 +38,8 @@ class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::
   void OnCancel() override;
   void OnDone() override { self_.reset(); }
 
+  // Not OK: nonsense, or out of turn.
+  absl::Status Hear(const v1::EngineMessage& message);
   void Send(v1::UpdateEvent event);
   void GoOn();
 

@@ -148,6 +148,13 @@ class FakeLoader final : public Loader {
       done->Finish(ApplyNow(bucket, wire));
     });
   }
+  absl::Status Retarget(ScatterTable table, std::vector<std::byte*> handles) override {
+    MutexLock lock(&script_->mu_);
+    table_ = std::move(table);
+    if (table_.bucket_begin.empty()) table_.bucket_begin.assign(plan_->buckets().size() + 1, 0);
+    handles_ = std::move(handles);
+    return absl::OkStatus();
+  }
   CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override {
     CompletionPtr last = std::move(after);
     for (size_t k = 0; k < plan_->buckets().size(); ++k) {
@@ -206,8 +213,8 @@ class FakeLoader final : public Loader {
 
   Script* const script_;
   const std::shared_ptr<const Plan> plan_;
-  const ScatterTable table_;
-  const std::vector<std::byte*> handles_;
+  ScatterTable table_;
+  std::vector<std::byte*> handles_;
   std::vector<std::shared_ptr<FakeCompletion>> started_;
   std::atomic<bool> writing_ = false;
   bool wrote_ = false;
@@ -359,6 +366,11 @@ void Script::AddEngineMemory(const std::string& name, int64_t bytes) {
 bool Script::EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const {
   MutexLock lock(&mu_);
   return engine_memory_.at(name) == expected;
+}
+
+void Script::RemoveEngineMemory(const std::string& name) {
+  MutexLock lock(&mu_);
+  engine_memory_.erase(name);
 }
 
 void Script::ClearEngineMemory(const std::string& name) {

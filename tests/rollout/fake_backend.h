@@ -58,6 +58,7 @@ class Script {
   // orders the two through gRPC, which ThreadSanitizer does not see.
   void AddEngineMemory(const std::string& name, int64_t bytes);
   bool EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const;
+  void RemoveEngineMemory(const std::string& name);  // REQUIRES: no agent has it open
   void ClearEngineMemory(const std::string& name);
 
   int64_t received() const;         // buckets delivered of the version

@@ -254,10 +254,10 @@ TEST_F(ReceiverTest, InPlaceTellsEachLayerOnceItsBytesAreInLiveMemory) {
   Answer<sink::Received> answer;
   Mutex mu;
   std::vector<LayerReady> told;
-  receiver_->Receive(answer.Callback(), [&](LayerReady layer) {
-    MutexLock lock(&mu);
-    told.push_back(std::move(layer));
-  });
+  receiver_->Receive(answer.Callback(), {.ready = [&](LayerReady layer) {
+                       MutexLock lock(&mu);
+                       told.push_back(std::move(layer));
+                     }});
   AwaitReceived(2);
   {
     MutexLock lock(&mu);
@@ -284,7 +284,7 @@ TEST_F(ReceiverTest, LayersAreToldOnlyInPlaceAndOnlyWhereAskedFor) {
     script_.SetVersion(7);
     ASSERT_TRUE(Connect().status.ok());
     Answer<sink::Received> answer;
-    receiver_->Receive(answer.Callback(), [&](const LayerReady&) { ++told; });
+    receiver_->Receive(answer.Callback(), {.ready = [&](const LayerReady&) { ++told; }});
     EXPECT_TRUE(answer.Get().status.ok());
   }
   EXPECT_EQ(told, 0);
@@ -380,7 +380,7 @@ TEST_F(ReceiverTest, InPlaceNothingLandsBeforeTheEnginesStreamHasCome) {
   script_.SetVersion(7);
   ASSERT_TRUE(Connect().status.ok());
   Answer<sink::Received> received;
-  receiver_->Receive(received.Callback(), nullptr, After());
+  receiver_->Receive(received.Callback(), {}, After());
   ASSERT_TRUE(after->IsAwaited());
   EXPECT_EQ(script_.received(), 0);
   after->Come();
@@ -394,7 +394,7 @@ TEST_F(ReceiverTest, InPlaceACancelEndsTheWaitForTheEnginesStream) {
   script_.SetVersion(7);
   ASSERT_TRUE(Connect().status.ok());
   Answer<sink::Received> answer;
-  receiver_->Receive(answer.Callback(), nullptr, After());
+  receiver_->Receive(answer.Callback(), {}, After());
   receiver_->Cancel(absl::AbortedError("a member was lost"));
   const sink::Received received = answer.Get();
   EXPECT_EQ(received.status, absl::AbortedError("a member was lost"));

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/core/layers.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/version.h"
 #include "tests/rollout/fake_backend.h"
 #include "tests/rollout/scripted_peers.h"
 
@@ -138,7 +139,7 @@ TEST_F(RolloutAgentTest, JoinSaysWhoIsThere) {
   StartAgent();
   StartCoordinator();
   const v1::Join join = coordinator_->AwaitJoin();
-  EXPECT_EQ(join.protocol(), 1u);
+  EXPECT_EQ(join.protocol(), kProtocolVersion);
   EXPECT_EQ(join.job(), "job");
   EXPECT_EQ(join.name(), "replica-0/0");
   EXPECT_EQ(join.backend(), "fake");

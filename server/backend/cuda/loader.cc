@@ -87,16 +87,17 @@ class CheckResults {
 
 class CudaLoader final : public Loader {
  public:
-  CudaLoader(std::shared_ptr<const Device> device, std::shared_ptr<EventPool> events, std::shared_ptr<const Plan> plan,
-             const ScatterTable& table, const std::vector<std::byte*>& handles)
+  CudaLoader(std::shared_ptr<const Device> device, CudaMemory& memory, std::shared_ptr<EventPool> events,
+             std::shared_ptr<const Plan> plan, const ScatterTable& table, const std::vector<std::byte*>& handles)
       : device_(std::move(device)),
+        memory_(memory),
         events_(std::move(events)),
         plan_(std::move(plan)),
         checks_(BuildChecks(*plan_)),
         copies_(BuildCopies(*plan_, table, handles)),
         checked_(plan_->buckets().size()) {}
   ~CudaLoader() override;
-  absl::Status Init(CudaMemory& memory);
+  absl::Status Init();
 
   CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) override {
     return log_.Add(StartCheck(bucket, wire, after));
@@ -104,6 +105,7 @@ class CudaLoader final : public Loader {
   CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) override {
     return log_.Add(StartApply(bucket, wire, after));
   }
+  absl::Status Retarget(ScatterTable table, std::vector<std::byte*> handles) override;
   CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override {
     return log_.Add(StartApplyAll(image, after));
   }
@@ -120,13 +122,15 @@ class CudaLoader final : public Loader {
   Work Begin(const std::byte* wire, const CompletionPtr& after);
   absl::Status CopyToHost(std::byte* to, const std::byte* from, size_t bytes) const;
   absl::Status ReadBack();
+  absl::Status UploadCopies();
   bool AnyApplyWrote() const;
 
   const std::shared_ptr<const Device> device_;
+  CudaMemory& memory_;
   const std::shared_ptr<EventPool> events_;
   const std::shared_ptr<const Plan> plan_;
   const CheckTable checks_;
-  const CopyTable copies_;
+  CopyTable copies_;
 
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Buffer> check_records_, check_items_, check_state_, copy_records_, copy_items_;
@@ -144,21 +148,26 @@ class CudaLoader final : public Loader {
   CudaCompletion::Ptr finish_;  // everything is done and the results are on the host
 };
 
-absl::Status CudaLoader::Init(CudaMemory& memory) {
+// `values` on the device, in what `to` holds already where they fit: an allocation, and more so its end, may wait for
+// all that runs on the device.
+template <typename T>
+absl::Status UploadInto(CudaMemory& memory, const std::vector<T>& values, std::unique_ptr<Buffer>* to) {
+  const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
+  if (*to != nullptr && (*to)->bytes() >= bytes) return memory.Write(**to, values.data(), bytes, kPurpose);
+  auto made = memory.Upload(values.data(), bytes, kPurpose);
+  if (made.ok()) *to = *std::move(made);
+  return made.status();
+}
+
+absl::Status CudaLoader::Init() {
   auto stream = Stream::Create(device_);
   if (!stream.ok()) return stream.status();
   stream_ = *std::move(stream);
-  auto upload = [&memory](const auto& values, std::unique_ptr<Buffer>* to) {
-    auto made = memory.Upload(values.data(), static_cast<int64_t>(values.size() * sizeof(values[0])), kPurpose);
-    if (made.ok()) *to = *std::move(made);
-    return made.status();
-  };
-  absl::Status status = upload(checks_.records, &check_records_);
-  if (status.ok()) status = upload(checks_.items, &check_items_);
-  if (status.ok()) status = upload(copies_.records, &copy_records_);
-  if (status.ok()) status = upload(copies_.items, &copy_items_);
+  absl::Status status = UploadInto(memory_, checks_.records, &check_records_);
+  if (status.ok()) status = UploadInto(memory_, checks_.items, &check_items_);
+  if (status.ok()) status = UploadCopies();
   if (!status.ok()) return status;
-  auto state = memory.Allocate(std::max<int64_t>(checks_.state_bytes(), 1), kPurpose);
+  auto state = memory_.Allocate(std::max<int64_t>(checks_.state_bytes(), 1), kPurpose);
   if (!state.ok()) return state.status();
   check_state_ = *std::move(state);
   const int64_t result_bytes = std::max<int64_t>(CheckResults::BytesFor(*plan_), 1);
@@ -168,9 +177,26 @@ absl::Status CudaLoader::Init(CudaMemory& memory) {
   check_arrays_ = {.records = reinterpret_cast<const CheckRecord*>(check_records_->data()),
                    .items = reinterpret_cast<const uint32_t*>(check_items_->data()),
                    .state = check_state_->data()};
+  return absl::OkStatus();
+}
+
+absl::Status CudaLoader::UploadCopies() {
+  absl::Status status = UploadInto(memory_, copies_.records, &copy_records_);
+  if (status.ok()) status = UploadInto(memory_, copies_.items, &copy_items_);
+  if (!status.ok()) return status;
   copy_arrays_ = {.records = reinterpret_cast<const CopyRecord*>(copy_records_->data()),
                   .items = reinterpret_cast<const uint32_t*>(copy_items_->data())};
   return absl::OkStatus();
+}
+
+absl::Status CudaLoader::Retarget(ScatterTable table, std::vector<std::byte*> handles) {
+  absl::Status status = CheckScatterTable(*plan_, table, handles.size());
+  if (status.ok()) {
+    copies_ = BuildCopies(*plan_, table, handles);
+    status = UploadCopies();
+  }
+  if (!status.ok()) copies_ = BuildCopies(*plan_, {}, {});
+  return status;
 }
 
 CudaLoader::~CudaLoader() {
@@ -301,8 +327,9 @@ absl::StatusOr<std::unique_ptr<Loader>> NewCudaLoader(std::shared_ptr<const Devi
                                                       std::shared_ptr<const Plan> plan, const ScatterTable& table,
                                                       const std::vector<std::byte*>& handles) {
   if (absl::Status status = CheckScatterTable(*plan, table, handles.size()); !status.ok()) return status;
-  auto loader = std::make_unique<CudaLoader>(std::move(device), std::move(events), std::move(plan), table, handles);
-  if (absl::Status status = loader->Init(memory); !status.ok()) return status;
+  auto loader =
+      std::make_unique<CudaLoader>(std::move(device), memory, std::move(events), std::move(plan), table, handles);
+  if (absl::Status status = loader->Init(); !status.ok()) return status;
   return loader;
 }
 

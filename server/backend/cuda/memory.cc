@@ -140,13 +140,19 @@ absl::StatusOr<std::unique_ptr<Buffer>> CudaMemory::AllocateShared(int64_t bytes
 
 absl::StatusOr<std::unique_ptr<Buffer>> CudaMemory::Upload(const void* data, int64_t bytes, std::string_view purpose) {
   auto buffer = Allocate(std::max<int64_t>(bytes, 1), purpose);
-  if (!buffer.ok() || bytes == 0) return buffer;
-  absl::Status status = device_->Check(
-      cudaMemcpyAsync((*buffer)->data(), data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_->get()),
-      "cudaMemcpyAsync", purpose);
-  if (status.ok()) status = stream_->Synchronize(purpose);
-  if (!status.ok()) return status;
+  if (!buffer.ok()) return buffer;
+  if (absl::Status status = Write(**buffer, data, bytes, purpose); !status.ok()) return status;
   return buffer;
+}
+
+absl::Status CudaMemory::Write(const Buffer& to, const void* data, int64_t bytes, std::string_view purpose) {
+  if (bytes == 0) return absl::OkStatus();
+  absl::Status status = device_->MakeCurrent();
+  if (!status.ok()) return status;
+  status = device_->Check(
+      cudaMemcpyAsync(to.data(), data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_->get()),
+      "cudaMemcpyAsync", purpose);
+  return status.ok() ? stream_->Synchronize(purpose) : status;
 }
 
 absl::Status CudaMemory::CheckHandle(const CudaIpcHandle& handle) const {

@@ -34,6 +34,8 @@ class CudaMemory final : public Memory {
 
   // Device memory with a copy of host memory, which may go when this returns.
   absl::StatusOr<std::unique_ptr<Buffer>> Upload(const void* data, int64_t bytes, std::string_view purpose);
+  // Into a buffer of this device with room for it. REQUIRES: nothing on the device reads or writes there now.
+  absl::Status Write(const Buffer& to, const void* data, int64_t bytes, std::string_view purpose);
   // Allocations of other processes that are mapped now.
   int64_t mappings() const;
 

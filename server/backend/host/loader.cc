@@ -32,12 +32,14 @@ class HostLoader final : public Loader {
 
   CompletionPtr Check(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
   CompletionPtr Apply(int64_t bucket, const std::byte* wire, CompletionPtr after) override;
+  absl::Status Retarget(ScatterTable table, std::vector<std::byte*> handles) override;
   CompletionPtr ApplyAll(const std::byte* image, CompletionPtr after) override;
   absl::StatusOr<absl::Span<const uint64_t>> Finish(absl::Time deadline) override;
   bool wrote() const override { return wrote_; }
 
  private:
-  void BuildTables();
+  void BuildChecks();
+  void BuildCopies();
   void CheckItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done);
   void ApplyItems(int64_t bucket, const std::byte* wire, TaskQueue::Done done);
   void ApplyFrom(int64_t bucket, const std::byte* image, TaskQueue::Done done);
@@ -46,8 +48,8 @@ class HostLoader final : public Loader {
   absl::Status Compare(int64_t bucket, const std::byte* wire) const;
 
   const std::shared_ptr<const Plan> plan_;
-  const ScatterTable table_;
-  const std::vector<std::byte*> handles_;
+  ScatterTable table_;
+  std::vector<std::byte*> handles_;
   WorkTable check_work_;  // segments of pieces
   WorkTable copy_work_;   // segments of copies
   std::vector<std::atomic<uint64_t>> digests_;
@@ -69,7 +71,8 @@ HostLoader::HostLoader(std::shared_ptr<const Plan> plan, ScatterTable table, std
       found_(digests_.size()),
       pool_(pool),
       queue_(std::make_shared<TaskQueue>(pool)) {
-  BuildTables();
+  BuildChecks();
+  BuildCopies();
 }
 
 HostLoader::~HostLoader() {
@@ -77,21 +80,33 @@ HostLoader::~HostLoader() {
   queue_->Drain(absl::InfiniteFuture()).IgnoreError();  // running tasks use the wire and the destinations
 }
 
-void HostLoader::BuildTables() {
-  const auto buckets = static_cast<int64_t>(plan_->buckets().size());
-  for (int64_t k = 0; k < buckets; ++k) {
-    const Bucket& bucket = plan_->buckets()[k];
+void HostLoader::BuildChecks() {
+  for (const Bucket& bucket : plan_->buckets()) {
     for (int64_t i = bucket.piece_begin; i < bucket.piece_end; ++i) {
       const Piece& piece = plan_->pieces()[i];
       check_work_.AddRows(i, piece.rows, piece.data_bytes / piece.rows, kBlockSize);
     }
     check_work_.EndBucket();
-    if (table_.bucket_begin.empty()) continue;
+  }
+}
+
+void HostLoader::BuildCopies() {
+  copy_work_ = WorkTable();
+  if (table_.copies.empty()) table_.bucket_begin.clear();
+  for (size_t k = 0; k + 1 < table_.bucket_begin.size(); ++k) {
     for (int64_t i = table_.bucket_begin[k]; i < table_.bucket_begin[k + 1]; ++i) {
       copy_work_.AddRows(i, table_.copies[i].rows, table_.copies[i].row_bytes, 1);
     }
     copy_work_.EndBucket();
   }
+}
+
+absl::Status HostLoader::Retarget(ScatterTable table, std::vector<std::byte*> handles) {
+  const absl::Status status = CheckScatterTable(*plan_, table, handles.size());
+  table_ = status.ok() ? std::move(table) : ScatterTable{};
+  handles_ = status.ok() ? std::move(handles) : std::vector<std::byte*>{};
+  BuildCopies();
+  return status;
 }
 
 CompletionPtr HostLoader::Check(int64_t bucket, const std::byte* wire, CompletionPtr after) {
@@ -186,7 +201,6 @@ absl::StatusOr<absl::Span<const uint64_t>> HostLoader::Finish(absl::Time deadlin
 absl::StatusOr<std::unique_ptr<Loader>> NewHostLoader(std::shared_ptr<const Plan> plan, ScatterTable table,
                                                       std::vector<std::byte*> handles, WorkerPool* pool) {
   if (absl::Status status = CheckScatterTable(*plan, table, handles.size()); !status.ok()) return status;
-  if (table.copies.empty()) table.bucket_begin.clear();
   return std::make_unique<HostLoader>(std::move(plan), std::move(table), std::move(handles), pool);
 }
 

@@ -246,6 +246,77 @@ TEST_P(LoaderContract, WithoutDestinationsApplyDoesNothing) {
   EXPECT_TRUE(WaitFor(rig.loader->ApplyAll(rig.device->data(), nullptr)).ok());
 }
 
+TEST_P(LoaderContract, ARetargetedLoaderWritesToTheNewPlaceOnly) {
+  const EncodedModel model({{"a.up.weight", Dtype::kBF16, {1200, 130}}, {"b.norm.weight", Dtype::kBF16, {100}}}, {});
+  const Output& norm = model.plan()->outputs().back();
+  const auto to_norm = [&](int64_t offset) {
+    const Destination d{.output = norm.name,
+                        .dtype = norm.dtype,
+                        .shape = norm.shape,
+                        .row_end = 1,
+                        .col_end = 100,
+                        .offset_bytes = offset,
+                        .row_pitch_bytes = 200};
+    return *BuildScatterTable(*model.plan(), {d}, {400}, /*allow_partial=*/true);
+  };
+  std::vector<Destination> all;
+  int64_t bytes = 0;
+  for (const Output& output : model.plan()->outputs()) {
+    const MatrixView view = ViewOf({output.name, output.dtype, output.shape});
+    const int64_t pitch = view.cols * DtypeBytes(output.dtype);
+    all.push_back({output.name, output.dtype, output.shape, 0, view.rows, 0, view.cols, 0, bytes, pitch});
+    bytes += view.rows * pitch;
+  }
+  const auto first = Allocate(*agent_, 400), second = Allocate(*agent_, 400), large = Allocate(*agent_, bytes);
+  LoaderRig rig(*agent_, model, to_norm(0), {first->data()});
+  const Bytes value = OutputBytes(model, rig.image, norm);
+  const auto apply_all = [&] {
+    for (int64_t k = 0; k < model.buckets(); ++k) {
+      rig.loader->Apply(k, rig.Wire(k), rig.loader->Check(k, rig.Wire(k), nullptr));
+    }
+    EXPECT_TRUE(rig.loader->Finish(HangDeadline()).ok());
+  };
+  ASSERT_TRUE(rig.loader->Retarget(to_norm(200), {second->data()}).ok());
+  apply_all();
+  EXPECT_EQ(agent_->FromDevice(first->data(), 400), Bytes(400));
+  Bytes expected(400);
+  std::copy(value.begin(), value.end(), expected.begin() + 200);
+  EXPECT_EQ(agent_->FromDevice(second->data(), 400), expected);
+
+  // More copies than before, then nowhere, then somewhere again.
+  const auto table = BuildScatterTable(*model.plan(), all, {bytes}, /*allow_partial=*/false);
+  ASSERT_TRUE(table.ok()) << table.status();
+  ASSERT_TRUE(rig.loader->Retarget(*table, {large->data()}).ok());
+  apply_all();
+  Bytes whole;
+  for (const Output& output : model.plan()->outputs()) {
+    const Bytes part = OutputBytes(model, rig.image, output);
+    whole.insert(whole.end(), part.begin(), part.end());
+  }
+  EXPECT_EQ(agent_->FromDevice(large->data(), bytes), whole);
+  agent_->ToDevice(large->data(), Bytes(bytes));
+  ASSERT_TRUE(rig.loader->Retarget({}, {}).ok());
+  apply_all();
+  EXPECT_EQ(agent_->FromDevice(large->data(), bytes), Bytes(bytes));
+  ASSERT_TRUE(rig.loader->Retarget(to_norm(0), {first->data()}).ok());
+  apply_all();
+  EXPECT_EQ(agent_->FromDevice(first->data(), 200), value);
+}
+
+TEST_P(LoaderContract, ALoaderThatCannotBeRetargetedWritesNowhere) {
+  const EncodedModel model({{"model.norm.weight", Dtype::kBF16, {100}}}, {});
+  const auto engine = Allocate(*agent_, 200);
+  ScatterTable table;
+  table.copies.push_back({.rows = 1, .row_bytes = 200});
+  table.bucket_begin = {0, 1};
+  LoaderRig rig(*agent_, model, table, {engine->data()});
+  table.copies[0].handle = 1;
+  EXPECT_THAT(rig.loader->Retarget(table, {engine->data()}),
+              FailsWith(absl::StatusCode::kInvalidArgument, "handle 1 of 1"));
+  EXPECT_TRUE(WaitFor(rig.loader->Apply(0, rig.Wire(0), nullptr)).ok());
+  EXPECT_EQ(agent_->FromDevice(engine->data(), 200), Bytes(200));
+}
+
 TEST_P(LoaderContract, AHandleThatWasNotOpenedIsRefused) {
   const EncodedModel model({{"model.norm.weight", Dtype::kBF16, {100}}}, {});
   ScatterTable table;
