@@ -146,6 +146,49 @@ def test_streams_and_slices_on_gpus(pair: tuple[wsync.Trainer, wsync.Rollout], c
     sender.close()
 
 
+# ---- layers through a window
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_window_of_layers_is_all_the_memory_they_take_though_the_gpu_still_reads_one_when_its_turn_is_over(
+    cluster: Cluster, window: int
+) -> None:
+    cuda = {"transfer__backend": "cuda"}
+    trainer_socket = cluster.start_trainer(transfer__device="0", transfer__bucket_bytes="16MiB", **cuda)
+    rollout_socket = cluster.start_rollout(transfer__device="1", transfer__sink_mode="in_place", **cuda)
+    weights = large(8)
+    weights["model.norm.weight"] = torch.zeros(512, device="cuda:0").bfloat16()
+    with wsync.Trainer(trainer_socket, timeout=30) as trainer, wsync.Rollout(rollout_socket, timeout=30) as rollout:
+        trainer.register(weights)
+        engine = memory_for(rollout.plan())  # as another layout would be: what landed is copied there
+        rest = {name: tensor for name, tensor in engine.items() if ".layers." not in name}
+        a_layer = sum(tensor.nbytes for name, tensor in engine.items() if name.startswith("model.layers.0."))
+
+        def allocate(layer: wsync.WantedLayer) -> dict[str, torch.Tensor]:
+            return {o.name: torch.empty(o.shape, dtype=TORCH[o.dtype], device="cuda:1") for o in layer.outputs}
+
+        rollout.attach(rest, allocate=allocate, layer_window=window)
+        torch.cuda.synchronize("cuda:1")
+        before = torch.cuda.memory_allocated("cuda:1")
+        torch.cuda.reset_peak_memory_stats("cuda:1")
+        for version in (1, 2):
+            for weight in weights.values():
+                weight.normal_()
+            sync = trainer.publish(version)
+            update = next(rollout.updates(timeout=60))
+            with torch.cuda.device("cuda:1"):
+                for layer in update.layers():
+                    torch.cuda._sleep(SECOND // 20)  # the next layer gets the same memory: it must not come before that
+                    copy(engine, layer.tensors)
+            assert sync.committed(60).applied
+            assert update.outcome is not None and update.outcome.version == rollout.serving_version == version
+            torch.cuda.synchronize("cuda:1")
+            assert_same(engine, weights)
+            took = torch.cuda.max_memory_allocated("cuda:1") - before
+            assert took <= window * a_layer + 2**20, f"{took} bytes for a window of {window} layers of {a_layer}"
+            assert torch.cuda.memory_allocated("cuda:1") == before
+
+
 # ---- ordered against streams
 
 SECOND = 1_800_000_000  # torch.cuda._sleep counts cycles; about a second of them

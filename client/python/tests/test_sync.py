@@ -294,6 +294,21 @@ def test_detached_memory_is_left_alone(cluster: Cluster) -> None:
             engine.rollout.paused(3)
 
 
+def test_a_detach_between_two_updates_ends_them(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        with wsync.Rollout(cluster.start_rollout()) as rollout:
+            rollout.attach(memory_for(rollout.plan()))
+            updates = rollout.updates()
+            sync = trainer.publish(1)
+            next(updates).apply()
+            assert sync.committed().applied
+            rollout.detach()
+            assert next(updates, None) is None
+            with pytest.raises(wsync.NotAttached):
+                next(rollout.updates())
+
+
 def test_unregistered_weights_can_be_registered_by_another(cluster: Cluster) -> None:
     socket = cluster.start_trainer()
     with wsync.Trainer(socket) as first, wsync.Trainer(socket) as second:

@@ -31,11 +31,12 @@ from .errors import (
     WrongDevice,
     WsyncError,
 )
+from .layer_window import Layer, WantedLayer
 from .memory import SharedBuffer, share
 from .publication import Publication
 from .rollout import Attached, Rollout
 from .trainer import Registration, Trainer
-from .updates import Event, Layer, Outcome, Update
+from .updates import Event, Outcome, Update
 
 __all__ = [
     "AgentError",
@@ -74,6 +75,7 @@ __all__ = [
     "UnsupportedLayout",
     "Update",
     "VersionReport",
+    "WantedLayer",
     "WeightsMoved",
     "WrongDevice",
     "WsyncError",

@@ -119,6 +119,8 @@ def attach_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncEr
         wrong_kind = text.startswith("memory handle") and ("CUDA IPC" in text or "shared memory" in text)
         kind = errors.WrongDevice if wrong_kind else errors.CatalogMismatch
         return kind(text, names=quoted_names(text))
+    if code == grpc.StatusCode.FAILED_PRECONDITION and "layer_window" in text:
+        return errors.AgentError(f"attach: {text}", next_step="set transfer.sink_mode: in_place in rollout.yaml")
     if code == grpc.StatusCode.FAILED_PRECONDITION:  # the catalog changed under an attached engine
         return errors.CatalogMismatch(text, names=quoted_names(text), next_step="attach again, with what fits it")
     return _common(connection, error, "attach")

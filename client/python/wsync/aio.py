@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,6 +23,7 @@ from . import trainer as _trainer
 from . import updates as _updates
 from .catalog import Plan, VersionReport
 from .errors import DeadlineExceeded
+from .layer_window import Layer
 
 _SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
 
@@ -87,6 +88,19 @@ class Update:
 
     async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _updates.Outcome:
         return await asyncio.to_thread(self.sync.apply, timeout, **kwargs)
+
+    async def layers(self, timeout: float = 120.0, **kwargs: Any) -> AsyncGenerator[Layer, None]:
+        """As wsync.Update.layers. A loop that is left early is closed by `contextlib.aclosing`, not by itself."""
+        steps = self.sync.layers(timeout, **kwargs)
+        try:
+            while (layer := await asyncio.to_thread(next, steps, None)) is not None:
+                yield layer
+        finally:
+            await asyncio.to_thread(steps.close)
+
+    @property
+    def outcome(self) -> _updates.Outcome | None:
+        return self.sync.outcome
 
 
 class Rollout:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _rpc, _wire, memory
 from .catalog import Dtype, matrix, tensor_message
 from .errors import CatalogMismatch, DestinationsMoved, MemoryNotShareable
 from .tensors import Addresses, Tensor, View, view_of
+
+if TYPE_CHECKING:
+    from .layer_window import LayerWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +32,46 @@ class Destination:
     dtype: Dtype | None = None
 
 
-class Engine:
-    """Destinations as the agent wants to hear of them, ready to be sent again."""
+class Lent:
+    """Destinations as messages, and what keeps their memory alive. Private CPU tensors are moved to shared memory."""
 
-    def __init__(self, destinations: list[Destination], engine: str, allow_partial: bool, layer_events: bool) -> None:
+    def __init__(self, destinations: list[Destination], purpose: str) -> None:
         views = [d.target if isinstance(d.target, View) else view_of(d.target) for d in destinations]
         on_torch = [(d.output, view.tensor, view) for d, view in zip(destinations, views, strict=True) if view.torch]
         # A tensor may be the target of several destinations; its first view stands for it.
-        each = {id(tensor): (output, tensor) for output, tensor, _ in reversed(on_torch)}
-        memory.share_viewed([entry for entry in on_torch if entry[2].contiguous], "engine weights")
-        handles = memory.Handles()
-        entries = [_destination(d, view, handles) for d, view in zip(destinations, views, strict=True)]
+        self.each = {id(tensor): (output, tensor) for output, tensor, _ in reversed(on_torch)}
+        memory.share_viewed([entry for entry in on_torch if entry[2].contiguous], purpose)
+        self.handles = memory.Handles()
+        self.entries = [_destination(d, view, self.handles) for d, view in zip(destinations, views, strict=True)]
+        self.devices = {view.device for _, _, view in on_torch}
+
+
+class Engine:
+    """Destinations as the agent wants to hear of them, ready to be sent again."""
+
+    def __init__(
+        self,
+        destinations: list[Destination],
+        engine: str,
+        allow_partial: bool,
+        layer_events: bool,
+        window: LayerWindow | None = None,
+    ) -> None:
+        lent = Lent(destinations, "engine weights")
         header = _wire.message("AttachHeader")(
             pid=os.getpid(),
             engine=engine,
-            handles=handles.messages(),
+            handles=lent.handles.messages(),
             allow_partial=allow_partial,
             layer_events=layer_events,
+            layer_window=0 if window is None else window.size,
         )
-        self.request = _chunks(entries, header)
-        self._addresses = Addresses(list(each.values()))
-        self.devices = {view.device for _, _, view in on_torch}
-        self.uuid = handles.uuid
-        self._held = handles
+        self.window = window
+        self.request = _chunks(lent.entries, header)
+        self._addresses = Addresses(list(lent.each.values()))
+        self.devices = lent.devices
+        self.uuid = lent.handles.uuid
+        self._held = lent.handles
 
     def check(self, version: int) -> None:
         moved = self._addresses.moved()

@@ -24,6 +24,7 @@ from . import _rpc, _wire, memory
 from .catalog import Output, Plan, Timings, hash_text, output_from
 from .destinations import Destination, Engine
 from .errors import AgentError, AgentUnavailable, DeadlineExceeded, NotAttached, StreamUnsupported, TornUpdate, WsyncError
+from .layer_window import Allocate, LayerWindow
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
 from .updates import Detached, Event, Outcome, Update, UpdateStream
@@ -63,6 +64,7 @@ class Rollout:
         self._events = LentEvents("")
         self._pending: _Pending | None = None
         self._put_back: deque[Event] = deque()
+        self._gave_up: tuple[int, str, bool] | None = None  # what was served when the engine gave up at a layer
 
     # ---- what is served
 
@@ -110,6 +112,8 @@ class Rollout:
         engine: str = "python",
         allow_partial: bool = False,
         layer_events: bool = False,
+        allocate: Allocate | None = None,
+        layer_window: int = 0,
         timeout: float = 60.0,
     ) -> Attached:
         """Tells the agent where the engine wants its bytes. Waits for a trainer's catalog; checks everything against it.
@@ -118,14 +122,24 @@ class Rollout:
         `.data`). `engine` is the name shown by 'wsync status'. `allow_partial`: outputs that nobody takes are dropped.
         `layer_events`: with an agent in mode in_place, hear of each layer when it is complete: `update.apply(on_layer=)`.
 
+        `layer_window=W` and `allocate`, with an agent in mode in_place: the destinations of layers do not exist yet, and
+        `destinations` are those of the tensors of no layer (embeddings, output head). When the first byte of a layer is
+        there, `allocate(layer)` gives the layer's, in either form that `destinations` may have; it is called on the
+        thread that follows the update. The layer's turn in `update.layers()` ends with its memory being given up, and at
+        most W layers have memory at once: 1 for the least memory, 2 so that one lands while the engine works on another.
+        A catalog whose layers are interleaved needs W for all that are under way together: CatalogMismatch says how many.
+
         CatalogMismatch lists names, shapes and dtypes that disagree; AlreadyAttached; MemoryNotShareable; WrongDevice;
         DeadlineExceeded after `timeout` seconds says what is missing.
         """
+        if (allocate is None) != (layer_window == 0) or layer_window < 0:
+            raise ValueError("allocate and layer_window=1 or more go together")
+        window = None if allocate is None else LayerWindow(allocate, layer_window, self._tell, self._give_up)
         self.detach(timeout=self._timeout)  # by a call: the agent may see the end of the updates only after the attach
         if isinstance(destinations, Mapping):
             destinations = [Destination(name, tensor) for name, tensor in destinations.items()]
         with garbage_free():
-            self._engine = Engine(list(destinations), engine, allow_partial, layer_events)
+            self._engine = Engine(list(destinations), engine, allow_partial, layer_events, window)
         self._events = LentEvents(self._engine.uuid)
         try:
             return self._attach_now(timeout)
@@ -145,6 +159,8 @@ class Rollout:
             raise _rpc.attach_error(self._connection, error) from None
         self._serving, self._digest = 0, ""  # as the agent sees it: it does not know what the memory holds
         self._put_back.clear()
+        if self._engine.window is not None:
+            self._engine.window.reset()
         self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
         return Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
 
@@ -159,6 +175,8 @@ class Rollout:
         again, for `reattach_timeout` seconds; then AgentUnavailable. CatalogMismatch: the trainer registered another
         catalog that the destinations do not fit.
         """
+        if self._stream is None:
+            raise NotAttached("no engine is attached")
         deadline = _deadline(timeout)
         while True:
             try:
@@ -217,32 +235,39 @@ class Rollout:
                     raise
                 self._pending = _Pending(version, order, updates, (self._serving, self._digest))
                 self._serving, self._digest = version, ""
-        updates.send(_wire.message("EngineMessage")(paused=paused))
+        self._tell(paused=paused)
         if order is not None and updates.ended:  # before there was anything to be told of it
             order.open()
         return order
 
     def _next(self, deadline: float | None) -> Event:
-        if self._stream is None:
-            raise NotAttached("no engine is attached")
+        stream = self._stream
+        if stream is None:
+            raise Detached("no engine is attached")
         if self._put_back:
             return self._put_back.popleft()
         try:
-            event = self._stream.get(deadline)
+            event = stream.get(deadline)
         except (AgentUnavailable, DeadlineExceeded, Detached):
             raise
         except WsyncError:
             if self._pending is not None:  # nobody will say what became of it
                 self._pending, self._serving, self._digest, self._torn = None, 0, "", True
             raise
+        if self._window is not None and event.kind in ("prepare", "applied", "torn", "cancelled"):
+            self._window.reset()
         if event.kind == "applied":
             if self._pending is not None:
                 self._pending.order.end()
                 self._pending = None
             self._serving, self._digest, self._torn = event.version, event.content_digest, False
+            self._gave_up = None
         elif event.kind == "torn":
             self._give_up_pending(event.reason)
             self._serving, self._digest, self._torn = 0, "", True
+            self._gave_up = None
+        elif event.kind == "cancelled" and self._gave_up is not None:  # nothing was written
+            (self._serving, self._digest, self._torn), self._gave_up = self._gave_up, None
         elif event.kind == "cancelled" and self._pending is not None and event.version == self._pending.version:
             pending, self._pending = self._pending, None
             pending.order.end()
@@ -289,6 +314,19 @@ class Rollout:
                 pending.order.open()
         elif event.kind in ("applied", "torn") and event.version >= pending.version:
             pending.order.open()
+
+    @property
+    def _window(self) -> LayerWindow | None:
+        return None if self._engine is None else self._engine.window
+
+    def _tell(self, **message: Any) -> None:
+        if self._stream is not None:
+            self._stream.send(_wire.message("EngineMessage")(**message))
+
+    def _give_up(self) -> None:
+        """At a layer: the weights are torn, until the agent says that nothing was written."""
+        self._gave_up = (self._serving, self._digest, self._torn)
+        self._serving, self._digest, self._torn = 0, "", True
 
     def _give_up_pending(self, why: str) -> None:
         pending, self._pending = self._pending, None
@@ -343,6 +381,7 @@ class Rollout:
             self._pending.order.open()
         self._stream, self._engine, self._pending = None, None, None
         self._put_back.clear()
+        self._gave_up = None
         self._serving, self._digest, self._torn = 0, "", False
 
     def close(self) -> None:

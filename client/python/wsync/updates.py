@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from . import _rpc, _wire
-from .catalog import Timings, hash_text, timings_from
+from .catalog import Timings, hash_text, output_from, timings_from
 from .errors import AgentUnavailable, DeadlineExceeded, NotAttached, TornUpdate, WsyncError
+from .layer_window import Layer, LayerWindow, WantedLayer
 from .stream_events import Stream, StreamOrder
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ class Event:
     """One message of the agent, as it came.
 
     `kind`: "prepare" (a version is on its way; `in_place`: pause now), "apply" (staged: pause now), "layer_ready" (every
-    byte of `layer` is in its place, not yet committed), "applied" (the memory holds exactly this version), "torn" (it
+    byte of `layer` is in its place, not yet committed), "layer_wanted" (with a layer window: there is no place for `wanted`
+    yet), "applied" (the memory holds exactly this version), "torn" (it
     holds parts of two: stay paused), "cancelled" (it will not come).
     """
 
@@ -36,15 +40,7 @@ class Event:
     content_digest: str = ""
     timings: Timings | None = None
     layer: Layer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer whose bytes have all landed. `name`: "model.layers.17"; "": the tensors of no layer."""
-
-    name: str
-    ready: int  # layers complete, with this one
-    layers: int  # of the model
+    wanted: WantedLayer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +62,7 @@ class Update:
     def __init__(self, rollout: Rollout, event: Event) -> None:
         self.version = event.version
         self.in_place = event.in_place
+        self.outcome: Outcome | None = None  # once `apply` or `layers` has ended
         self._rollout = rollout
 
     def apply(
@@ -84,7 +81,7 @@ class Update:
 
         `on_layer` is called on this thread for each layer as it becomes complete (attached with `layer_events`, agent in
         mode in_place), so that work on it overlaps the transfer. What landed is not committed yet; a version that is
-        sent again calls it again for every layer.
+        sent again calls it again for every layer. See `layers` for the same as a loop.
 
         `stream`: a torch.cuda.Stream, the one that reads the weights. The agent writes when everything that is in the
         stream now has been done; this returns at once, and what the stream gets from now on waits for the agent and reads
@@ -96,24 +93,56 @@ class Update:
         lock (torch's own do not). StreamUnsupported: the engine's memory lies on the CPU, or this GPU's driver cannot
         let a stream wait.
         """
+        steps = self._follow(timeout, stream)
+        with contextlib.closing(steps):
+            for layer in steps:
+                if on_layer is None:
+                    continue
+                try:
+                    on_layer(layer)
+                except BaseException as error:
+                    steps.throw(error)
+        assert self.outcome is not None
+        return self.outcome
+
+    def layers(self, timeout: float = 120.0, *, stream: Stream | None = None) -> Generator[Layer, None, None]:
+        """As `apply`, one turn for each layer as it becomes complete; `outcome` says how it ended.
+
+            for layer in update.layers():
+                repack(layer.name, layer.tensors)
+
+        With a layer window `layer.tensors` is what `allocate` gave, and is given up when the turn is over: the loop
+        body must not keep it. A window of two lets the next layer land while the body runs. Leaving the loop early, or
+        an exception in its body or in `allocate`, fails the version at this replica and leaves it torn, unless nothing
+        was written yet: stay paused for the next update. The agent waits 6 s for a turn to end, and stage_timeout_ms
+        (trainer.yaml) bounds them all. Without layer events there are no turns. Errors as `apply`.
+        """
+        yield from self._follow(timeout, stream)
+
+    def _follow(self, timeout: float, stream: Stream | None) -> Generator[Layer, None, None]:
         rollout = self._rollout
         deadline = time.monotonic() + timeout
         asked: int | None = self.version
         in_place = self.in_place
         order: StreamOrder | None = None
         began = False  # memory may have been touched by an agent that is gone
+        window = rollout._window
+        landed: deque[Layer] = deque()
         while True:
             try:
                 if asked is not None:
+                    landed.clear()
                     hold = stream is not None and not in_place and not rollout.torn
                     if order is not None:  # torn or overtaken: the agent is done with it
                         order.end()
                     order = rollout._pause(asked, stream, hold=hold)
                     if hold:
-                        return Outcome(asked, True, "", None, "", confirmed=False)
+                        self.outcome = Outcome(asked, True, "", None, "", confirmed=False)
+                        return
                     asked, began = None, True
                 event = rollout._next(deadline)
             except AgentUnavailable as error:
+                landed.clear()
                 order = None
                 if began:
                     rollout._serving, rollout._digest, rollout._torn = 0, "", True
@@ -128,11 +157,19 @@ class Update:
             elif event.kind == "applied":
                 if order is not None:
                     order.end()
-                return Outcome(event.version, True, event.content_digest, event.timings, "")
-            elif event.layer is not None and on_layer is not None:
-                on_layer(event.layer)
+                self.outcome = Outcome(event.version, True, event.content_digest, event.timings, "")
+                return
+            elif event.wanted is not None:
+                if window is not None:
+                    window.provide(event.wanted)
+            elif event.layer is not None:
+                landed.append(event.layer if window is None else window.landed(event.layer))
             elif event.kind == "cancelled" and not rollout.torn:
-                return Outcome(event.version, False, "", None, event.reason)
+                self.outcome = Outcome(event.version, False, "", None, event.reason)
+                return
+            # Where there is room for another layer, its memory is given first: it lands while the engine works on this.
+            while landed and not (window and window.room() and landed[-1].ready < landed[-1].layers):
+                yield from _turn(landed.popleft(), window)
 
     def _find_agent(self, deadline: float, error: AgentUnavailable) -> None:
         left = deadline - time.monotonic()
@@ -144,6 +181,17 @@ class Update:
             if not self._rollout.torn:
                 raise
             raise TornUpdate(f"version {self.version}: the agent went away while it wrote: {gone}") from None
+
+
+def _turn(layer: Layer, window: LayerWindow | None) -> Generator[Layer, None, None]:
+    try:
+        yield layer
+    except BaseException as error:  # GeneratorExit as well: the loop was left
+        if window is not None:
+            window.give_up(layer, error)
+        raise
+    if window is not None:
+        window.take(layer)
 
 
 # ---- the update stream
@@ -244,6 +292,9 @@ def _event(message: Any) -> Event:
         return Event(kind, body.version, False, "", hash_text(body.content_digest), timings_from(body.timings))
     if kind == "prepare":
         return Event(kind, body.version, body.in_place)
+    if kind == "layer_wanted":
+        outputs = tuple(output_from(output) for output in body.outputs)
+        return Event(kind, body.version, wanted=WantedLayer(body.layer, body.version, outputs, body.ticket))
     if kind == "layer_ready":
         return Event(kind, body.version, layer=Layer(body.layer, body.ready, body.layers))
     return Event(kind, body.version, reason=getattr(body, "reason", ""))
