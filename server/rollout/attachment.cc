@@ -11,8 +11,8 @@
 namespace wsync {
 
 absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Create(Backend& backend, AttachSpec spec, SinkMode mode,
-                                                               std::shared_ptr<const Plan> plan) {
-  std::unique_ptr<Attachment> attachment(new Attachment(mode));
+                                                               int32_t ring_slots, std::shared_ptr<const Plan> plan) {
+  std::unique_ptr<Attachment> attachment(new Attachment(mode, ring_slots));
   attachment->spec_ = std::move(spec);
   if (attachment->spec_.layer_window > 0 && mode != SinkMode::kInPlace) {
     return absl::FailedPreconditionError(
@@ -56,7 +56,7 @@ absl::Status Attachment::Fit(Backend& backend, std::shared_ptr<const Plan> plan)
 
 absl::Status Attachment::FitInPlace(Backend& backend, const Plan& plan, ScatterTable* table,
                                     std::vector<std::byte*>* bases) {
-  direct_ = FindDirectBuckets(plan, *table, *bases);
+  direct_ = FindDirectBuckets(plan, *table, *bases, static_cast<size_t>(ring_slots_));
   const bool whole = TakesEveryByte(plan, *table);
   *table = WithoutDirectBuckets(*table, direct_);
   if (!whole) return absl::OkStatus();

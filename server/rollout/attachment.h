@@ -34,9 +34,10 @@ class Attachment {
  public:
   // Opens every handle and fits the destinations to `plan`. Errors: those of Memory::Open with the handle's index, and
   // of BuildScatterTable (INVALID_ARGUMENT listing names) and LayerSchedule::CheckWindow. FAILED_PRECONDITION: a layer
-  // window in another mode than in_place. `mode` says what Verify will find: see there.
+  // window in another mode than in_place. `mode` says what Verify will find: see there. `ring_slots`: as ReceiveInPlace
+  // will have them.
   static absl::StatusOr<std::unique_ptr<Attachment>> Create(Backend& backend, AttachSpec spec, SinkMode mode,
-                                                            std::shared_ptr<const Plan> plan);
+                                                            int32_t ring_slots, std::shared_ptr<const Plan> plan);
 
   // Fits the same destinations to another plan. On an error there is no loader until a Fit succeeds.
   absl::Status Fit(Backend& backend, std::shared_ptr<const Plan> plan);
@@ -64,7 +65,7 @@ class Attachment {
   int64_t bytes_per_version() const { return bytes_per_version_; }
 
  private:
-  explicit Attachment(SinkMode mode) : mode_(mode) {}
+  Attachment(SinkMode mode, int32_t ring_slots) : mode_(mode), ring_slots_(ring_slots) {}
   absl::StatusOr<ScatterTable> MakeTable(const Plan& plan) const;
   absl::Status FitWindow(Backend& backend, const std::shared_ptr<const Plan>& plan);
   // Receives whole buckets to where they belong, and keeps digest tables, where that can be: takes from the table what
@@ -73,6 +74,7 @@ class Attachment {
   std::vector<std::byte*> Bases() const;
 
   const SinkMode mode_;
+  const int32_t ring_slots_;
   AttachSpec spec_;
   std::vector<std::unique_ptr<Buffer>> memory_;
   std::unique_ptr<Buffer>

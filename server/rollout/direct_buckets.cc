@@ -36,14 +36,14 @@ int64_t PayloadEnd(const Plan& plan, const Bucket& bucket) {
 }  // namespace
 
 std::vector<std::byte*> FindDirectBuckets(const Plan& plan, const ScatterTable& table,
-                                          absl::Span<std::byte* const> handles) {
+                                          absl::Span<std::byte* const> handles, size_t first) {
   const std::vector<Bucket>& buckets = plan.buckets();
   std::vector<std::byte*> direct(buckets.size(), nullptr);
   const auto first_run = [&table](size_t bucket) {
     const int64_t begin = table.bucket_begin[bucket], end = table.bucket_begin[bucket + 1];
     return FirstRun(absl::MakeConstSpan(table.copies).subspan(begin, end - begin));
   };
-  for (size_t k = 0; k + 1 < buckets.size(); ++k) {
+  for (size_t k = first; k + 1 < buckets.size(); ++k) {
     if (k > 0 && direct[k - 1] != nullptr) continue;
     const std::optional<Run> run = first_run(k), next = first_run(k + 1);
     if (!run || !next || run->bytes != PayloadEnd(plan, buckets[k])) continue;

@@ -20,10 +20,11 @@
 
 namespace wsync {
 
-// By bucket: where it is received to, or null: through the ring. `handles[i]` is the base of the memory that
-// ScatterCopy::handle i names. REQUIRES: `table` was built for this plan, and that memory.
+// By bucket: where it is received to, or null: through the ring, as all before `first` are, which come while the engine
+// may still read its memory. `handles[i]` is the base of the memory that ScatterCopy::handle i names. REQUIRES: `table`
+// was built for this plan, and that memory.
 std::vector<std::byte*> FindDirectBuckets(const Plan& plan, const ScatterTable& table,
-                                          absl::Span<std::byte* const> handles);
+                                          absl::Span<std::byte* const> handles, size_t first);
 
 // `table` without the copies of those buckets: their bytes are where they belong. Its `bytes` stay the engine's.
 ScatterTable WithoutDirectBuckets(const ScatterTable& table, absl::Span<std::byte* const> direct);

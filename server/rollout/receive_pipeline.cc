@@ -98,21 +98,32 @@ sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, in
                               absl::Span<std::byte* const> direct) {
   const absl::Time begin = MonotonicNow();
   const RingLayout layout(context.plan, slots);
-  std::vector<CompletionPtr> slot_free(static_cast<size_t>(slots));
+  const std::vector<Bucket>& buckets = context.plan.buckets();
+  const auto count = static_cast<int64_t>(buckets.size());
+  const int64_t early = std::min<int64_t>(slots, count);  // buckets that come before the pause, all into the ring
   std::vector<Flight> flights;
   bool live = false;  // bytes that nobody has checked may be in live memory
-  for (const Bucket& bucket : context.plan.buckets()) {
-    const auto k = static_cast<int64_t>(flights.size());
+  const auto receive = [&](int64_t k, std::byte* wire, CompletionPtr after) {
+    (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, count);
     Flight& flight = flights.emplace_back();
-    (void)WSYNC_BUCKET_FAILPOINT("rollout.broadcast", k, static_cast<int64_t>(context.plan.buckets().size()));
-    std::byte* const place = direct.empty() ? nullptr : direct[k];
-    live |= place != nullptr;
-    std::byte* const wire = place != nullptr ? place : ring + layout.OffsetOf(k);
-    CompletionPtr& free = slot_free[static_cast<size_t>(k % slots)];
-    flight.received = context.transport.Broadcast(wire, bucket.wire_bytes, place != nullptr ? nullptr : free);
+    flight.received = context.transport.Broadcast(wire, buckets[k].wire_bytes, std::move(after));
     flight.checked = context.loader.Check(k, wire, flight.received);
-    flight.applied = context.loader.Apply(k, wire, flight.checked);  // of a direct bucket, the digest table alone
-    if (place == nullptr) free = flight.applied;
+  };
+  const auto apply = [&](int64_t k, const std::byte* wire) {
+    flights[k].applied = context.loader.Apply(k, wire, flights[k].checked);
+  };
+  for (int64_t k = 0; k < early; ++k) receive(k, ring + layout.OffsetOf(k), nullptr);
+  const absl::Status paused = context.paused ? context.paused() : absl::OkStatus();
+  if (!paused.ok()) return Conclude(context, {.status = paused}, begin, begin);
+  std::vector<CompletionPtr> slot_free(static_cast<size_t>(slots));
+  for (int64_t k = 0; k < count; ++k) {
+    CompletionPtr& free = slot_free[static_cast<size_t>(k % slots)];
+    std::byte* const place = direct.empty() ? nullptr : direct[k];
+    std::byte* const wire = place != nullptr ? place : ring + layout.OffsetOf(k);
+    live |= place != nullptr;
+    if (k >= early) receive(k, wire, place != nullptr ? nullptr : free);
+    apply(k, wire);  // of a direct bucket, the digest table alone
+    if (place == nullptr) free = flights[k].applied;
   }
   sink::Received result = Settle(context, flights, begin);
   result.wrote |= live;
@@ -129,6 +140,7 @@ sink::Received ReceiveWindowed(const ReceiveContext& context, std::byte* ring, i
   std::vector<Flight> flights;
   sink::Received result;
   absl::Time received_at = begin;
+  bool paused = false;
   for (int64_t k = 0; k < count && result.status.ok(); ++k) {
     for (auto next = static_cast<int64_t>(flights.size()); next < std::min(count, k + slots); ++next) {
       Flight& flight = flights.emplace_back();
@@ -141,6 +153,7 @@ sink::Received ReceiveWindowed(const ReceiveContext& context, std::byte* ring, i
     result.status = AwaitFlight(context, flights[k], &received_at);
     result.status.Update(WSYNC_BUCKET_FAILPOINT("rollout.bucket", k, count));
     if (!result.status.ok()) result.bucket = k;
+    if (result.status.ok() && context.paused && !std::exchange(paused, true)) result.status = context.paused();
     if (result.status.ok()) result.status = place(k, ring + layout.OffsetOf(k));
   }
   if (result.status.ok()) result.status = placed();

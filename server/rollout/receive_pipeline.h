@@ -29,6 +29,7 @@ struct ReceiveContext {
   absl::Duration stall_timeout = absl::Seconds(30);
   std::atomic<int64_t>* bucket;                    // being waited for; for progress reports
   std::function<void(int64_t)> applied = nullptr;  // in place: called for each bucket once it is in live memory
+  std::function<absl::Status()> paused = nullptr;  // in place: returns when live memory may be written; called once
 };
 
 // Receives every bucket into its place in `image` (plan.image_bytes() long) and checks it there.
@@ -36,15 +37,17 @@ sink::Received ReceiveImage(const ReceiveContext& context, std::byte* image);
 
 // Receives into the slots of a RingLayout(plan, slots), one after the other, and applies each bucket to live memory
 // once its check is good. A slot is filled again only when it was applied: the transport is told so, the host does not
-// wait. A bucket that has a place of its own in `direct` (FindDirectBuckets; empty: none has) is received into that,
-// and checked there. `wrote` says whether live memory may have been touched: with a direct bucket, from the start on.
+// wait. The first buckets, one for each slot, come while the engine is still being paused: nothing is written, and no
+// other bucket comes, before `paused` has returned. From then on a bucket that has a place of its own in `direct`
+// (FindDirectBuckets; empty: none has) is received into that, and checked there. REQUIRES: none of the first has one.
+// `wrote` says whether live memory may have been touched: with a direct bucket, from the pause on.
 sink::Received ReceiveInPlace(const ReceiveContext& context, std::byte* ring, int32_t slots,
                               absl::Span<std::byte* const> direct = {});
 
-// As ReceiveInPlace, for an engine whose memory does not exist yet: `place` gets each checked bucket, in wire order,
-// and returns when its bytes are where they belong, which may wait for the engine; `placed` comes behind the last one.
-// Meanwhile as many buckets arrive as the ring has slots, and no more: a slow engine holds up the source, and on the
-// cuda backend the other sinks. `wrote` speaks of what `loader` applied only.
+// As ReceiveInPlace, without direct buckets, for an engine whose memory does not exist yet: `place` gets each checked
+// bucket, in wire order, and returns when its bytes are where they belong, which may wait for the engine; `placed`
+// comes behind the last one. Meanwhile as many buckets arrive as the ring has slots, and no more: a slow engine holds
+// up the source, and on the cuda backend the other sinks. `wrote` speaks of what `loader` applied only.
 sink::Received ReceiveWindowed(const ReceiveContext& context, std::byte* ring, int32_t slots,
                                const std::function<absl::Status(int64_t bucket, const std::byte* wire)>& place,
                                const std::function<absl::Status()>& placed);

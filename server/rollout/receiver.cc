@@ -11,6 +11,12 @@
 #include "server/rollout/receive_pipeline.h"
 
 namespace wsync {
+namespace {
+
+// The sink's state, which knows the engine, gives up long before.
+constexpr absl::Duration kEnginePauseLimit = absl::Minutes(1);
+
+}  // namespace
 
 Receiver::Receiver(Backend* backend, ReceiverOptions options)
     : backend_(backend), options_(options), thread_("wsync-receive") {}
@@ -72,11 +78,21 @@ void Receiver::Connect(SessionSpec session, std::function<void(sink::Connected)>
   });
 }
 
-void Receiver::Receive(std::function<void(sink::Received)> done, LayerCalls layers, std::optional<EventHandle> after) {
+void Receiver::Receive(std::function<void(sink::Received)> done, LayerCalls layers) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done), layers = std::move(layers), after = std::move(after)] {
-    done(ReceiveNow(job, layers, after));
-  });
+  {
+    MutexLock lock(&mu_);
+    paused_ = false;
+    paused_after_.reset();
+  }
+  thread_.Post([this, job, done = std::move(done), layers = std::move(layers)] { done(ReceiveNow(job, layers)); });
+}
+
+void Receiver::EnginePaused(std::optional<EventHandle> after) {
+  MutexLock lock(&mu_);
+  paused_ = true;
+  paused_after_ = std::move(after);
+  changed_.SignalAll();
 }
 
 void Receiver::Apply(std::function<void(sink::ApplyDone)> done, std::optional<EventHandle> after) {
@@ -133,7 +149,7 @@ absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
   if (work_.plan == nullptr)
     return absl::UnavailableError("the catalog changed while the engine attached: attach again");
   absl::StatusOr<std::unique_ptr<Attachment>> attachment =
-      Attachment::Create(*backend_, std::move(spec), options_.mode, work_.plan);
+      Attachment::Create(*backend_, std::move(spec), options_.mode, options_.ring_slots, work_.plan);
   if (!attachment.ok()) return attachment.status();
   work_.attachment = *std::move(attachment);
   return AttachInfo{work_.plan->hash(), work_.attachment->bytes_per_version()};
@@ -162,6 +178,23 @@ absl::Status Receiver::AwaitPause(const std::optional<EventHandle>& after,
   return AwaitEngine(**event, options_.pause_timeout, called_off);
 }
 
+absl::Status Receiver::AwaitEnginePaused(uint64_t job) {
+  std::optional<EventHandle> after;
+  {
+    MutexLock lock(&mu_);
+    const absl::Time deadline = MonotonicNow() + kEnginePauseLimit;
+    while (!paused_ && job > cancelled_through_ && changed_.WaitUntil(&mu_, deadline)) {
+    }
+    if (job <= cancelled_through_) return cancelled_why_;
+    if (!paused_) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("the engine did not pause within ", absl::FormatDuration(kEnginePauseLimit)));
+    }
+    after = paused_after_;
+  }
+  return AwaitPause(after, [this, job] { return CancelledStatus(job); });
+}
+
 sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle>& after) {
   absl::Status usable = WSYNC_FAILPOINT("rollout.apply");
   usable.Update(CheckUsable("apply"));
@@ -171,16 +204,14 @@ sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle
   return ApplyImage(*work_.attachment->loader(), work_.memory->data());
 }
 
-sink::Received Receiver::ReceiveNow(uint64_t job, const LayerCalls& layers, const std::optional<EventHandle>& after) {
+sink::Received Receiver::ReceiveNow(uint64_t job, const LayerCalls& layers) {
   absl::Status status = CancelledStatus(job);
   if (status.ok()) status = CheckUsable("receive");
   const std::shared_ptr<Transport> session = transport();
   if (status.ok() && session == nullptr) status = absl::InternalError("receive without a session");
-  if (status.ok() && options_.mode == SinkMode::kInPlace) {
-    status = AwaitPause(after, [this, job] { return CancelledStatus(job); });  // any bucket may land in live memory
-  }
   if (!status.ok()) return sink::Received{.status = status};
   ReceiveContext context{*work_.plan, *session, *work_.attachment->loader(), options_.stall_timeout, &bucket_};
+  context.paused = [this, job] { return AwaitEnginePaused(job); };
   std::optional<LayerCount> count;
   if (work_.attachment->layers() != nullptr && layers.ready && options_.mode == SinkMode::kInPlace) {
     count.emplace(work_.attachment->layers());
@@ -241,6 +272,7 @@ void Receiver::Cancel(const absl::Status& why) {
     cancelled_why_ = why;
     open_token_.clear();
     session = transport_;
+    changed_.SignalAll();
   }
   loans_.Cancel(why);
   if (session != nullptr) session->Cancel(why);

@@ -73,9 +73,10 @@ class Receiver {
 
   // Goes on in the open session when that is the one asked for and nothing failed in it; else closes it and opens this.
   void Connect(SessionSpec session, std::function<void(sink::Connected)> done);
-  // `after`: the engine's stream reads the weights up to here; none: it has stopped reading.
-  void Receive(std::function<void(sink::Received)> done, LayerCalls layers = {},
-               std::optional<EventHandle> after = std::nullopt);
+  // In place, live memory is written once EnginePaused was called as well; until then only the ring fills up.
+  void Receive(std::function<void(sink::Received)> done, LayerCalls layers = {});
+  // For the newest Receive. `after`: the engine's stream reads the weights up to here; none: it has stopped reading.
+  void EnginePaused(std::optional<EventHandle> after = std::nullopt);
   // What the engine says of a layer; takes effect beside the running Receive. Late answers change nothing.
   void Answer(LayerAnswer answer) { loans_.Answer(std::move(answer)); }
   void Apply(std::function<void(sink::ApplyDone)> done, std::optional<EventHandle> after = std::nullopt);
@@ -104,10 +105,11 @@ class Receiver {
   PlanResult MakeRoom(std::shared_ptr<const Plan> plan);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);
   absl::Status ConnectNow(uint64_t job, const SessionSpec& session);
-  sink::Received ReceiveNow(uint64_t job, const LayerCalls& layers, const std::optional<EventHandle>& after);
+  sink::Received ReceiveNow(uint64_t job, const LayerCalls& layers);
   sink::Received ReceiveThroughWindow(uint64_t job, const ReceiveContext& context, const LayerCalls& layers);
   sink::ApplyDone ApplyNow(uint64_t job, const std::optional<EventHandle>& after);
-  // Before live memory is written.
+  // Both before live memory is written.
+  absl::Status AwaitEnginePaused(uint64_t job);
   absl::Status AwaitPause(const std::optional<EventHandle>& after, const std::function<absl::Status()>& called_off);
   absl::StatusOr<Hash128> VerifyNow(uint64_t job);
   absl::Status CheckUsable(const char* what) const;
@@ -135,6 +137,10 @@ class Receiver {
   uint64_t cancelled_through_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t detached_through_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status cancelled_why_ ABSL_GUARDED_BY(mu_);
+  // Of the newest Receive.
+  bool paused_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<EventHandle> paused_after_ ABSL_GUARDED_BY(mu_);
+  CondVar changed_;  // paused, or cancelled
 
   SerialThread thread_;
 };

@@ -252,9 +252,10 @@ void SinkController::Do(const sink::Receive& action) {
                     {.ready = [this, version = action.version](
                                   const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
                      .wanted = [this, version = action.version](
-                                   const LayerWanted& layer) { Post([=, this] { OnLayerWanted(version, layer); }); }},
-                    PausedAt(action.version));
+                                   const LayerWanted& layer) { Post([=, this] { OnLayerWanted(version, layer); }); }});
 }
+
+void SinkController::Do(const sink::WriteLive& action) { receiver_.EnginePaused(PausedAt(action.version)); }
 
 // What concerns layers is posted before the end of the same Receive, so the state is still at it, unless it was called
 // off.

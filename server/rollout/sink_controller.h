@@ -80,6 +80,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void Do(const sink::Report& action);
   void Do(const sink::Connect& action);
   void Do(const sink::Receive& action);
+  void Do(const sink::WriteLive& action);
   void Do(const sink::Apply& action);
   void Do(const sink::Cancel& action);
   void Do(const sink::TellPrepare& action);

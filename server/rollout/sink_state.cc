@@ -27,7 +27,7 @@ sink::Actions SinkState::Step(absl::Time now, const sink::Event& event) {
 
 absl::Time SinkState::NextDeadline() const {
   absl::Time deadline = absl::InfiniteFuture();
-  if (state_ == State::kPause) deadline = pause_deadline_;
+  if (state_ == State::kPause || ReceivesUnpaused()) deadline = pause_deadline_;
   if (engine_ && !engine_->opened) deadline = std::min(deadline, engine_->open_by);
   return deadline;
 }
@@ -37,7 +37,7 @@ MemberPhase SinkState::phase() const {
     case State::kConnect:
       return MemberPhase::kConnect;
     case State::kReceive:
-      return MemberPhase::kReceive;
+      return ReceivesUnpaused() ? MemberPhase::kPause : MemberPhase::kReceive;
     case State::kStaged:
       return MemberPhase::kStaged;
     case State::kPause:
@@ -120,6 +120,8 @@ void SinkState::On(absl::Time now, const sink::EngineLost& event) {
   if (!engine_) return;
   why_no_engine_ = absl::StrCat("engine ", engine_->name, " is gone: ", event.reason);
   const auto why = absl::UnavailableError(why_no_engine_);
+  const bool written = in_place() ? (state_ == State::kReceive && !ReceivesUnpaused()) || state_ == State::kStaged
+                                  : state_ == State::kApply;
   engine_.reset();
   asked_.reset();
   paused_.reset();
@@ -127,8 +129,7 @@ void SinkState::On(absl::Time now, const sink::EngineLost& event) {
   serving_ = {};
   torn_ = false;
   if (state_ == State::kIdle || state_ == State::kCancel) return;
-  const bool writing = in_place() ? state_ == State::kReceive || state_ == State::kStaged : state_ == State::kApply;
-  ReportFailed(round_.epoch, round_.version, why, writing, -1);
+  ReportFailed(round_.epoch, round_.version, why, written, -1);
   round_.orphaned = true;
   Drop(now, why);
 }
@@ -144,7 +145,7 @@ void SinkState::On(absl::Time now, const sink::EnginePaused& event) {
   paused_at_ = now;
   if (WantsPause() && event.version == round_.version) {
     if (state_ == State::kConnect) return;  // in_place: goes on when connected
-    if (in_place()) return StartReceive();
+    if (in_place()) return Do(sink::WriteLive{round_.version});
     state_ = State::kApply;
     return Do(sink::Apply{round_.version});
   }
@@ -160,7 +161,9 @@ void SinkState::On(absl::Time now, const sink::EnginePaused& event) {
   if (WantsPause()) AskPause();
 }
 
-bool SinkState::WantsPause() const { return state_ == State::kPause || (in_place() && state_ == State::kConnect); }
+bool SinkState::WantsPause() const {
+  return state_ == State::kPause || (in_place() && (state_ == State::kConnect || state_ == State::kReceive));
+}
 
 void SinkState::AskPause() {
   released_ = absl::OkStatus();
@@ -249,10 +252,6 @@ void SinkState::On(absl::Time now, const sink::Connected& event) {
   }
   if (state_ != State::kConnect) return;
   if (!event.status.ok()) return Fail(now, event.status, false);
-  if (in_place() && paused_ != round_.version) {
-    state_ = State::kPause;
-    return;
-  }
   StartReceive();
 }
 
@@ -260,6 +259,7 @@ void SinkState::StartReceive() {
   state_ = State::kReceive;
   held_ = {};  // the staging copy is about to be overwritten
   Do(sink::Receive{round_.version});
+  if (in_place() && !ReceivesUnpaused()) Do(sink::WriteLive{round_.version});
 }
 
 void SinkState::On(absl::Time now, const sink::Received& event) {
@@ -390,21 +390,29 @@ void SinkState::On(absl::Time now, const sink::Tick&) {
         "engine ", engine_->name, " attached but did not open Updates within ", waited, ": attach again"))});
     On(now, sink::EngineLost{absl::StrCat("it did not open its update stream within ", waited)});
   }
-  if (state_ == State::kPause && now >= pause_deadline_) {
-    Fail(now,
-         absl::DeadlineExceededError(absl::StrCat("engine ", engine_->name, " did not pause for version ",
-                                                  round_.version, " within ",
-                                                  absl::FormatDuration(options_.pause_timeout))),
-         false);
-  }
+  if ((state_ != State::kPause && !ReceivesUnpaused()) || now < pause_deadline_) return;
+  const auto why =
+      absl::DeadlineExceededError(absl::StrCat("engine ", engine_->name, " did not pause for version ", round_.version,
+                                               " within ", absl::FormatDuration(options_.pause_timeout)));
+  if (state_ == State::kPause) return Fail(now, why, false);
+  ReportFailedIn(MemberPhase::kPause, round_.epoch, round_.version, why, false, -1);
+  round_.orphaned = true;
+  Drop(now, why);
 }
 
 // ---- what the coordinator hears
 
 void SinkState::ReportFailed(uint64_t epoch, uint64_t version, const absl::Status& why, bool torn, int64_t bucket) {
+  MemberPhase at = IsRound(epoch, version) ? phase() : MemberPhase::kIdle;
+  if (state_ == State::kReceive && at == MemberPhase::kPause)
+    at = MemberPhase::kReceive;  // it is not the pause that failed
+  ReportFailedIn(at, epoch, version, why, torn, bucket);
+}
+
+void SinkState::ReportFailedIn(MemberPhase phase, uint64_t epoch, uint64_t version, const absl::Status& why, bool torn,
+                               int64_t bucket) {
   if (!linked_ || epoch == 0) return;
-  const MemberPhase at = IsRound(epoch, version) ? phase() : MemberPhase::kIdle;
-  Do(sink::Report{event::Failed{0, epoch, version, at, why, torn, bucket}});
+  Do(sink::Report{event::Failed{0, epoch, version, phase, why, torn, bucket}});
 }
 
 event::ReadyChanged SinkState::Facts() const {

@@ -114,6 +114,9 @@ struct Connect {
 struct Receive {
   uint64_t version = 0;
 };
+struct WriteLive {  // in place: the engine has paused, and what Receive brings may be written to its memory
+  uint64_t version = 0;
+};
 struct Apply {
   uint64_t version = 0;
 };
@@ -147,8 +150,8 @@ struct Detach {
 using Event =
     std::variant<Linked, Unlinked, CatalogChanging, CatalogGone, PlanReady, EngineAttached, EngineOpened, EnginePaused,
                  EngineLost, EngineRefused, Begin, Commit, Abort, Connected, Received, ApplyDone, Stop, Tick>;
-using Action = std::variant<Report, Connect, Receive, Apply, Cancel, TellPrepare, TellApply, TellApplied, TellTorn,
-                            TellCancelled, Detach>;
+using Action = std::variant<Report, Connect, Receive, WriteLive, Apply, Cancel, TellPrepare, TellApply, TellApplied,
+                            TellTorn, TellCancelled, Detach>;
 using Actions = std::vector<Action>;
 
 }  // namespace sink
@@ -217,10 +220,14 @@ class SinkState {
   void MakeTorn(const absl::Status& why);
   void ReleaseEngine(const absl::Status& why);
   void ReportFailed(uint64_t epoch, uint64_t version, const absl::Status& why, bool torn, int64_t bucket);
+  void ReportFailedIn(MemberPhase phase, uint64_t epoch, uint64_t version, const absl::Status& why, bool torn,
+                      int64_t bucket);
   void ReportReadyIfChanged();
   event::ReadyChanged Facts() const;
   std::string NoEngine() const;
   bool WantsPause() const;
+  // In place: the first buckets come into the ring, and the engine has not paused yet.
+  bool ReceivesUnpaused() const { return in_place() && state_ == State::kReceive && paused_ != round_.version; }
   bool IsRound(uint64_t epoch, uint64_t version) const;
   bool in_place() const { return options_.mode == SinkMode::kInPlace; }
   template <typename T>

@@ -83,7 +83,7 @@ class DirectBucketsTest : public ::testing::Test {
     EXPECT_TRUE(table.ok()) << table.status();
     return *std::move(table);
   }
-  std::vector<std::byte*> Direct() { return FindDirectBuckets(plan(), Table(), {engine_->data()}); }
+  std::vector<std::byte*> Direct() { return FindDirectBuckets(plan(), Table(), {engine_->data()}, kSlots); }
   bool HoldsOnly(int64_t bucket, const std::string& tensor) const {
     for (const Piece& piece : plan().PiecesOf(plan().buckets()[bucket])) {
       if (plan().catalog().tensors()[piece.tensor].name != tensor) return false;
@@ -174,13 +174,14 @@ TEST_F(DirectBucketsTest, BringEveryByteWhereItBelongsAndNoneBeside) {
 
 TEST_F(DirectBucketsTest, DamagedOnTheWireAreFoundAndLeaveLiveMemoryTouched) {
   const std::vector<std::byte*> direct = Direct();
-  ASSERT_NE(direct[0], nullptr);
+  const auto first = std::find_if(direct.begin(), direct.end(), [](std::byte* place) { return place != nullptr; });
+  ASSERT_GE(first - direct.begin(), kSlots);
   CopyingTransport transport(&image_);
-  transport.corrupt = 0;
+  transport.corrupt = first - direct.begin();
   const sink::Received torn = Receive(transport);
   EXPECT_EQ(torn.status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(torn.status.message()), testing::HasSubstr("model.embed_tokens.weight"));
-  EXPECT_EQ(torn.bucket, 0);
+  EXPECT_EQ(torn.bucket, transport.corrupt);
   EXPECT_TRUE(torn.wrote);  // although no apply did
   CopyingTransport whole(&image_);
   ASSERT_TRUE(Receive(whole).status.ok());

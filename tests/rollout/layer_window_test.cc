@@ -151,6 +151,7 @@ class LayerWindowTest : public ::testing::Test {
     EXPECT_TRUE(connected.get_future().get().status.ok());
     auto done = std::make_shared<std::promise<sink::Received>>();
     receiver_->Receive([done](sink::Received received) { done->set_value(std::move(received)); }, std::move(calls));
+    receiver_->EnginePaused();
     return done->get_future();
   }
   // An engine that does what it should: lends, looks at a layer, frees it and takes it at once.

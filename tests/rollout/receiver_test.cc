@@ -78,6 +78,7 @@ class ReceiverTest : public ::testing::Test {
     EXPECT_TRUE(Connect().status.ok());
     Answer<sink::Received> answer;
     receiver_->Receive(answer.Callback());
+    receiver_->EnginePaused();
     return answer.Get();
   }
   sink::ApplyDone Apply() {
@@ -235,11 +236,43 @@ TEST_F(ReceiverTest, InPlaceSlotIsFilledAgainOnlyWhenItWasApplied) {
   ASSERT_TRUE(Connect().status.ok());
   Answer<sink::Received> answer;
   receiver_->Receive(answer.Callback());
+  receiver_->EnginePaused();
   AwaitReceived(2);
   EXPECT_EQ(script_.applied(), 0);
   script_.HoldApply(false);
   EXPECT_TRUE(answer.Get().status.ok());
   EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceTheRingFillsUpWhileTheEngineIsBeingPaused) {
+  MakeReady(SinkMode::kInPlace);
+  ASSERT_TRUE(Receive(6).status.ok());
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  receiver_->Receive(answer.Callback());
+  AwaitReceived(2);
+  EXPECT_TRUE(EngineHolds(6));
+  receiver_->EnginePaused();
+  EXPECT_TRUE(answer.Get().status.ok());
+  EXPECT_TRUE(EngineHolds(7));
+}
+
+TEST_F(ReceiverTest, InPlaceACancelBeforeThePauseLeavesLiveMemoryUntouched) {
+  MakeReady(SinkMode::kInPlace);
+  ASSERT_TRUE(Receive(6).status.ok());
+  script_.SetVersion(7);
+  ASSERT_TRUE(Connect().status.ok());
+  Answer<sink::Received> answer;
+  receiver_->Receive(answer.Callback());
+  AwaitReceived(2);
+  receiver_->Cancel(absl::AbortedError("no"));
+  const sink::Received received = answer.Get();
+  EXPECT_EQ(received.status.code(), absl::StatusCode::kAborted);
+  EXPECT_FALSE(received.wrote);
+  EXPECT_TRUE(EngineHolds(6));
+  EXPECT_TRUE(Receive(8).status.ok());
+  EXPECT_TRUE(EngineHolds(8));
 }
 
 TEST_F(ReceiverTest, InPlaceTellsEachLayerOnceItsBytesAreInLiveMemory) {
@@ -258,6 +291,7 @@ TEST_F(ReceiverTest, InPlaceTellsEachLayerOnceItsBytesAreInLiveMemory) {
                        MutexLock lock(&mu);
                        told.push_back(std::move(layer));
                      }});
+  receiver_->EnginePaused();
   AwaitReceived(2);
   {
     MutexLock lock(&mu);
@@ -285,6 +319,7 @@ TEST_F(ReceiverTest, LayersAreToldOnlyInPlaceAndOnlyWhereAskedFor) {
     ASSERT_TRUE(Connect().status.ok());
     Answer<sink::Received> answer;
     receiver_->Receive(answer.Callback(), {.ready = [&](const LayerReady&) { ++told; }});
+    receiver_->EnginePaused();
     EXPECT_TRUE(answer.Get().status.ok());
   }
   EXPECT_EQ(told, 0);
@@ -374,15 +409,16 @@ TEST_F(ReceiverTest, AnEventThatCannotBeOpenedFailsTheApplyBeforeAnythingIsWritt
   EXPECT_FALSE(result.wrote);
 }
 
-TEST_F(ReceiverTest, InPlaceNothingLandsBeforeTheEnginesStreamHasCome) {
+TEST_F(ReceiverTest, InPlaceNothingIsWrittenBeforeTheEnginesStreamHasCome) {
   MakeReady(SinkMode::kInPlace);
   const auto after = script_.events.Lend(kAfter);
   script_.SetVersion(7);
   ASSERT_TRUE(Connect().status.ok());
   Answer<sink::Received> received;
-  receiver_->Receive(received.Callback(), {}, After());
+  receiver_->Receive(received.Callback());
+  receiver_->EnginePaused(After());
   ASSERT_TRUE(after->IsAwaited());
-  EXPECT_EQ(script_.received(), 0);
+  EXPECT_EQ(script_.applied(), 0);
   after->Come();
   EXPECT_TRUE(received.Get().status.ok());
   EXPECT_TRUE(EngineHolds(7));
@@ -394,7 +430,8 @@ TEST_F(ReceiverTest, InPlaceACancelEndsTheWaitForTheEnginesStream) {
   script_.SetVersion(7);
   ASSERT_TRUE(Connect().status.ok());
   Answer<sink::Received> answer;
-  receiver_->Receive(answer.Callback(), {}, After());
+  receiver_->Receive(answer.Callback());
+  receiver_->EnginePaused(After());
   receiver_->Cancel(absl::AbortedError("a member was lost"));
   const sink::Received received = answer.Get();
   EXPECT_EQ(received.status, absl::AbortedError("a member was lost"));

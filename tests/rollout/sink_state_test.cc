@@ -32,6 +32,7 @@ struct Namer {
   }
   std::string operator()(const sink::Connect& a) const { return absl::StrCat("connect ", a.begin.version); }
   std::string operator()(const sink::Receive& a) const { return absl::StrCat("receive ", a.version); }
+  std::string operator()(const sink::WriteLive& a) const { return absl::StrCat("write ", a.version); }
   std::string operator()(const sink::Apply& a) const { return absl::StrCat("apply ", a.version); }
   std::string operator()(const sink::Cancel&) const { return "cancel"; }
   std::string operator()(const sink::TellPrepare& a) const {
@@ -120,12 +121,13 @@ TEST_F(SinkStateTest, StagedVersionGoesFromBeginToAppliedWithTwoReports) {
   EXPECT_EQ(state_->serving(), (ServedVersion{7, kContent}));
 }
 
-TEST_F(SinkStateTest, InPlaceAsksForThePauseAtBeginAndReceivesOnlyThen) {
+TEST_F(SinkStateTest, InPlaceAsksForThePauseAtBeginReceivesMeanwhileAndWritesOnlyThen) {
   MakeReady(SinkMode::kInPlace);
   EXPECT_THAT(Step(Begin(1, 7)), ElementsAre("-> prepare 7 in place", "connect 7"));
-  EXPECT_THAT(Step(sink::Connected{}), IsEmpty());
+  EXPECT_THAT(Step(sink::Connected{}), ElementsAre("receive 7"));
   EXPECT_EQ(state_->phase(), MemberPhase::kPause);
-  EXPECT_THAT(Step(sink::EnginePaused{7}), ElementsAre("receive 7"));
+  EXPECT_THAT(Step(sink::EnginePaused{7}), ElementsAre("write 7"));
+  EXPECT_EQ(state_->phase(), MemberPhase::kReceive);
   EXPECT_THAT(Step(sink::Received{.digest = kContent, .wrote = true}), ElementsAre("staged 7"));
   EXPECT_THAT(Step(sink::Commit{1, 7, kContent}), ElementsAre("-> applied 7", "applied 7"));
 }
@@ -134,7 +136,37 @@ TEST_F(SinkStateTest, InPlacePauseMayComeBeforeTheConnection) {
   MakeReady(SinkMode::kInPlace);
   Step(Begin(1, 7));
   EXPECT_THAT(Step(sink::EnginePaused{7}), IsEmpty());
-  EXPECT_THAT(Step(sink::Connected{}), ElementsAre("receive 7"));
+  EXPECT_THAT(Step(sink::Connected{}), ElementsAre("receive 7", "write 7"));
+}
+
+TEST_F(SinkStateTest, InPlaceAnEngineThatDoesNotPauseFailsTheVersionUntouchedAndIsNamed) {
+  MakeReady(SinkMode::kInPlace);
+  Step(Begin(1, 7));
+  Step(sink::Connected{});
+  now_ = state_->NextDeadline();
+  EXPECT_THAT(Step(sink::Tick{}), ElementsAre("failed 7", "cancel"));
+  EXPECT_EQ(LastFailed()->phase, MemberPhase::kPause);
+  EXPECT_THAT(std::string(LastFailed()->status.message()), HasSubstr("did not pause for version 7"));
+  EXPECT_THAT(Step(sink::Received{.status = absl::CancelledError("x")}), IsEmpty());
+  EXPECT_FALSE(state_->busy());
+  EXPECT_THAT(Step(sink::EnginePaused{7}), ElementsAre("-> cancelled 7"));
+}
+
+// A dead peer breaks the transport of a sink whose engine has not paused yet: that must not look like the sink's fault.
+TEST_F(SinkStateTest, InPlaceABrokenSessionBeforeThePauseIsAFailureToReceive) {
+  MakeReady(SinkMode::kInPlace);
+  Step(Begin(1, 7));
+  Step(sink::Connected{});
+  EXPECT_THAT(Step(sink::Received{.status = absl::UnavailableError("x")}), ElementsAre("failed 7"));
+  EXPECT_EQ(LastFailed()->phase, MemberPhase::kReceive);
+  EXPECT_THAT(Step(sink::EnginePaused{7}), ElementsAre("-> cancelled 7"));
+}
+
+TEST_F(SinkStateTest, InPlaceAnEngineLostBeforeItPausedIsNotTorn) {
+  MakeReady(SinkMode::kInPlace);
+  Step(Begin(1, 7));
+  Step(sink::Connected{});
+  EXPECT_THAT(Step(sink::EngineLost{"it died"}), ElementsAre("failed 7", "cancel", "not ready serving 0"));
 }
 
 TEST_F(SinkStateTest, PauseTimeIsFromPausedToApplied) {

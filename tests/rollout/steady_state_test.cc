@@ -59,7 +59,7 @@ class SinkSteadyStateTest : public ::testing::Test {
     MemoryHandle handle;
     engine_ = *backend_.memory().AllocateShared(bytes, "an engine", &handle);
     spec.handles.push_back(handle);
-    auto attachment = Attachment::Create(backend_, std::move(spec), mode, model_.plan());
+    auto attachment = Attachment::Create(backend_, std::move(spec), mode, /*ring_slots=*/3, model_.plan());
     ASSERT_TRUE(attachment.ok()) << attachment.status();
     attachment_ = *std::move(attachment);
   }
