@@ -30,7 +30,7 @@ constexpr absl::Duration kOneSync = absl::Minutes(2);  // above every deadline o
 constexpr int64_t kMib = 1 << 20;
 
 struct Samples {
-  std::vector<double> quantize, wire, verify, apply, released, staged, committed, control, pause;
+  std::vector<double> quantize, wire, verify, apply, released, staged, applied, committed, control, pause;
 };
 
 using Probes = std::vector<std::unique_ptr<cuda::Probe>>;  // of each agent's GPU
@@ -84,7 +84,7 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
   if (absl::Status status = peers.feeder->Order(absl::StrCat("publish ", version)); !status.ok()) return status;
   const auto committed = peers.feeder->Hear(kOneSync);
   if (!committed.ok()) return committed.status();
-  double wire = 0, verify = 0, apply = 0, slowest = 0, pause = 0;
+  double wire = 0, verify = 0, apply = 0, slowest = 0, pause = 0, applied_at = 0;
   const json& report = committed->at("report");
   for (const json& replica : report.at("replicas")) {
     if (!replica.at("applied").get<bool>()) {
@@ -103,6 +103,7 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
     if (!applied.ok()) return applied.status();
     if (applied->at("applied") != version) return absl::InternalError("an engine took another version than the last");
     pause = std::max(pause, applied->at("pause_ms").get<double>());
+    applied_at = std::max(applied_at, applied->at("at_ms").get<double>());
   }
   if (!measured) return absl::OkStatus();
   samples->quantize.push_back(report.at("encode_ms"));
@@ -112,6 +113,7 @@ absl::Status SyncOnce(Peers& peers, uint64_t version, bool measured, Samples* sa
   samples->pause.push_back(pause);
   samples->released.push_back(committed->at("released_ms"));
   samples->staged.push_back(report.at("staged_ms"));
+  samples->applied.push_back(applied_at - committed->at("begun_at_ms").get<double>());
   samples->committed.push_back(committed->at("committed_ms"));
   samples->control.push_back(samples->committed.back() - slowest);
   return absl::OkStatus();
@@ -190,6 +192,7 @@ absl::Status RunSyncs(const GpuBenchOptions& options, const Probes& probes, GpuB
   result->pause_ms = Median(samples.pause);
   result->released_ms = Median(samples.released);
   result->staged_ms = Median(samples.staged);
+  result->applied_ms = Median(samples.applied);
   result->committed_ms = Median(samples.committed);
   result->control_ms = Median(samples.control);
   return absl::OkStatus();
@@ -253,6 +256,8 @@ void PrintTable(const GpuBenchResult& r) {
   stages.Add({"publish -> released", ms(r.released_ms), "quantize, above", ms(r.quantize_ms),
               ratio(r.released_ms, r.quantize_ms)});
   stages.Add({"publish -> staged", ms(r.staged_ms), "", "", ""});
+  stages.Add({"publish -> applied", ms(r.applied_ms), "one ncclBroadcast", ms(c.broadcast_ms),
+              ratio(r.applied_ms, c.broadcast_ms)});
   stages.Add({"publish -> committed", ms(r.committed_ms), "one ncclBroadcast", ms(c.broadcast_ms),
               ratio(r.committed_ms, c.broadcast_ms)});
   stages.Add({"control and planning", ms(r.control_ms), "", "", ""});
@@ -292,12 +297,14 @@ void PrintJson(const GpuBenchResult& r) {
                                 {"pause_ms", r.pause_ms},
                                 {"released_ms", r.released_ms},
                                 {"staged_ms", r.staged_ms},
+                                {"applied_ms", r.applied_ms},
                                 {"committed_ms", r.committed_ms},
                                 {"control_ms", r.control_ms},
                                 {"copy_bytes_per_second", c.copy_bytes_per_second},
                                 {"payload_copy_ms", c.payload_copy_ms},
                                 {"broadcast_ms", c.broadcast_ms},
                                 {"quantize_ratio", r.QuantizeRatio()},
+                                {"applied_ratio", r.applied_ms / c.broadcast_ms},
                                 {"committed_ratio", r.committed_ms / c.broadcast_ms}};
   for (const auto& m : r.memory) {
     const auto known = [](int64_t bytes) { return bytes < 0 ? json(nullptr) : json(bytes); };

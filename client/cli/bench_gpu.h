@@ -34,7 +34,8 @@ struct GpuBenchResult {
   double quantize_ms = 0, wire_ms = 0, verify_ms = 0, apply_ms = 0;  // the agents' own clocks
   double released_ms = 0, committed_ms = 0;                          // publish to the event, at the feeder
   double staged_ms = 0;                                              // the same at the coordinator
-  double pause_ms = 0;                                               // at the engine
+  double applied_ms = 0;  // publish at the feeder to the last engine that hears that it may serve the version
+  double pause_ms = 0;    // at the engine
   // What of publish -> committed no stage accounts for: its total less wire, verify and apply of the slowest sink, sync
   // by sync. Messages, decisions, threads that wake, the engine's answers; and, the wire being timed by a sink, nothing
   // of the encoding but what happens before that sink begins to receive.

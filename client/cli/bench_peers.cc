@@ -52,6 +52,7 @@ void Say(const json& what) {
 }
 
 double MsSince(absl::Time begin) { return absl::ToDoubleMilliseconds(MonotonicNow() - begin); }
+double MsOf(absl::Time at) { return absl::ToDoubleMilliseconds(at - absl::UnixEpoch()); }
 
 json ToJson(const v1::StageTimings& timings) {
   return {{"encode_ms", timings.encode_ms()},
@@ -165,6 +166,7 @@ absl::StatusOr<json> Publish(TrainerClient& trainer, uint64_t version) {
   const auto report = trainer.Publish(version, observer);
   if (!report.ok()) return report.status();
   return json{{"committed", version},
+              {"begun_at_ms", MsOf(begin)},
               {"released_ms", released_ms},
               {"committed_ms", MsSince(begin)},
               {"report", ToJson(*report)}};
@@ -225,6 +227,7 @@ absl::Status Follow(EngineClient& engine) {
     }
     if (!event->has_applied()) continue;
     Say({{"applied", event->applied().version()},
+         {"at_ms", MsOf(MonotonicNow())},
          {"pause_ms", MsSince(paused)},
          {"timings", ToJson(event->applied().timings())}});
   }
