@@ -165,7 +165,7 @@ def test_a_window_of_layers_is_all_the_memory_they_take_though_the_gpu_still_rea
         a_layer = sum(tensor.nbytes for name, tensor in engine.items() if name.startswith("model.layers.0."))
 
         def allocate(layer: wsync.WantedLayer) -> dict[str, torch.Tensor]:
-            return {o.name: torch.empty(o.shape, dtype=TORCH[o.dtype], device="cuda:1") for o in layer.outputs}
+            return {o.name: torch.empty(o.shape, dtype=torch_dtype(o.dtype), device="cuda:1") for o in layer.outputs}
 
         rollout.attach(rest, allocate=allocate, layer_window=window)
         torch.cuda.synchronize("cuda:1")
