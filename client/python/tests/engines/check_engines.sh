@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the adapters against the real vLLM and SGLang, without a GPU:
+# Checks the adapters and recipes against the real vLLM, SGLang and verl, without a GPU:
 #   client/python/tests/engines/check_engines.sh BIN ENVS [pytest options...]
 # BIN holds the daemons. ENVS/vllm and ENVS/sglang become virtual environments of Python 3.11 that later runs use again:
 # about 10 GB each, most of it CUDA libraries that nothing here calls, and 15 minutes to fetch. 6 GB of memory, 5 minutes
@@ -16,15 +16,16 @@ declare -A pins=(
   [vllm]="vllm==0.33.0 torch==2.14.0 transformers==5.20.2"
   [sglang]="sglang==0.5.23 torch==2.14.1 transformers==5.19.0"
 )
+verl=verl==0.9.1 # its sources; ray and the rest of what it needs are played
 
 make_env() { # engine
   local env=$envs/$1
-  [ "$(cat "$env/pins" 2>/dev/null)" != "${pins[$1]}" ] || return 0
+  [ "$(cat "$env/pins" 2>/dev/null)" != "${pins[$1]} $verl" ] || return 0
   rm -rf "$env"
   "$python" -m venv "$env" &&
     # shellcheck disable=SC2086 # words
     "$env/bin/pip" install -q --disable-pip-version-check ${pins[$1]} pytest pytest-timeout ml_dtypes &&
-    echo "${pins[$1]}" >"$env/pins"
+    "$env/bin/pip" install -q --disable-pip-version-check --no-deps "$verl" && echo "${pins[$1]} $verl" >"$env/pins"
 }
 
 # Their extension modules want a driver to be there to be imported: the toolkit's stub, where there is none.
@@ -47,6 +48,7 @@ for engine in vllm sglang; do
   fi
   "$envs/$engine/bin/python" -m pip install -q --disable-pip-version-check --no-deps --force-reinstall "$here/../.."
   files=("engines/test_$engine.py")
+  [ "$engine" != sglang ] || files+=(engines/test_recipes.py)
   "$envs/$engine/bin/python" -m pytest -q -rs -p no:cacheprovider -W ignore "$@" "${files[@]}" || result=1
 done
 exit $result
