@@ -1,15 +1,19 @@
 """verl: a checkpoint engine that carries weights with wsync.
 
-Written against verl's `verl/checkpoint_engine/base.py` of commit 11eb3d0 (main after 0.7.0): the abstract methods
-prepare, build_topology, init_process_group, finalize, send_weights, receive_weights, and one engine object per trainer
-rank and per rollout worker. Not run here: verl, ray and a GPU are not installed. What it rests on, wsync.streams, is
-tested.
+Written against verl 0.9.1 (`verl/checkpoint_engine/base.py`, and commit 11eb3d0 before it): the abstract methods prepare,
+build_topology, init_process_group, finalize, send_weights, receive_weights, and one engine object per trainer rank and per
+rollout worker. The class is run against that version's base class (client/python/tests/engines), with ray and the servers
+played. Not run here: a training run, which wants GPUs.
 
     # on every node: a trainer agent beside trainer rank 0, a rollout agent beside each rollout worker
     PYTHONPATH=client/python/examples python -m verl.trainer.main_ppo \
         actor_rollout_ref.rollout.checkpoint_engine.backend=wsync \
+        actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module=verl_checkpoint_engine \
         +actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs.wsync.trainer_socket=unix:///run/wsync/trainer.sock \
-        custom_import=verl_checkpoint_engine
+        +actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=verl_vllm_worker.WorkerExtension
+
+The last line is for vLLM, and needed: verl's own worker quantizes whatever an FP8 server is given, FP8 codes as well. With
+SGLang leave `rollout.quantization` unset, for the same reason.
 
 The agents choose names, replicas and ranks in their own configuration; verl's process group is not needed. The worker
 gets FP8 tensors under checkpoint names (`X.weight`, `X.weight_scale_inv`) and hands them to its server, which must have
@@ -39,7 +43,9 @@ class WsyncCheckpointEngine(CheckpointEngine):
         is_master: bool = False,
         trainer_socket: str = "unix:///run/wsync/trainer.sock",
         rollout_socket: str = "unix:///run/wsync/rollout-{local_rank}.sock",
+        device: str = "cuda",
     ) -> None:
+        self._device = device
         self._trainer_socket = trainer_socket
         self._rollout_socket = rollout_socket.format(local_rank=os.environ.get("LOCAL_RANK", "0"))
         self._sender: Sender | None = None
@@ -62,7 +68,9 @@ class WsyncCheckpointEngine(CheckpointEngine):
     def finalize(self) -> None:
         """Agents and registrations live on: the next step costs no set-up."""
 
-    async def send_weights(self, weights: Generator[tuple[str, torch.Tensor], None, None]) -> None:
+    async def send_weights(
+        self, weights: Generator[tuple[str, torch.Tensor], None, None], global_steps: int | None = None
+    ) -> None:
         if self._rank < 0:
             for _ in weights:  # gathering is collective
                 pass
@@ -72,8 +80,8 @@ class WsyncCheckpointEngine(CheckpointEngine):
         if not report.applied:
             raise RuntimeError(f"version {report.version}: {[r for r in report.replicas if r.outcome != 'applied']}")
 
-    async def receive_weights(self) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
-        self._receiver = self._receiver or Receiver(self._rollout_socket, device="cuda", engine="verl")
+    async def receive_weights(self, global_steps: int | None = None) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
+        self._receiver = self._receiver or Receiver(self._rollout_socket, device=self._device, engine="verl")
         received = await asyncio.to_thread(lambda: list(self._receiver.receive()))
         for name, tensor in received:
             yield name, tensor

@@ -10,7 +10,7 @@ import pytest
 import wsync
 from wsync.catalog import Dtype, Output
 from wsync.engines import sglang, vllm
-from wsync.engines.live import check_scales, parameters_of
+from wsync.engines.live import check_scales, not_in, parameters_of
 from wsync.engines.mapping import Placement
 
 
@@ -42,6 +42,7 @@ def kernel(name: str) -> object:
 PLAIN = {
     "cutlass": method("Fp8LinearMethod", block_quant=True, fp8_linear=kernel("CutlassFp8BlockScaledMMKernel")),
     "triton": method("Fp8LinearMethod", block_quant=True, fp8_linear=kernel("TritonFp8BlockScaledMMKernel")),
+    "flashinfer": method("Fp8LinearMethod", fp8_linear=kernel("FlashInferFp8DeepGEMMDynamicBlockScaledKernel")),
     "older": method("Fp8LinearMethod", block_quant=True, w8a8_block_fp8_linear=kernel("W8A8BlockFp8LinearOp")),
     "moe": method("Fp8MoEMethod", block_quant=True, fp8_backend=SimpleNamespace(name="TRITON")),
     "norm": SimpleNamespace(),
@@ -50,12 +51,12 @@ PLAIN = {
 }
 
 REFUSED = {
-    "marlin": (method("Fp8LinearMethod", use_marlin=True), "Marlin", "FORCE_FP8_MARLIN"),
-    "kernel": (method("Fp8LinearMethod", fp8_linear=kernel("MarlinFP8ScaledMMLinearKernel")), "Marlin", "MARLIN"),
-    "flashinfer": (
+    "marlin": (method("Fp8LinearMethod", use_marlin=True), "Marlin", "SM 8.9"),
+    "kernel": (method("Fp8LinearMethod", fp8_linear=kernel("MarlinFP8ScaledMMLinearKernel")), "Marlin", "SM 8.9"),
+    "flashinfer_moe": (
         method("Fp8MoEMethod", fp8_backend=SimpleNamespace(name="FLASHINFER_CUTLASS")),
         "FLASHINFER_CUTLASS",
-        "VLLM_USE_FLASHINFER_MOE_FP8=0",
+        "--moe-backend triton",
     ),
     "aiter": (method("Fp8MoEMethod", fp8_backend=SimpleNamespace(name="AITER")), "AITER", "VLLM_ROCM_USE_AITER"),
     "per_tensor": (method("Fp8LinearMethod", block_quant=False), "one scale per tensor", "weight_block_size"),
@@ -76,20 +77,41 @@ def test_vllm_backends_that_do_not_are_refused_by_name_with_the_setting(name: st
     assert error.value.names == (name,) and instead in error.value.next_step
 
 
+@pytest.mark.parametrize("packed", ["is_amx_bmm_enabled", "W_K", "W_UK_T_dcp_qrep"])
+def test_vllm_attention_that_keeps_other_copies_of_kv_b_proj_is_refused(packed: str) -> None:
+    plain = {"kv_b_proj": object(), "is_amx_bmm_enabled": False, "W_UK_T_dcp_qrep": None, "impl": None}
+    vllm.check_layout(Module(mla=SimpleNamespace(**plain)))
+    with pytest.raises(wsync.UnsupportedLayout, match="kv_b_proj") as error:
+        vllm.check_layout(Module(mla=SimpleNamespace(**{**plain, packed: True})))
+    assert error.value.names == ("mla",)
+
+
 def test_vllm_with_e8m0_scales_needs_powers_of_two() -> None:
     deep = Module(x=method("Fp8LinearMethod", fp8_linear=kernel("DeepGemmFp8BlockScaledMMKernel")))
     vllm.check_layout(deep)
     vllm.check_layout(deep, e8m0=True, pow2_scales=True)
-    vllm.check_layout(Module(**{k: v for k, v in PLAIN.items() if k != "older"}), e8m0=True)
+    vllm.check_layout(Module(**{k: v for k, v in PLAIN.items() if k not in ("older", "flashinfer")}), e8m0=True)
     with pytest.raises(wsync.UnsupportedLayout, match="E8M0") as error:
         vllm.check_layout(deep, e8m0=True)
     assert "VLLM_USE_DEEP_GEMM_E8M0=0" in error.value.next_step and "pow2" in error.value.next_step
 
 
-def test_sglang_refuses_shuffled_experts_and_marlin() -> None:
-    sglang.check_layout(Module(**PLAIN), "triton")
+def experts(backend: str | None, **attributes: object) -> SimpleNamespace:
+    """A layer of experts in SGLang, whose method names its backend; None: it does not."""
+    runner = None if backend is None else SimpleNamespace(value=backend)
+    module = method("Fp8MoEMethod", get_moe_runner_backend=lambda layer: runner)
+    return SimpleNamespace(w13_weight=0, **vars(module), **attributes)
+
+
+def test_sglang_refuses_shuffled_experts_fused_shared_experts_and_marlin() -> None:
+    sglang.check_layout(Module(**PLAIN, x=experts("triton"), y=experts(None)), "deep_gemm")
     with pytest.raises(wsync.UnsupportedLayout, match="flashinfer_trtllm"):
-        sglang.check_layout(Module(**PLAIN), "flashinfer_trtllm")
+        sglang.check_layout(Module(**PLAIN, x=experts("flashinfer_trtllm")), "auto")
+    with pytest.raises(wsync.UnsupportedLayout, match="tomorrows"):
+        sglang.check_layout(Module(x=experts(None)), "tomorrows")
+    with pytest.raises(wsync.UnsupportedLayout, match="shared experts") as error:
+        sglang.check_layout(Module(x=experts("triton", num_fused_shared_experts=1)))
+    assert "--disable-shared-experts-fusion" in error.value.next_step
     with pytest.raises(wsync.UnsupportedLayout, match="Marlin"):
         sglang.check_layout(Module(x=method("Fp8LinearMethod", use_marlin=True)))
 
@@ -125,7 +147,7 @@ def test_experts_of_a_worker_are_read_from_its_layers() -> None:
 
 def test_layers_and_heads_that_a_model_does_not_have_are_left_out() -> None:
     model = SimpleNamespace(named_parameters=lambda: [("model.layers.0.x.weight", 0), ("model.embed_tokens.weight", 0)])
-    skip = vllm._not_in(model)
+    skip = not_in(model)
     assert skip("model.layers.61.eh_proj.weight") and skip("lm_head.weight")
     assert not skip("model.layers.0.x.weight") and not skip("model.norm.weight")
 

@@ -32,5 +32,5 @@ def test_every_example_compiles_and_names_what_it_was_written_against(path: Path
     source = path.read_text()
     compile(source, path.name, "exec")
     if path.name != "tiny_rl.py":
-        assert re.search(r"[Ww]ritten against .*commit [0-9a-f]{7}", source.replace("\n", " "))
+        assert re.search(r"[Ww]ritten against .*commits? [0-9a-f]{7}", source.replace("\n", " "))
         assert "Not run here" in source.replace("\n", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -39,6 +40,18 @@ def check_scales(parameters: Mapping[str, Tensor]) -> None:
             names=packed,
             next_step="turn them off: VLLM_USE_DEEP_GEMM=0 in vLLM, --fp8-gemm-backend triton (or cutlass) in SGLang",
         )
+
+
+def not_in(model: Any) -> Callable[[str], bool]:
+    """For `skip`: outputs that this model has no layer for: multi-token prediction, and the tied output head."""
+    names = {name for name, _ in model.named_parameters()}
+    layers = {int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
+
+    def skip(name: str) -> bool:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        return bool(layer and layers and int(layer[1]) not in layers) or (name == "lm_head.weight" and name not in names)
+
+    return skip
 
 
 def dequantized(weight: Tensor, scale_inv: Tensor, dtype: Any) -> Tensor:

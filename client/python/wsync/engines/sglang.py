@@ -1,28 +1,34 @@
 """SGLang: a custom weight loader, called in every tensor-parallel worker.
 
     python -m sglang.launch_server ... --custom-weight-loader wsync.engines.sglang.load      # WSYNC_ROLLOUT_SOCKET set
+    engine.begin_weight_update(selector="target")
     engine.update_weights_from_tensor(wsync.engines.sglang.wanted(version), load_format="wsync.engines.sglang.load")
+    engine.end_weight_update()
 
-The scheduler runs it between forward passes, so nothing reads the weights meanwhile, and flushes the cache as asked.
+The scheduler runs it between forward passes, so nothing reads the weights meanwhile. It flushes the cache as asked, and
+reports failure where requests still run then: pause_generation() first, or flush_cache=False. Versions without
+begin_weight_update need no session. `selector="target"` (update_weights_from_tensor has it too, not on every entry point)
+leaves a draft model alone: there is one agent per worker, and the draft's weights are not in the plan.
 WSYNC_ROLLOUT_SOCKET names one rollout agent per worker: "unix:///run/wsync/rollout-{rank}.sock".
 
-Written against SGLang's sources of 0.5 to mid-2026; not run here, where no GPU and no SGLang are installed. Checked
-without it: the mapping and the layout rules. Plain copies are right on Hopper; Blackwell packs scales and is refused.
+Checked against SGLang 0.5.23 (tests/engines, on a CPU that SGLang takes for an H100): Qwen2, Qwen3-MoE and DeepSeek-V3
+models of its own, whole and as a rank of two, a version delivered into them by its WeightUpdater byte-equal to what its
+loader makes of the same checkpoint, the calls above. Names of older versions are from the sources of 0.5. Never run with a
+GPU's kernels. Plain copies are right on Hopper; Blackwell packs scales and is refused.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import Any
 
 from ..errors import DeadlineExceeded, UnsupportedLayout
-from .live import Live
+from .live import Live, not_in
 from .mapping import SGLANG, Sharding
 
 _TIMEOUT = 120.0  # seconds that one update may take; SGLang's own request has no limit
-_REFUSED = {"flashinfer_trtllm", "flashinfer_cutlass", "flashinfer_mxfp4", "flashinfer_cutedsl", "marlin", "aiter"}
+_PLAIN_MOE = {"auto", "triton", "deep_gemm", "cutlass"}  # whose experts' weights are the checkpoint's bytes
 _lives: dict[int, Live] = {}  # by id of the model: a worker has one, and one more for a draft model
 
 
@@ -52,12 +58,10 @@ def load(model: Any, named_tensors: Any) -> None:
 
 
 def check_layout(model: Any, moe_backend: str = "auto") -> None:
-    """UnsupportedLayout names the first module whose live layout is not the checkpoint's, and what to set."""
-    if moe_backend in _REFUSED:
-        raise UnsupportedLayout(
-            f"--moe-runner-backend {moe_backend} shuffles the experts' weights",
-            next_step="run with --moe-runner-backend triton (or deep_gemm)",
-        )
+    """UnsupportedLayout names the first module whose live layout is not the checkpoint's, and what to set.
+
+    `moe_backend`: of layers that do not say which one they run on.
+    """
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         if getattr(method, "use_marlin", False):
@@ -66,26 +70,57 @@ def check_layout(model: Any, moe_backend: str = "auto") -> None:
                 names=[name],
                 next_step="unset SGLANG_FORCE_FP8_MARLIN and use a GPU with FP8 units (SM 8.9 or newer)",
             )
+        if getattr(module, "num_fused_shared_experts", 0):
+            raise UnsupportedLayout(
+                f"'{name}' keeps the shared experts among the routed ones",
+                names=[name],
+                next_step="run with --disable-shared-experts-fusion",
+            )
+        if not hasattr(module, "w13_weight"):
+            continue
+        asked = getattr(method, "get_moe_runner_backend", lambda layer: None)(module)
+        backend = moe_backend if asked is None else str(getattr(asked, "value", asked))
+        if backend not in _PLAIN_MOE:
+            raise UnsupportedLayout(
+                f"'{name}' runs on {backend}, which may shuffle the experts' weights",
+                names=[name],
+                next_step="run with --moe-runner-backend triton (or deep_gemm)",
+            )
+
+
+def is_derived(name: str) -> bool:
+    """Whether SGLang fills this parameter itself: the KV cache's scales, which FP8 checkpoints bring along or not."""
+    return name.endswith((".k_scale", ".v_scale"))
 
 
 def _attached(model: Any) -> Live:
     import sglang
-    from sglang.srt.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
-    rank, size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+    rank, size = _ranks()
     check_layout(model, _moe_backend())
     socket = os.environ.get("WSYNC_ROLLOUT_SOCKET", "unix:///run/wsync/rollout-{rank}.sock")
     live = Live(socket.format(rank=rank))
     sharding = Sharding(rank, size, model.config.num_key_value_heads, local_experts(model))
     engine = f"sglang {sglang.__version__} rank {rank}"
-    layers = {int(found[1]) for name, _ in model.named_parameters() if (found := re.search(r"\.layers\.(\d+)\.", name))}
-
-    def skip(name: str) -> bool:
-        layer = re.search(r"\.layers\.(\d+)\.", name)
-        return bool(layer and int(layer[1]) not in layers)
-
-    live.attach(model, SGLANG, sharding, engine, skip=skip)
+    live.attach(model, SGLANG, sharding, engine, derived=is_derived, skip=not_in(model))
     return live
+
+
+def _ranks() -> tuple[int, int]:
+    """(tensor-parallel rank, ranks) of this worker."""
+    try:
+        from sglang.srt.runtime_context import get_parallel
+    except ImportError:  # older
+        from sglang.srt.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
+        return get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+    parallel = get_parallel()
+    if parallel.attn_tp_size != parallel.tp_size:
+        raise UnsupportedLayout(
+            f"attention is cut over {parallel.attn_tp_size} of {parallel.tp_size} ranks",
+            next_step="run without --enable-dp-attention and context parallelism",
+        )
+    return parallel.tp_rank, parallel.tp_size
 
 
 def _moe_backend() -> str:

@@ -6,10 +6,16 @@
     version = wsync.engines.vllm.update(llm)      # between steps; 0: nothing new
 
 One rollout agent per worker. A worker runs either a forward pass or an RPC, never both: inside `wsync_apply` nothing
-reads the weights. The KV cache keeps what older weights computed: reset_prefix_cache() is the caller's decision.
+reads the weights. The KV cache keeps what older weights computed: reset_prefix_cache() is the caller's decision. With
+AsyncLLM, whose collective_rpc is awaited, call "wsync_attach", "wsync_poll" and "wsync_apply" yourself, the last between
+pause_generation(mode="keep") and resume_generation().
 
-Written against vLLM's sources of 0.11 to mid-2026 (the names below are from both ends); not run here, where no GPU and
-no vLLM are installed. Checked without it: the mapping, the layout rules, the recomputed MLA tensors.
+vLLM prefers DeepGEMM on Hopper and rounds scales for it: VLLM_USE_DEEP_GEMM_E8M0=0 before it loads, or recipe.scale: pow2
+on the trainer agent; else attaching is refused.
+
+Checked against vLLM 0.33.0 (tests/engines, on a CPU that vLLM takes for an H100): Qwen2, Qwen3-MoE and DeepSeek-V3 models of
+its own, whole and as a rank of two, a version delivered into them byte-equal to what its loader makes of the same checkpoint,
+its worker class, its choice of kernels. Names of older versions are from the sources of 0.11. Never run with a GPU's kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import re
 from typing import Any
 
 from ..errors import UnsupportedLayout
-from .live import Live, dequantized
+from .live import Live, dequantized, not_in
 from .mapping import VLLM, Sharding
 
 # Backends whose live weights are the checkpoint's bytes, and what to set instead of the others.
@@ -26,6 +32,7 @@ _PLAIN_LINEAR = {
     "CutlassFp8BlockScaledMMKernel",
     "TritonFp8BlockScaledMMKernel",
     "DeepGemmFp8BlockScaledMMKernel",
+    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel",  # both kernels read what DeepGEMM's loading leaves
     "BlockWiseTorchFP8ScaledMMLinearKernel",
     "W8A8BlockFp8LinearOp",  # until 0.13: CUTLASS, DeepGEMM or Triton, chosen inside
 }
@@ -34,11 +41,8 @@ _PLAIN_MOE = {"NONE", "TRITON", "BATCHED_TRITON", "VLLM_CUTLASS", "BATCHED_VLLM_
 _PLAIN_METHODS = {"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "UnquantizedFusedMoEMethod",
                   "Fp8KVCacheMethod", "NoneType"}  # fmt: skip
 _INSTEAD = {
-    "MARLIN": "unset VLLM_TEST_FORCE_FP8_MARLIN and use a GPU with FP8 units (SM 8.9 or newer)",
-    "FLASHINFER": "set VLLM_USE_FLASHINFER_MOE_FP8=0, or --moe-backend triton / --linear-backend cutlass",
+    "MARLIN": "use a GPU with FP8 units (SM 8.9 or newer), with --linear-backend cutlass and --moe-backend triton",
     "AITER": "set VLLM_ROCM_USE_AITER=0",
-    "HUMMING": "set --linear-backend cutlass",
-    "B12X": "set --linear-backend cutlass",
 }
 
 
@@ -47,7 +51,7 @@ def _refuse(module: str, backend: str) -> UnsupportedLayout:
     return UnsupportedLayout(
         f"'{module}' runs on {backend}, which keeps its weights in a layout of its own",
         names=[module],
-        next_step=hint or "choose --linear-backend cutlass or triton, --moe-backend triton",
+        next_step=hint or "set --linear-backend cutlass (or triton) and --moe-backend triton",
     )
 
 
@@ -58,6 +62,12 @@ def check_layout(model: Any, e8m0: bool = False, pow2_scales: bool = False) -> N
     rounds scales to powers of two on loading, which is right only for `pow2_scales`.
     """
     for name, module in model.named_modules():
+        if hasattr(module, "kv_b_proj") and not _mla_is_plain(module):
+            raise UnsupportedLayout(
+                f"'{name}' keeps a packed or gathered copy of kv_b_proj, which no version would reach",
+                names=[name],
+                next_step="set VLLM_ROCM_USE_AITER=0 (ROCm), or --no-dcp-q-replicate (context parallelism)",
+            )
         method = getattr(module, "quant_method", None)
         if method is None or type(method).__name__ in _PLAIN_METHODS:
             continue
@@ -91,6 +101,26 @@ def _backend(method: Any) -> str:
     return type(method).__name__ + " (unknown backend)"
 
 
+# What MLA layers compute from kv_b_proj on loading; parameters of theirs in newer versions.
+_MLA_DERIVED = ("W_UK_T", "W_UV", "W_UK_T_dcp_qrep")
+
+
+def _mla_is_plain(module: Any) -> bool:
+    """Whether what this layer derives from kv_b_proj is what `refresh_mla` makes: not packed, not gathered, not FP8."""
+    holders = [holder for holder in (module, getattr(module, "impl", None)) if holder is not None]
+    return not any(
+        getattr(holder, "is_amx_bmm_enabled", False)
+        or getattr(holder, "W_K", None) is not None
+        or getattr(holder, "W_UK_T_dcp_qrep", None) is not None
+        for holder in holders
+    )
+
+
+def is_derived(name: str) -> bool:
+    """Whether vLLM computes this parameter itself."""
+    return name.rpartition(".")[2] in _MLA_DERIVED
+
+
 def refresh_mla(model: Any) -> int:
     """Recomputes what MLA layers derive from kv_b_proj on loading (W_UK_T, W_UV), in place; how many layers."""
     refreshed = 0
@@ -115,18 +145,19 @@ def refresh_mla(model: Any) -> int:
 class WorkerExtension:
     """Mixed into every vLLM worker; the methods are for `collective_rpc`."""
 
-    model_runner: Any
+    get_model: Any  # of vLLM's worker, as these are
     model_config: Any
     rank: int
 
     def wsync_attach(self, socket: str, timeout: float = 60.0) -> int:
         """`socket` with {rank}; bytes per version. Refuses layouts that are not the checkpoint's."""
         live = Live(socket.format(rank=self.rank))
-        model = self.model_runner.model
+        model = self.get_model()
         check_layout(model, *_deep_gemm_scales(live, timeout))
-        skip = _not_in(model)
+        skip = not_in(model)
         engine = f"vllm {_version()} rank {self.rank}"
-        size = live.attach(model, VLLM, _sharding(model, self.model_config), engine, skip=skip, timeout=timeout)
+        sharding = _sharding(model, self.model_config)
+        size = live.attach(model, VLLM, sharding, engine, derived=is_derived, skip=skip, timeout=timeout)
         self._wsync = live
         return size
 
@@ -138,7 +169,7 @@ class WorkerExtension:
         """Takes the version that waits (or comes); the version served now."""
         outcome = self._wsync.apply(timeout)
         if outcome is not None and outcome.applied:
-            refresh_mla(self.model_runner.model)
+            refresh_mla(self.get_model())
         return self._wsync.rollout.serving_version
 
     def wsync_serving(self) -> int:
@@ -203,15 +234,3 @@ def local_experts(model: Any) -> dict[int, int] | None:
         if expert_map is not None and hasattr(module, "local_num_experts"):
             return {expert: local for expert, local in enumerate(expert_map.tolist()) if local >= 0}
     return None
-
-
-def _not_in(model: Any) -> Any:
-    """Outputs that this model has no layer for: multi-token prediction, and the tied output head."""
-    names = {name for name, _ in model.named_parameters()}
-    layers = {int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
-
-    def skip(name: str) -> bool:
-        layer = re.search(r"\.layers\.(\d+)\.", name)
-        return bool(layer and layers and int(layer[1]) not in layers) or (name == "lm_head.weight" and name not in names)
-
-    return skip
