@@ -14,9 +14,9 @@
 #include "client/cli/bench_sync.h"
 #include "client/cli/command.h"
 #include "client/cli/terminal.h"
+#include "client/cli/usage.h"
 #ifdef WSYNC_HAVE_CUDA
 #include "client/cli/bench_gpu.h"
-#include "client/cli/usage.h"
 #endif
 
 namespace wsync::cli {
