@@ -14,6 +14,8 @@ namespace {
 // A step that comes this much later than promised means that our process stood still (stopped, or starved), and that
 // heartbeats may be waiting unread. Well above a scheduler's delay, well below any sensible heartbeat timeout.
 constexpr absl::Duration kLateStep = absl::Milliseconds(500);
+// While weights may be read, steps come this often.
+constexpr absl::Duration kUnreleasedTick = absl::Seconds(1);
 
 }  // namespace
 
@@ -30,9 +32,10 @@ Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
     : options_(std::move(options)), now_(now), group_(options_.heartbeat_timeout) {}
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
-  now_ = std::max(now_, now);
+  const absl::Duration still = now - std::exchange(now_, std::max(now_, now));
   if (now_ - promised_ > kLateStep) group_.Forgive(now_);
   out_.clear();
+  CallOffAfter(still);
   std::visit([this](const auto& what) { On(what); }, event);
   Advance();
   promised_ = NextDeadline();
@@ -83,6 +86,7 @@ absl::Time Coordinator::Impl::NextDeadline() const {
   absl::Time next = std::min({group_.NextSilence(), group_.NextForget(), NextCatchUp()});
   if (round_.has_value()) next = std::min(next, round_->deadline());
   if (catch_up_.has_value()) next = std::min(next, catch_up_->deadline());
+  if (Unreleased()) next = std::min(next, now_ + kUnreleasedTick);
   if (publish_.has_value() && publish_->stage != RunningPublish::Stage::kRunning) {
     next = std::min(next, publish_->deadline);
     if (publish_->stage == RunningPublish::Stage::kWaiting && GraceForCatchUp() > now_) {

@@ -71,6 +71,7 @@ class Coordinator::Impl {
   void On(const event::Tick&) {}
   // ---- publish.cc
   void On(const event::Publish& event);
+  void On(const event::CallersGone& event);
   void On(const event::ContentChecked& event);
   void On(const event::SourceReleased& event);
   void On(const event::SourceSent& event);
@@ -95,6 +96,8 @@ class Coordinator::Impl {
   // ---- publish.cc
   absl::Duration StageBudget() const;  // for the bytes of one version
   int64_t Needed() const;              // replicas, to decide
+  bool Unreleased() const;             // a publish whose weights may still be read
+  void CallOffAfter(absl::Duration still);
   absl::Status CheckPublish(uint64_t version) const;
   std::vector<Group::Replica> Candidates() const;
   absl::Time GraceForCatchUp() const;

@@ -70,6 +70,9 @@ struct CatalogGone {
 struct Publish {
   uint64_t version = 0;
 };  // the trainer asks; answers are PublishDone actions
+struct CallersGone {
+  uint64_t version = 0;
+};  // whoever asked for it hung up: not released yet, its weights may be changing now
 struct ContentChecked {
   uint64_t version = 0;
   absl::Status status;
@@ -151,10 +154,10 @@ struct Lost {
 struct Tick {};  // time passed
 }  // namespace event
 
-using Event = std::variant<event::CatalogRegistered, event::CatalogGone, event::Publish, event::ContentChecked,
-                           event::SourceReleased, event::SourceSent, event::SourceFailed, event::Joined,
-                           event::ReadyChanged, event::HeartbeatSeen, event::Staged, event::Applied, event::Failed,
-                           event::Left, event::Lost, event::Tick>;
+using Event = std::variant<event::CatalogRegistered, event::CatalogGone, event::Publish, event::CallersGone,
+                           event::ContentChecked, event::SourceReleased, event::SourceSent, event::SourceFailed,
+                           event::Joined, event::ReadyChanged, event::HeartbeatSeen, event::Staged, event::Applied,
+                           event::Failed, event::Left, event::Lost, event::Tick>;
 
 // ---- actions: what to do about it
 

@@ -17,6 +17,9 @@ constexpr int kRetries = 2;
 // How long a publish waits for a replica that is just applying a catch-up, before it goes on without it: applying takes
 // milliseconds, and an engine that needs longer must not hold up the trainer.
 constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
+// A trainer gives up an agent that is silent for four seconds, and goes on training. It takes two to notice, and its
+// hanging up may be read after the weights were.
+constexpr absl::Duration kCallersPatience = absl::Seconds(2);
 
 absl::Status Prefixed(uint64_t version, const absl::Status& why) {
   return absl::Status(why.code(), absl::StrCat("version ", version, " failed: ", why.message()));
@@ -76,6 +79,23 @@ absl::Status Coordinator::Impl::CheckPublish(uint64_t version) const {
                         version, committed_.version, committed_.version + 1));
   }
   return absl::OkStatus();
+}
+
+bool Coordinator::Impl::Unreleased() const { return publish_.has_value() && !publish_->content.has_value(); }
+
+void Coordinator::Impl::On(const event::CallersGone& event) {
+  if (!Unreleased() || publish_->version != event.version) return;
+  AbortPublish(absl::CancelledError(
+      "who published it hung up before the weights were released, and may have changed them; publish it again"));
+}
+
+// This process stood still, so whoever waits for the weights may have given up, and we would not know yet.
+void Coordinator::Impl::CallOffAfter(absl::Duration still) {
+  if (!Unreleased() || still <= kCallersPatience) return;
+  AbortPublish(absl::AbortedError(
+      absl::StrFormat("the trainer agent stood still for %s before the weights were released, so the trainer may have "
+                      "given up and changed them; publish it again",
+                      Seconds(still))));
 }
 
 void Coordinator::Impl::On(const event::ContentChecked& event) {

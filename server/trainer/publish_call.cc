@@ -9,14 +9,15 @@ constexpr size_t kAlways = 16;  // a call has at most four events besides progre
 
 }  // namespace
 
-std::shared_ptr<PublishCall> PublishCall::Open() {
-  std::shared_ptr<PublishCall> call(new PublishCall);
+std::shared_ptr<PublishCall> PublishCall::Open(std::function<void(std::shared_ptr<PublishCall>)> ended) {
+  std::shared_ptr<PublishCall> call(new PublishCall(std::move(ended)));
   call->self_ = call;
   return call;
 }
 
-PublishCall::PublishCall()
-    : writer_({[this](const v1::PublishEvent* event) { StartWrite(event); },
+PublishCall::PublishCall(std::function<void(std::shared_ptr<PublishCall>)> ended)
+    : ended_(std::move(ended)),
+      writer_({[this](const v1::PublishEvent* event) { StartWrite(event); },
                [this](const grpc::Status& status) { Finish(status); },
                [this](const v1::PublishEvent* event, const grpc::Status& status) {
                  StartWriteAndFinish(event, grpc::WriteOptions(), status);

@@ -24,7 +24,11 @@ grpc::ServerReadReactor<v1::RegisterRequest>* TrainerService::Register(grpc::Cal
 
 grpc::ServerWriteReactor<v1::PublishEvent>* TrainerService::Publish(grpc::CallbackServerContext*,
                                                                     const v1::PublishRequest* request) {
-  auto call = PublishCall::Open();
+  auto call = PublishCall::Open([this, version = request->version()](std::shared_ptr<PublishCall> ended) {
+    loop_->Run([this, version, ended = std::move(ended)] {
+      if (tracker_->Unwatch(version, ended.get())) loop_->Step(event::CallersGone{version});
+    });
+  });
   const bool queued = loop_->Run([this, call, request = *request] {
     if (absl::Status status = Admit(request); !status.ok()) return call->Fail(status);
     auto order = OrderOf(request);

@@ -55,6 +55,40 @@ TEST_F(CoordinatorFaultTest, ASourceThatDoesNotRetainCannotSendAgain) {
   EXPECT_THAT(Text(Answer()), HasSubstr("does not retain"));
 }
 
+TEST_F(CoordinatorFaultTest, AVersionWhoseCallersAreGoneBeforeItIsReleasedIsCalledOff) {
+  Sinks(1);
+  Publish(1);
+  EXPECT_THAT(Step(event::CallersGone{2}), IsEmpty());  // of another version
+  Step(event::CallersGone{1});
+  EXPECT_EQ(Answer().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(To<action::SendAbort>(), ElementsAre(1));
+  ASSERT_THAT(All<action::CancelSource>(), SizeIs(1));
+  EXPECT_TRUE(All<action::CancelSource>()[0].drop_version);
+  EXPECT_THAT(Release(1), IsEmpty()) << "what was read may be a mixture";
+  Publish(1);
+  Release(1);
+  EXPECT_THAT(Step(event::CallersGone{1}), IsEmpty()) << "nobody needs to wait for a released one";
+  Staged(1, 1);
+  EXPECT_THAT(To<action::SendCommit>(), ElementsAre(1));
+}
+
+TEST_F(CoordinatorFaultTest, AVersionThatWasNotReleasedWhenTheProcessStoodStillIsCalledOff) {
+  Sinks(1);
+  Publish(1);
+  Pass(absl::Seconds(1), {1});
+  EXPECT_EQ(coordinator_->NextDeadline(), now_ + absl::Seconds(1)) << "standing still is noticed by ticks";
+  now_ += absl::Seconds(3);
+  Release(1);
+  EXPECT_EQ(Answer().code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(Text(Answer()), HasSubstr("stood still for 3.00 s before the weights were released"));
+  Publish(1);
+  Release(1);
+  now_ += absl::Seconds(3);
+  EXPECT_THAT(All<action::PublishDone>(), IsEmpty());
+  Staged(1, 1);
+  EXPECT_THAT(To<action::SendCommit>(), ElementsAre(1)) << "a released one goes on";
+}
+
 TEST_F(CoordinatorFaultTest, MessagesOfAFormerEpochChangeNothing) {
   Sinks(2);
   Publish(1);

@@ -12,6 +12,7 @@ namespace wsync::sim {
 namespace {
 
 constexpr absl::Duration kConvergeIn = absl::Seconds(240);  // the longest backoff, two publishes that time out, slack
+constexpr absl::Duration kTrainersPatience = absl::Seconds(4);  // with an agent that does not answer
 
 }  // namespace
 
@@ -262,9 +263,26 @@ void World::Publish() {
   if (new_content) content_ = {random.Next(), random.Next()};
   checker_->Content(version, content_);
   awaited_ = version;
+  released_ = false;
   Step(event::Publish{version});
   if (faults_ && random.Chance(0.03) && awaited_ == version) Step(event::Publish{version});
+  if (faults_ && random.Chance(0.02)) {
+    At(Delay(), [this, version] {
+      if (awaited_ == version) HangUp();
+    });
+  }
 }
+
+// The trainer gives up a version that is not released, and trains on. The agent hears of it when it can.
+void World::HangUp() {
+  if (!awaited_.has_value() || released_) return;
+  Note([&] { return absl::StrCat("the trainer hangs up on version ", *awaited_, " and changes its weights"); });
+  content_ = {random.Next(), random.Next()};
+  checker_->Content(*awaited_, content_);
+  Feed(event::CallersGone{*awaited_});
+}
+
+void World::Carry(const action::PublishReleased& released) { released_ |= released.version == awaited_; }
 
 void World::Carry(const action::PublishDone& done) {
   if (done.version != awaited_) return;
@@ -333,6 +351,9 @@ void World::AgentFault() {
     if (agent_.stopped()) return;
     agent_.Stop(*this, pause);
     checker_->Paused(pause);
+    At(kTrainersPatience, [this] {
+      if (agent_.stopped()) HangUp();
+    });
   } else if (kind < 4) {
     now += pause;  // the whole machine stood still
     checker_->Paused(pause);

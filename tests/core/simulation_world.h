@@ -175,7 +175,7 @@ class World {
   void Carry(const action::CancelSource& cancel);
   void Carry(const action::CheckContent& check);
   void Carry(const action::PublishAccepted&) {}
-  void Carry(const action::PublishReleased&) {}
+  void Carry(const action::PublishReleased& released);
   void Carry(const action::PublishDone& done);
   void Carry(const action::Log& log);
   // ---- source and trainer
@@ -187,6 +187,7 @@ class World {
   void Unregister();
   void PlanPublish(absl::Duration think);
   void Publish();
+  void HangUp();
   // ---- faults
   void PlanFault();
   void SinkFault(Sink& sink);
@@ -218,6 +219,7 @@ class World {
   uint64_t former_versions_ = 0;  // highest asked for in an earlier life of the agent
   Hash128 content_;               // of the trainer's memory
   std::optional<uint64_t> awaited_;
+  bool released_ = false;  // awaited_ is
   bool last_failed_ = false;
   bool publish_on_ = true;
   int answered_ = 0;

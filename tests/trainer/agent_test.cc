@@ -137,13 +137,13 @@ TEST_F(AgentTest, SecondCallerJoinsTheRunningVersion) {
   EXPECT_EQ(backend_->encodes(), 2);
 }
 
-TEST_F(AgentTest, VersionGoesOnWhenTheCallerHangsUp) {
+TEST_F(AgentTest, AReleasedVersionGoesOnWhenTheCallerHangsUp) {
   StartAgent();
   const std::string id = RegisterOk(2);
   auto member = NewMember();
   member->JoinAndGetReady("a");
   auto publish = Publish(id, 7);
-  publish->AwaitEvent(Event::kAccepted);
+  publish->AwaitEvent(Event::kReleased);
   publish->HangUp();
   EXPECT_FALSE(publish->Join().status.ok());
   const v1::Begin begin = member->Await(Message::kBegin).begin();
@@ -151,6 +151,28 @@ TEST_F(AgentTest, VersionGoesOnWhenTheCallerHangsUp) {
   member->Await(Message::kCommit);
   member->Applied(begin, ContentOf(2));
   EXPECT_TRUE(Eventually([&] { return Status().last_version().version() == 7; }));
+}
+
+TEST_F(AgentTest, AnUnreleasedVersionIsCalledOffWhenItsLastCallerHangsUp) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  backend_->HoldEncodes(true);
+  auto first = Publish(id, 7);
+  first->AwaitEvent(Event::kAccepted);
+  auto second = Publish(id, 7);
+  second->AwaitEvent(Event::kAccepted);
+  first->HangUp();
+  EXPECT_FALSE(first->Join().status.ok());
+  EXPECT_EQ(Status().members(0).state(), "syncing") << "one caller is left";
+  second->HangUp();
+  EXPECT_FALSE(second->Join().status.ok());
+  const v1::Abort abort = member->Await(Message::kAbort).abort();
+  EXPECT_EQ(abort.version(), 7u);
+  EXPECT_THAT(abort.status().message(), HasSubstr("hung up before the weights were released"));
+  backend_->HoldEncodes(false);
+  EXPECT_TRUE(Sync(id, 7, {member.get()}, ContentOf(2), 1).status.ok()) << "the same number can be used again";
 }
 
 TEST_F(AgentTest, NonFiniteWeightFailsTheVersionAndKeepsTheOldOne) {
