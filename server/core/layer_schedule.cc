@@ -1,38 +1,32 @@
 #include "server/core/layer_schedule.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/core/layers.h"
 
 namespace wsync {
 
-LayerSchedule::LayerSchedule(const Plan& plan) {
-  absl::flat_hash_map<std::string_view, int64_t> index;
-  std::vector<size_t> last_visit;
-  for (const Bucket& bucket : plan.buckets()) {
+LayerSchedule::LayerSchedule(const Plan& plan) : map_(plan) {
+  constexpr size_t kNone = SIZE_MAX;
+  std::vector<size_t> last_visit(map_.names().size(), kNone);
+  for (size_t bucket = 0; bucket < plan.buckets().size(); ++bucket) {
     const size_t begin = visits_.size();
     bucket_begin_.push_back(begin);
-    for (const Piece& piece : plan.PiecesOf(bucket)) {
-      const std::string_view name = LayerOf(plan.catalog().tensors()[piece.tensor].name);
-      const auto [found, is_new] = index.try_emplace(name, layers());
-      const int64_t layer = found->second;
-      if (is_new) {
-        names_.emplace_back(name);
-        bytes_.push_back(0);
-        last_visit.push_back(visits_.size());
-      }
-      bytes_[layer] += piece.data_bytes + piece.scale_bytes;
-      if (!is_new && last_visit[layer] >= begin) continue;  // its visit in this bucket began already
-      last_visit[layer] = visits_.size();
-      visits_.push_back({.layer = layer, .first = is_new});
+    for (const LayerPart& part : map_.PartsOf(static_cast<int64_t>(bucket))) {
+      size_t& last = last_visit[part.layer];
+      if (last != kNone && last >= begin) continue;  // its visit in this bucket began already
+      visits_.push_back({.layer = part.layer, .first = last == kNone});
+      last = visits_.size() - 1;
     }
   }
   bucket_begin_.push_back(visits_.size());
   for (const size_t visit : last_visit) visits_[visit].last = true;
-  outputs_.resize(names_.size());
+  absl::flat_hash_map<std::string_view, int64_t> index;
+  for (int64_t layer = 0; layer < layers(); ++layer) index.emplace(name(layer), layer);
+  outputs_.resize(map_.names().size());
   for (size_t i = 0; i < plan.outputs().size(); ++i) {
     const auto found = index.find(LayerOf(plan.catalog().tensors()[plan.outputs()[i].tensor].name));
     if (found != index.end()) outputs_[found->second].push_back(static_cast<int64_t>(i));
@@ -48,10 +42,10 @@ void LayerSchedule::CountOpen() {
     if (static_cast<int64_t>(open.size()) > most_open_) {
       most_open_ = static_cast<int64_t>(open.size());
       open_together_.clear();
-      for (const int64_t layer : open) open_together_.push_back(names_[layer]);
+      for (const int64_t layer : open) open_together_.push_back(name(layer));
     }
     if (visit.last) std::erase(open, visit.layer);
-    largest_ = std::max(largest_, bytes_[visit.layer]);
+    largest_ = std::max(largest_, bytes(visit.layer));
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "server/core/layers.h"
 #include "server/core/plan.h"
 
 namespace wsync {
@@ -29,12 +30,12 @@ class LayerSchedule {
  public:
   explicit LayerSchedule(const Plan& plan);
 
-  int64_t layers() const { return static_cast<int64_t>(names_.size()); }  // with "", where it has bytes
-  const std::string& name(int64_t layer) const { return names_[layer]; }
+  int64_t layers() const { return static_cast<int64_t>(map_.names().size()); }  // with "", where it has bytes
+  const std::string& name(int64_t layer) const { return map_.names()[layer]; }
   // Its output tensors, as indexes into Plan::outputs(), in wire order.
   const std::vector<int64_t>& outputs(int64_t layer) const { return outputs_[layer]; }
-  int64_t bytes(int64_t layer) const { return bytes_[layer]; }  // data and scales
-  bool stays(int64_t layer) const { return names_[layer].empty(); }
+  int64_t bytes(int64_t layer) const { return map_.bytes()[layer]; }  // data and scales
+  bool stays(int64_t layer) const { return name(layer).empty(); }
   absl::Span<const LayerVisit> VisitsOf(int64_t bucket) const;
 
   int64_t most_open() const { return most_open_; }    // layers that are open at once
@@ -45,9 +46,8 @@ class LayerSchedule {
  private:
   void CountOpen();
 
-  std::vector<std::string> names_;
+  const LayerMap map_;
   std::vector<std::vector<int64_t>> outputs_;
-  std::vector<int64_t> bytes_;
   std::vector<LayerVisit> visits_;
   std::vector<size_t> bucket_begin_;  // visits_[bucket_begin_[k], bucket_begin_[k + 1]) are in bucket k
   int64_t most_open_ = 0;
