@@ -42,8 +42,9 @@ class LayerMap {
 
 struct LayerReady {
   std::string name;
-  int64_t ready = 0;   // layers complete, with this one
-  int64_t layers = 0;  // of the plan
+  int64_t ready = 0;    // layers complete, with this one
+  int64_t layers = 0;   // of the plan
+  uint64_t ticket = 0;  // with a layer window: by which the engine says that it has taken it
 };
 
 // Counts one version's bytes down. `map` must outlive it.

@@ -1,11 +1,19 @@
 #include "server/rollout/layer_loans.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
 
 namespace wsync {
+namespace {
+
+std::string Name(const std::string& layer) {
+  return layer.empty() ? "the tensors of no layer" : absl::StrCat("layer ", layer);
+}
+
+}  // namespace
 
 void LayerLoans::Begin(Terms terms) {
   terms_ = std::move(terms);
@@ -19,7 +27,12 @@ absl::Status LayerLoans::Late(const std::string& what) const {
       absl::StrCat("engine ", terms_.engine, " ", what, " within ", absl::FormatDuration(terms_.limit)));
 }
 
-std::string LayerLoans::Oldest() const { return lent_.begin()->second.layer; }
+std::string LayerLoans::Oldest() const { return Name(lent_.begin()->second.layer); }
+
+bool LayerLoans::Full() const {
+  const auto layers = std::count_if(lent_.begin(), lent_.end(), [](const auto& l) { return !l.second.layer.empty(); });
+  return layers >= terms_.window;
+}
 
 absl::StatusOr<LayerLoans::Loan> LayerLoans::Borrow(const std::string& layer,
                                                     const std::function<void(uint64_t)>& ask) {
@@ -27,15 +40,12 @@ absl::StatusOr<LayerLoans::Loan> LayerLoans::Borrow(const std::string& layer,
   {
     MutexLock lock(&mu_);
     const absl::Time deadline = MonotonicNow() + terms_.limit;
-    const auto full = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      return static_cast<int64_t>(lent_.size()) >= terms_.window;
-    };
-    while (full() && failed_.ok() && changed_.WaitUntil(&mu_, deadline)) {
+    while (Full() && failed_.ok() && changed_.WaitUntil(&mu_, deadline)) {
     }
     if (!failed_.ok()) return failed_;
-    if (full()) {
-      return Late(absl::StrCat("did not say that it has taken layer ", Oldest(), ", so that there was no room for ",
-                               layer, " in its window of ", terms_.window));
+    if (Full()) {
+      return Late(absl::StrCat("did not say that it has taken ", Oldest(), ", so that there was no room for ", layer,
+                               " in its window of ", terms_.window));
     }
     loan.ticket = ++last_ticket_;
     lent_[loan.ticket].layer = layer;
@@ -53,7 +63,7 @@ absl::StatusOr<LayerLoans::Loan> LayerLoans::Borrow(const std::string& layer,
   loan.memory = lent.memory;
   // Now, not when it was asked for: what was taken back meanwhile may be what is lent again.
   for (const auto& [ticket, other] : lent_) {
-    if (ticket != loan.ticket) loan.beside.push_back(other.memory);
+    if (ticket != loan.ticket && other.memory != nullptr) loan.beside.push_back(other.memory);
   }
   return loan;
 }
@@ -64,6 +74,12 @@ void LayerLoans::Complete(uint64_t ticket) {
   if (lent != lent_.end()) lent->second.complete = true;
 }
 
+uint64_t LayerLoans::CompleteStays() {
+  MutexLock lock(&mu_);
+  lent_[++last_ticket_].complete = true;
+  return last_ticket_;
+}
+
 absl::Status LayerLoans::AwaitAllTaken() {
   MutexLock lock(&mu_);
   const absl::Time deadline = MonotonicNow() + terms_.limit;
@@ -71,7 +87,7 @@ absl::Status LayerLoans::AwaitAllTaken() {
   }
   if (!failed_.ok()) return failed_;
   return lent_.empty() ? absl::OkStatus()
-                       : Late(absl::StrCat("did not say that it has taken layer ", Oldest(), ", which is complete,"));
+                       : Late(absl::StrCat("did not say that it has taken ", Oldest(), ", complete as it is,"));
 }
 
 void LayerLoans::Answer(LayerAnswer answer) {
@@ -83,12 +99,12 @@ void LayerLoans::Answer(LayerAnswer answer) {
     lent->second.memory = std::make_shared<const LayerMemory>(std::move(provided->memory));
   } else if (const auto* refused = std::get_if<LayerRefused>(&answer.says)) {
     failed_.Update(absl::FailedPreconditionError(
-        absl::StrCat("engine ", terms_.engine, " gave up at layer ", lent->second.layer, ": ", refused->reason)));
+        absl::StrCat("engine ", terms_.engine, " gave up at ", Name(lent->second.layer), ": ", refused->reason)));
   } else if (lent->second.complete) {
     lent_.erase(lent);
   } else {
-    failed_.Update(absl::InvalidArgumentError(absl::StrCat("engine ", terms_.engine, " says that it has taken layer ",
-                                                           lent->second.layer, ", which is not complete yet")));
+    failed_.Update(absl::InvalidArgumentError(absl::StrCat("engine ", terms_.engine, " says that it has taken ",
+                                                           Name(lent->second.layer), ", which is not complete yet")));
   }
   changed_.SignalAll();
 }

@@ -59,8 +59,10 @@ class LayerLoans {
   // Waits until there is room in the window, calls `ask` with a ticket, and waits for the memory. DEADLINE_EXCEEDED
   // names the engine, the layer and what was waited for; FAILED_PRECONDITION is the engine's refusal.
   absl::StatusOr<Loan> Borrow(const std::string& layer, const std::function<void(uint64_t)>& ask);
-  void Complete(
-      uint64_t ticket);  // nothing of ours refers to the layer's memory any more; before the engine hears of it
+  // Nothing of ours refers to the layer's memory any more; before the engine hears of it.
+  void Complete(uint64_t ticket);
+  // The tensors of no layer are complete. The ticket by which the engine takes them; no room in the window is needed.
+  uint64_t CompleteStays();
   // Waits until every layer that was lent is taken back; errors as Borrow.
   absl::Status AwaitAllTaken();
 
@@ -70,12 +72,13 @@ class LayerLoans {
 
  private:
   struct Lent {
-    std::string layer;
+    std::string layer;                          // "": of no layer, and in no window
     std::shared_ptr<const LayerMemory> memory;  // null: not given yet
     bool complete = false;
   };
   absl::Status Late(const std::string& what) const;
   std::string Oldest() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Full() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Terms terms_;  // the receiver's thread
   Mutex mu_;

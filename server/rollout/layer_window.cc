@@ -62,9 +62,11 @@ absl::Status LayerWindow::Place(int64_t bucket, const std::byte* wire, Loader& s
       wrote_ |= is_layer;
       status = WaitFor(loader.Apply(bucket, wire, nullptr));
     }
-    if (status.ok() && is_layer && visit.last) status = CloseLayer(visit.layer);
     if (!status.ok()) return status;
-    if (visit.last) TellReady(visit.layer);
+    if (!visit.last) continue;
+    const absl::StatusOr<uint64_t> ticket = is_layer ? CloseLayer(visit.layer) : engine_.loans->CompleteStays();
+    if (!ticket.ok()) return ticket.status();
+    TellReady(visit.layer, *ticket);
   }
   return absl::OkStatus();
 }
@@ -132,7 +134,7 @@ absl::StatusOr<std::unique_ptr<Loader>> LayerWindow::TakeLoader() {
   return loader;
 }
 
-absl::Status LayerWindow::CloseLayer(int64_t layer) {
+absl::StatusOr<uint64_t> LayerWindow::CloseLayer(int64_t layer) {
   Open open = std::move(open_.extract(layer).mapped());
   absl::Status status = open.loader->Finish(MonotonicNow() + kCopyTimeout).status();
   if (status.ok()) status = open.loader->Retarget({}, {});
@@ -140,11 +142,11 @@ absl::Status LayerWindow::CloseLayer(int64_t layer) {
   idle_.push_back(std::move(open.loader));
   open.memory.clear();
   engine_.loans->Complete(open.ticket);
-  return absl::OkStatus();
+  return open.ticket;
 }
 
-void LayerWindow::TellReady(int64_t layer) {
-  engine_.ready({.name = schedule_.name(layer), .ready = ++ready_, .layers = schedule_.layers()});
+void LayerWindow::TellReady(int64_t layer, uint64_t ticket) {
+  engine_.ready({.name = schedule_.name(layer), .ready = ++ready_, .layers = schedule_.layers(), .ticket = ticket});
 }
 
 bool LayerWindow::End() {

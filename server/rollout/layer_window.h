@@ -57,7 +57,7 @@ class LayerWindow {
   // no layer. Waits for the engine. INVALID_ARGUMENT: memory that does not fit, as of an attach; errors of
   // LayerLoans::Borrow.
   absl::Status Place(int64_t bucket, const std::byte* wire, Loader& stays);
-  // After the last bucket: OK once the engine has taken every layer.
+  // After the last bucket: OK once the engine has taken every layer, and the tensors of none.
   absl::Status AwaitAllTaken() { return engine_.loans->AwaitAllTaken(); }
   // Ends a version: lets go of what is still lent. Whether any byte was written to memory of a layer since Begin.
   bool End();
@@ -75,8 +75,8 @@ class LayerWindow {
   absl::Status Fit(int64_t layer, const LayerLoans::Loan& loan, Open& open);
   absl::Status CheckApart(const LayerLoans::Loan& loan) const;
   absl::StatusOr<std::unique_ptr<Loader>> TakeLoader();
-  absl::Status CloseLayer(int64_t layer);
-  void TellReady(int64_t layer);
+  absl::StatusOr<uint64_t> CloseLayer(int64_t layer);  // its ticket
+  void TellReady(int64_t layer, uint64_t ticket);
 
   Backend& backend_;
   const std::shared_ptr<const Plan> plan_;

@@ -104,6 +104,7 @@ void UpdatesCall::LayerComplete(uint64_t version, const LayerReady& layer) {
   message.mutable_layer_ready()->set_layer(layer.name);
   message.mutable_layer_ready()->set_ready(layer.ready);
   message.mutable_layer_ready()->set_layers(layer.layers);
+  message.mutable_layer_ready()->set_ticket(layer.ticket);
   Send(std::move(message));
 }
 

@@ -159,9 +159,11 @@ class LayerWindowTest : public ::testing::Test {
     return {.ready =
                 [this, version](const LayerReady& ready) {
                   ready_.push_back(ready.name);
-                  if (ready.name.empty()) return;
-                  EXPECT_TRUE(lender_.Holds(ready.name, version)) << ready.name;
-                  receiver_->Answer({lender_.Free(ready.name), LayerTaken{}});
+                  if (!ready.name.empty()) {
+                    EXPECT_TRUE(lender_.Holds(ready.name, version)) << ready.name;
+                    EXPECT_EQ(lender_.Free(ready.name), ready.ticket);
+                  }
+                  receiver_->Answer({ready.ticket, LayerTaken{}});
                 },
             .wanted = [this](const LayerWanted& wanted) { Provide(wanted, lender_.Lend(wanted)); }};
   }
@@ -226,7 +228,7 @@ TEST_F(LayerWindowTest, WithAWindowOfTwoTheNextLayerIsAskedForWhileOneIsWorkedOn
   std::optional<std::string> before;  // complete, and not taken yet
   LayerCalls calls = Takes(7);
   calls.ready = [&](const LayerReady& ready) {
-    if (ready.name.empty()) return;
+    if (ready.name.empty()) return receiver_->Answer({ready.ticket, LayerTaken{}});
     EXPECT_TRUE(lender_.Holds(ready.name, 7));
     if (before) receiver_->Answer({lender_.Free(*before), LayerTaken{}});
     before = ready.name;
@@ -297,7 +299,28 @@ TEST_F(LayerWindowTest, AVersionIsWholeOnlyWhenTheEngineHasTakenItsLastLayer) {
   };
   const sink::Received received = Start(7, calls).get();
   EXPECT_EQ(received.status.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(std::string(received.status.message()), HasSubstr("has taken layer model.layers.4, which is complete"));
+  EXPECT_THAT(std::string(received.status.message()), HasSubstr("has taken layer model.layers.4, complete as it is"));
+}
+
+TEST_F(LayerWindowTest, TheTensorsOfNoLayerAreTakenTooThoughTheirMemoryStays) {
+  MakeReady(1, absl::Milliseconds(200));
+  LayerCalls calls = Takes(7);
+  const auto takes = calls.ready;
+  calls.ready = [takes](const LayerReady& ready) {
+    if (!ready.name.empty()) takes(ready);
+  };
+  const sink::Received late = Start(7, calls).get();
+  EXPECT_EQ(late.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(late.status.message()), HasSubstr("has taken the tensors of no layer, complete as it is"));
+
+  calls = Takes(8);
+  calls.ready = [this, takes](const LayerReady& ready) {
+    ready.name.empty() ? receiver_->Answer({ready.ticket, LayerRefused{"tying failed"}}) : takes(ready);
+  };
+  const sink::Received refused = Start(8, calls).get();
+  EXPECT_EQ(refused.status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.status.message()), HasSubstr("gave up at the tensors of no layer: tying failed"));
+  ExpectNextVersionIsGood(9);
 }
 
 TEST_F(LayerWindowTest, AnEngineThatGivesUpFailsTheVersionWithItsReason) {
@@ -374,8 +397,7 @@ TEST_F(LayerWindowTest, MemoryThatWasTakenBackWhileALayerWasAskedForMayBeLentFor
   uint64_t complete = 0;
   LayerCalls calls;
   calls.ready = [&](const LayerReady& ready) {
-    if (ready.name == "model.layers.0" || ready.name.empty()) return;
-    receiver_->Answer({complete, LayerTaken{}});
+    if (ready.name != "model.layers.0") receiver_->Answer({ready.ticket, LayerTaken{}});
   };
   calls.wanted = [&](const LayerWanted& wanted) {
     LayerMemory memory = lender_.Lend(wanted);
@@ -400,14 +422,12 @@ TEST_F(LayerWindowTest, ALayerThatNobodyWantsIsDroppedWhereThatIsAllowed) {
   LayerCalls calls = Takes(7);
   const auto provide = calls.wanted;
   const auto takes = calls.ready;
-  uint64_t dropped = 0;
   calls.wanted = [&](const LayerWanted& wanted) {
     if (wanted.layer != "model.layers.3") return provide(wanted);
-    dropped = wanted.ticket;
     Provide(wanted, {});
   };
   calls.ready = [&](const LayerReady& ready) {
-    ready.name == "model.layers.3" ? receiver_->Answer({dropped, LayerTaken{}}) : takes(ready);
+    ready.name == "model.layers.3" ? receiver_->Answer({ready.ticket, LayerTaken{}}) : takes(ready);
   };
   const sink::Received received = Start(7, calls).get();
   EXPECT_TRUE(received.status.ok()) << received.status;

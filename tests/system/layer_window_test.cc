@@ -55,6 +55,7 @@ class WindowedEngine {
         Lend(event->layer_wanted(), fail_at);
       } else if (event->has_layer_ready()) {
         if (!event->layer_ready().layer().empty()) Take(event->layer_ready().layer());
+        EXPECT_TRUE(client_->LayerTaken(event->layer_ready().ticket()).ok());
       } else {
         lent_.clear();
         return *event;
@@ -78,7 +79,6 @@ class WindowedEngine {
 
  private:
   struct Lent {
-    uint64_t ticket = 0;
     std::vector<Tensor> tensors;
     std::vector<int64_t> offsets;
     std::unique_ptr<SharedSegment> memory;
@@ -89,7 +89,7 @@ class WindowedEngine {
       EXPECT_TRUE(client_->LayerRefused(wanted.ticket(), "out of memory").ok());
       return;
     }
-    Lent lent{.ticket = wanted.ticket()};
+    Lent lent;
     std::vector<Destination> destinations;
     int64_t bytes = 0;
     for (const v1::OutputTensor& output : wanted.outputs()) {
@@ -113,7 +113,6 @@ class WindowedEngine {
       const std::byte* begin = lent.memory->data() + lent.offsets[i];
       taken_[lent.tensors[i].name] = Bytes(begin, begin + BytesOf(lent.tensors[i]));
     }
-    EXPECT_TRUE(client_->LayerTaken(lent.ticket).ok());
   }
 
   const uint32_t window_;

@@ -145,6 +145,36 @@ def test_slices_of_a_layer_go_to_destinations(pair: Pair) -> None:
     assert_same_weights(halves, upper)
 
 
+@pytest.mark.parametrize("where", ["body", "break", "callback"])
+def test_what_fails_in_the_last_turn_of_all_is_not_committed(pair: Pair, where: str) -> None:
+    trainer, rollout, _ = pair
+    rollout.attach(rest_of(rollout), allocate=Pool().allocate, layer_window=1)
+    sync = trainer.publish(1)
+    update = next(rollout.updates(timeout=30))
+
+    def work(layer: wsync.Layer) -> None:
+        if layer.ready == layer.layers:
+            raise RuntimeError("tying failed")
+
+    if where == "callback":
+        with pytest.raises(RuntimeError):
+            update.apply(on_layer=work)
+    elif where == "body":
+        with pytest.raises(RuntimeError):
+            for layer in update.layers():
+                work(layer)
+    else:
+        for layer in update.layers():
+            if layer.ready == layer.layers:
+                break
+    assert rollout.torn and rollout.serving_version == 0
+    with pytest.raises(wsync.WsyncError, match="gave up at the tensors of no layer"):
+        sync.committed()
+    sync = trainer.publish(2)
+    assert next(rollout.updates(timeout=30)).apply().applied and sync.committed().applied
+    assert rollout.serving_version == 2 and not rollout.torn
+
+
 @pytest.mark.parametrize("where", ["allocate", "body", "break", "callback"])
 def test_an_engine_that_fails_at_a_layer_is_torn_and_named_and_the_next_version_mends_it(pair: Pair, where: str) -> None:
     trainer, rollout, weights = pair

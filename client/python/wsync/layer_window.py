@@ -38,6 +38,7 @@ class Layer:
     layers: int  # of the model
     # With a layer window: what `allocate` gave for the layer, by output. Emptied when the layer's turn is over.
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    ticket: int = field(default=0, repr=False, compare=False)
 
 
 # What attach takes, for one layer.
@@ -100,11 +101,11 @@ class LayerWindow:
 
     def landed(self, layer: Layer) -> Layer:
         """The agent has let go of the layer's memory: the layer with its tensors."""
-        loan = self._loans.get(layer.name)
-        if loan is None:  # the tensors of no layer
-            return layer
+        if not layer.name:  # the tensors of no layer, whose memory is not given up, have a turn as well
+            self._loans[""] = _Loan(layer.ticket, {}, None)
+        loan = self._loans[layer.name]
         tensors, loan.tensors, loan.lent = loan.tensors, {}, None
-        return Layer(layer.name, layer.ready, layer.layers, tensors)
+        return Layer(layer.name, layer.ready, layer.layers, tensors, layer.ticket)
 
     def take(self, layer: Layer) -> None:
         """Gives the layer's memory up, and says so."""
@@ -126,7 +127,8 @@ class LayerWindow:
 
     def room(self) -> bool:
         """Another layer may be asked for, and none is landing."""
-        return len(self._loans) < self.size and all(loan.lent is None for loan in self._loans.values())
+        layers = sum(1 for name in self._loans if name)
+        return layers < self.size and all(loan.lent is None for loan in self._loans.values())
 
     def reset(self) -> None:
         """The agent writes nowhere any more: a version ended, or began again, or the agent is gone."""

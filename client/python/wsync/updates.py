@@ -296,5 +296,5 @@ def _event(message: Any) -> Event:
         outputs = tuple(output_from(output) for output in body.outputs)
         return Event(kind, body.version, wanted=WantedLayer(body.layer, body.version, outputs, body.ticket))
     if kind == "layer_ready":
-        return Event(kind, body.version, layer=Layer(body.layer, body.ready, body.layers))
+        return Event(kind, body.version, layer=Layer(body.layer, body.ready, body.layers, ticket=body.ticket))
     return Event(kind, body.version, reason=getattr(body, "reason", ""))
