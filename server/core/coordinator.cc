@@ -32,11 +32,12 @@ Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
     : options_(std::move(options)), now_(now), group_(options_.heartbeat_timeout) {}
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
-  const absl::Duration still = now - std::exchange(now_, std::max(now_, now));
+  still_ = Unreleased() ? now - now_ : absl::ZeroDuration();
+  now_ = std::max(now_, now);
   if (now_ - promised_ > kLateStep) group_.Forgive(now_);
   out_.clear();
-  CallOffAfter(still);
   std::visit([this](const auto& what) { On(what); }, event);
+  if (StoodStill()) CallOff();
   Advance();
   promised_ = NextDeadline();
   return std::move(out_);

@@ -97,7 +97,8 @@ class Coordinator::Impl {
   absl::Duration StageBudget() const;  // for the bytes of one version
   int64_t Needed() const;              // replicas, to decide
   bool Unreleased() const;             // a publish whose weights may still be read
-  void CallOffAfter(absl::Duration still);
+  bool StoodStill() const;             // so long that its callers may have given up
+  void CallOff();
   absl::Status CheckPublish(uint64_t version) const;
   std::vector<Group::Replica> Candidates() const;
   absl::Time GraceForCatchUp() const;
@@ -132,6 +133,7 @@ class Coordinator::Impl {
 
   CoordinatorOptions options_;
   absl::Time now_;
+  absl::Duration still_;                          // since the step before, while weights may have been read
   absl::Time promised_ = absl::InfiniteFuture();  // when the next step was due at the latest
   Actions out_;
   Group group_;

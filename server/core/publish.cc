@@ -89,13 +89,13 @@ void Coordinator::Impl::On(const event::CallersGone& event) {
       "who published it hung up before the weights were released, and may have changed them; publish it again"));
 }
 
-// This process stood still, so whoever waits for the weights may have given up, and we would not know yet.
-void Coordinator::Impl::CallOffAfter(absl::Duration still) {
-  if (!Unreleased() || still <= kCallersPatience) return;
+bool Coordinator::Impl::StoodStill() const { return Unreleased() && still_ > kCallersPatience; }
+
+void Coordinator::Impl::CallOff() {
   AbortPublish(absl::AbortedError(
       absl::StrFormat("the trainer agent stood still for %s before the weights were released, so the trainer may have "
                       "given up and changed them; publish it again",
-                      Seconds(still))));
+                      Seconds(still_))));
 }
 
 void Coordinator::Impl::On(const event::ContentChecked& event) {
@@ -225,6 +225,7 @@ void Coordinator::Impl::StopSource(const absl::Status& reason) {
 // ---- the source speaks
 
 void Coordinator::Impl::On(const event::SourceReleased& event) {
+  if (StoodStill()) return;  // what was read may be a mixture
   if (!publish_.has_value() || publish_->stage != Stage::kRunning || publish_->version != event.version ||
       publish_->content.has_value() || (event.epoch != 0 && event.epoch < publish_->first_epoch)) {
     return;

@@ -258,7 +258,7 @@ TEST_F(CoordinatorTest, TooFewReplicasAreWaitedForAndThenNamedWithTheirReasons) 
   Join(2, "sink-2", "r2");
   Step(event::ReadyChanged{2, false, "no engine attached"});
   Publish(1);
-  EXPECT_EQ(coordinator_->NextDeadline(), now_ + options_.heartbeat_timeout);
+  EXPECT_EQ(coordinator_->NextDeadline(), now_ + absl::Seconds(1)) << "a process that stands still is to be noticed";
   Pass(options_.min_replicas_wait - absl::Milliseconds(100));
   EXPECT_THAT(All<action::PublishDone>(), IsEmpty());
   EXPECT_EQ(coordinator_->NextDeadline(), now_ + absl::Milliseconds(100));

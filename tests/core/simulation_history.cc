@@ -12,6 +12,7 @@ struct EventText {
   std::string operator()(const event::CatalogRegistered&) { return "catalog registered"; }
   std::string operator()(const event::CatalogGone&) { return "catalog gone"; }
   std::string operator()(const event::Publish& e) { return absl::StrCat("publish v", e.version); }
+  std::string operator()(const event::CallersGone& e) { return absl::StrCat("callers of v", e.version, " gone"); }
   std::string operator()(const event::ContentChecked& e) {
     return absl::StrCat("content checked ", e.digest.ShortHex());
   }

@@ -170,7 +170,7 @@ TEST_F(AgentTest, AnUnreleasedVersionIsCalledOffWhenItsLastCallerHangsUp) {
   EXPECT_FALSE(second->Join().status.ok());
   const v1::Abort abort = member->Await(Message::kAbort).abort();
   EXPECT_EQ(abort.version(), 7u);
-  EXPECT_THAT(abort.status().message(), HasSubstr("hung up before the weights were released"));
+  EXPECT_THAT(abort.error(), HasSubstr("hung up before the weights were released"));
   backend_->HoldEncodes(false);
   EXPECT_TRUE(Sync(id, 7, {member.get()}, ContentOf(2), 1).status.ok()) << "the same number can be used again";
 }

@@ -482,13 +482,13 @@ TEST_F(PublisherTest, AStreamThatNeverGetsThereFailsTheVersionInTimeAndTheNextOn
 
 TEST_F(PublisherTest, AVersionThatIsDroppedDoesNotWaitForTheTrainersStream) {
   for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
-    const size_t released = events_.Count<event::SourceReleased>();
+    const size_t sent = events_.Count<event::SourceSent>();
     Open(mode, {.start_timeout = absl::Hours(1)});
     Start(1, 7, Order());
     ASSERT_TRUE(after_->IsAwaited());
     Cancel(1, true);
     Start(2, 8, true);
-    EXPECT_EQ(events_.Await<event::SourceReleased>(released).version, 8u);
+    EXPECT_EQ(events_.Await<event::SourceSent>(sent).version, 8u);
     EXPECT_EQ(events_.Count<event::SourceFailed>(), 0u) << "the coordinator knows";
   }
 }
