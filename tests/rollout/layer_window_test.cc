@@ -314,7 +314,7 @@ TEST_F(LayerWindowTest, TheTensorsOfNoLayerAreTakenTooThoughTheirMemoryStays) {
   EXPECT_THAT(std::string(late.status.message()), HasSubstr("has taken the tensors of no layer, complete as it is"));
 
   calls = Takes(8);
-  calls.ready = [this, takes](const LayerReady& ready) {
+  calls.ready = [this, takes = calls.ready](const LayerReady& ready) {
     ready.name.empty() ? receiver_->Answer({ready.ticket, LayerRefused{"tying failed"}}) : takes(ready);
   };
   const sink::Received refused = Start(8, calls).get();
