@@ -296,17 +296,18 @@ void World::Carry(const action::StartSource& start) {
 }
 
 void World::Encode(uint64_t epoch) {
-  At(random.Between(absl::Milliseconds(2), absl::Milliseconds(40)), [this, work = ++encode_work_, epoch, read = content_] {
-    InAgent([this, work, epoch, read] {
-      if (work != encode_work_) return;
-      if (std::exchange(lose_version_, false)) return SourceFails(absl::DataLossError("NaN in a weight"), true);
-      encoded_ = {encoding_, read};
-      encoding_ = 0;
-      if (coordinator_options_.source_retains) retained_ = encoded_;
-      Step(event::SourceReleased{encoded_.version, encoded_.digest, absl::Milliseconds(5), epoch});
-      StartSending();
-    });
-  });
+  At(random.Between(absl::Milliseconds(2), absl::Milliseconds(40)),
+     [this, work = ++encode_work_, epoch, read = content_] {
+       InAgent([this, work, epoch, read] {
+         if (work != encode_work_) return;
+         if (std::exchange(lose_version_, false)) return SourceFails(absl::DataLossError("NaN in a weight"), true);
+         encoded_ = {encoding_, read};
+         encoding_ = 0;
+         if (coordinator_options_.source_retains) retained_ = encoded_;
+         Step(event::SourceReleased{encoded_.version, encoded_.digest, absl::Milliseconds(5), epoch});
+         StartSending();
+       });
+     });
 }
 
 void World::Carry(const action::CancelSource& cancel) {
