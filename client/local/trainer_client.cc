@@ -132,6 +132,12 @@ bool IsVerdict(const absl::Status& status, uint64_t version) {
          absl::StrContains(status.message(), "replicas");
 }
 
+// It stood still before the version was released, and could not know that we still waited: the weights are as they
+// were.
+bool IsCalledOffUnasked(const absl::Status& status) {
+  return absl::IsAborted(status) && absl::StrContains(status.message(), "stood still");
+}
+
 // The agent restarted since, and does not know the registration.
 bool IsForgotten(const absl::Status& status, const std::string& registration) {
   return absl::IsFailedPrecondition(status) && absl::StrContains(status.message(), registration);
@@ -210,10 +216,12 @@ absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const
     give_up = MonotonicNow() + impl_->options.reconnect_timeout;
     (void)impl_->AwaitConnection(give_up);
   }
+  bool called_off = false;
   while (true) {
     const bool connected = impl_->channel->GetState(false) == GRPC_CHANNEL_READY;
     Heard heard;
     auto report = PublishOnce(*impl_->stub, impl_->registration_id(), version, observer, &heard);
+    if (!std::exchange(called_off, true) && IsCalledOffUnasked(report.status())) continue;
     const bool agent_gone = absl::IsUnavailable(report.status()) && !IsVerdict(report.status(), version);
     if (!agent_gone && !IsForgotten(report.status(), impl_->registration_id())) return report;
     const absl::Status why = agent_gone && connected ? impl_->Lost(report.status(), version, heard) : report.status();

@@ -15,7 +15,7 @@ namespace {
 // heartbeats may be waiting unread. Well above a scheduler's delay, well below any sensible heartbeat timeout.
 constexpr absl::Duration kLateStep = absl::Milliseconds(500);
 // While weights may be read, steps come this often.
-constexpr absl::Duration kUnreleasedTick = absl::Seconds(1);
+constexpr absl::Duration kUnreleasedTick = absl::Milliseconds(250);
 
 }  // namespace
 

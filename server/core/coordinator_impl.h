@@ -27,8 +27,8 @@ struct RunningPublish {
   absl::Time deadline;   // of kChecking and kWaiting
   absl::Time decide_by;  // no further attempt after this
   PlanInfo plan;
-  uint64_t first_epoch = 0;
-  int retries = 0;  // attempts repeated without anybody to blame
+  uint64_t first_epoch = 0;  // of its first attempt, or of the check of its content
+  int retries = 0;           // attempts repeated without anybody to blame
   bool decided = false;
   std::map<std::string, ReplicaOutcome> dropped;  // replicas that earlier attempts lost; not asked again
   std::optional<ServedVersion> content;           // known once released

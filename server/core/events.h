@@ -74,10 +74,11 @@ struct CallersGone {
   uint64_t version = 0;
 };  // whoever asked for it hung up: not released yet, its weights may be changing now
 struct ContentChecked {
+  uint64_t epoch = 0;
   uint64_t version = 0;
   absl::Status status;
   Hash128 digest;
-};  // answer to CheckContent
+};  // answer to the CheckContent of that epoch
 
 // From the source's pipeline, tagged with the epoch of StartSource.
 struct SourceReleased {
@@ -230,8 +231,9 @@ struct CancelSource {
   uint64_t epoch = 0;
   absl::Status reason;
   bool drop_version = false;
-};  // drop: also stop encoding
+};  // of a StartSource or a CheckContent; drop: also stop encoding
 struct CheckContent {
+  uint64_t epoch = 0;  // of its own, as a StartSource's
   uint64_t version = 0;
 };  // digest of the present weights, without touching the retained copy
 

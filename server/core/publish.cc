@@ -17,8 +17,8 @@ constexpr int kRetries = 2;
 // How long a publish waits for a replica that is just applying a catch-up, before it goes on without it: applying takes
 // milliseconds, and an engine that needs longer must not hold up the trainer.
 constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
-// A trainer gives up an agent that is silent for four seconds, and goes on training. It takes two to notice, and its
-// hanging up may be read after the weights were.
+// A trainer gives up an agent that is silent for three seconds or more, and trains on: its hanging up may be read here
+// after the weights were.
 constexpr absl::Duration kCallersPatience = absl::Seconds(2);
 
 absl::Status Prefixed(uint64_t version, const absl::Status& why) {
@@ -54,7 +54,8 @@ void Coordinator::Impl::On(const event::Publish& event) {
   if (event.version == committed_.version) {
     publish_->stage = Stage::kChecking;
     publish_->deadline = now_ + StageBudget();
-    out_.push_back(action::CheckContent{event.version});
+    publish_->first_epoch = ++epoch_;
+    out_.push_back(action::CheckContent{epoch_, event.version});
     return;
   }
   publish_->deadline = now_ + options_.min_replicas_wait;
@@ -99,7 +100,8 @@ void Coordinator::Impl::CallOff() {
 }
 
 void Coordinator::Impl::On(const event::ContentChecked& event) {
-  if (!publish_.has_value() || publish_->stage != Stage::kChecking || publish_->version != event.version) return;
+  if (StoodStill()) return;
+  if (!publish_.has_value() || publish_->stage != Stage::kChecking || publish_->first_epoch != event.epoch) return;
   if (!event.status.ok()) {
     AbortPublish(
         absl::Status(event.status.code(), absl::StrCat("its content could not be checked against the committed "
@@ -374,6 +376,8 @@ void Coordinator::Impl::AbortPublish(const absl::Status& why) {
     out_.push_back(action::CancelSource{round_->epoch(), status, true});
     source_epoch_ = 0;
     retained_ = {};
+  } else if (publish_->stage == Stage::kChecking) {
+    out_.push_back(action::CancelSource{publish_->first_epoch, status, true});
   }
   Log(action::Log::kError, std::string(status.message()));
   AnswerPublish(status, {});

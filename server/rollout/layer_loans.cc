@@ -27,7 +27,10 @@ absl::Status LayerLoans::Late(const std::string& what) const {
       absl::StrCat("engine ", terms_.engine, " ", what, " within ", absl::FormatDuration(terms_.limit)));
 }
 
-std::string LayerLoans::Oldest() const { return Name(lent_.begin()->second.layer); }
+std::string LayerLoans::Oldest() const {
+  const auto layer = std::find_if(lent_.begin(), lent_.end(), [](const auto& l) { return !l.second.layer.empty(); });
+  return Name(layer == lent_.end() ? "" : layer->second.layer);
+}
 
 bool LayerLoans::Full() const {
   const auto layers = std::count_if(lent_.begin(), lent_.end(), [](const auto& l) { return !l.second.layer.empty(); });

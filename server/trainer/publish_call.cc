@@ -1,5 +1,7 @@
 #include "server/trainer/publish_call.h"
 
+#include <utility>
+
 #include "server/rpc/convert.h"
 
 namespace wsync {
@@ -9,14 +11,14 @@ constexpr size_t kAlways = 16;  // a call has at most four events besides progre
 
 }  // namespace
 
-std::shared_ptr<PublishCall> PublishCall::Open(std::function<void(std::shared_ptr<PublishCall>)> ended) {
-  std::shared_ptr<PublishCall> call(new PublishCall(std::move(ended)));
+std::shared_ptr<PublishCall> PublishCall::Open(std::function<void()> hung_up) {
+  std::shared_ptr<PublishCall> call(new PublishCall(std::move(hung_up)));
   call->self_ = call;
   return call;
 }
 
-PublishCall::PublishCall(std::function<void(std::shared_ptr<PublishCall>)> ended)
-    : ended_(std::move(ended)),
+PublishCall::PublishCall(std::function<void()> hung_up)
+    : hung_up_(std::move(hung_up)),
       writer_({[this](const v1::PublishEvent* event) { StartWrite(event); },
                [this](const grpc::Status& status) { Finish(status); },
                [this](const v1::PublishEvent* event, const grpc::Status& status) {
@@ -57,6 +59,10 @@ void PublishCall::OnDone(const action::PublishDone& done) {
   writer_.PushLast(std::move(event), grpc::Status::OK);
 }
 
-void PublishCall::OnCancel() { writer_.Break(grpc::Status(grpc::StatusCode::CANCELLED, "the caller hung up")); }
+void PublishCall::OnCancel() {
+  gone_ = true;
+  hung_up_();
+  writer_.Break(grpc::Status(grpc::StatusCode::CANCELLED, "the caller hung up"));
+}
 
 }  // namespace wsync

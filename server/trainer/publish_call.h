@@ -4,9 +4,9 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
-#include <utility>
 
 #include "absl/status/status.h"
 #include "server/trainer/publish_tracker.h"
@@ -17,8 +17,8 @@ namespace wsync {
 
 class PublishCall final : public grpc::ServerWriteReactor<v1::PublishEvent>, public PublishWatcher {
  public:
-  // Owns itself until gRPC is done with it: then, whoever ended it, `ended` is called, on a thread of gRPC's.
-  static std::shared_ptr<PublishCall> Open(std::function<void(std::shared_ptr<PublishCall>)> ended);
+  // Owns itself until gRPC is done with it. `hung_up` is called when the caller did, on a thread of gRPC's.
+  static std::shared_ptr<PublishCall> Open(std::function<void()> hung_up);
 
   void Fail(const absl::Status& why);
 
@@ -26,14 +26,16 @@ class PublishCall final : public grpc::ServerWriteReactor<v1::PublishEvent>, pub
   void OnProgress(const PublishProgress& progress) override;
   void OnReleased(const action::PublishReleased& released) override;
   void OnDone(const action::PublishDone& done) override;
+  bool HungUp() const override { return gone_; }
 
  private:
-  explicit PublishCall(std::function<void(std::shared_ptr<PublishCall>)> ended);
+  explicit PublishCall(std::function<void()> hung_up);
   void OnWriteDone(bool ok) override { writer_.Written(ok); }
   void OnCancel() override;
-  void OnDone() override { ended_(std::move(self_)); }
+  void OnDone() override { self_ = nullptr; }
 
-  const std::function<void(std::shared_ptr<PublishCall>)> ended_;
+  const std::function<void()> hung_up_;
+  std::atomic<bool> gone_ = false;
   StreamWriter<v1::PublishEvent> writer_;
   std::shared_ptr<PublishCall> self_;
 };

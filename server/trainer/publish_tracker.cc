@@ -21,12 +21,11 @@ bool PublishTracker::Watch(uint64_t version, std::shared_ptr<PublishWatcher> wat
   return is_new;
 }
 
-bool PublishTracker::Unwatch(uint64_t version, const PublishWatcher* watcher) {
+bool PublishTracker::Forsaken(uint64_t version) {
   const auto it = versions_.find(version);
   if (it == versions_.end()) return false;
-  auto& watchers = it->second.watchers;
-  const auto gone = std::erase_if(watchers, [watcher](const auto& one) { return one.get() == watcher; });
-  return gone > 0 && watchers.empty() && !it->second.released.has_value();
+  std::erase_if(it->second.watchers, [](const auto& watcher) { return watcher->HungUp(); });
+  return it->second.watchers.empty() && !it->second.released.has_value();
 }
 
 std::shared_ptr<StreamOrder> PublishTracker::OrderOf(uint64_t version) const {

@@ -33,6 +33,7 @@ class PublishWatcher {
   virtual void OnProgress(const PublishProgress& progress) = 0;
   virtual void OnReleased(const action::PublishReleased& released) = 0;
   virtual void OnDone(const action::PublishDone& done) = 0;  // last
+  virtual bool HungUp() const = 0;
 };
 
 class PublishTracker {
@@ -40,8 +41,8 @@ class PublishTracker {
   // True when the version is not running yet: the caller must give the coordinator a Publish event next. `order` is
   // that publish's, or null.
   bool Watch(uint64_t version, std::shared_ptr<PublishWatcher> watcher, std::shared_ptr<StreamOrder> order = nullptr);
-  // The watcher is gone. True when it was the last one of a version that is not released.
-  bool Unwatch(uint64_t version, const PublishWatcher* watcher);
+  // Forgets who hung up. True when that leaves a version that is not released without anybody.
+  bool Forsaken(uint64_t version);
   std::shared_ptr<StreamOrder> OrderOf(uint64_t version) const;  // null: none
 
   void Carry(const action::PublishAccepted& accepted);

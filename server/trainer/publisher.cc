@@ -77,6 +77,7 @@ void Publisher::Start(const action::StartSource& start, std::shared_ptr<StreamOr
 
 void Publisher::CheckContent(const action::CheckContent& check, std::shared_ptr<StreamOrder> order) {
   action::StartSource as_job;
+  as_job.epoch = check.epoch;
   as_job.version = check.version;
   auto job = std::make_shared<SourceJob>(as_job, std::move(order));
   (void)Push({job, [this, job] { Check(job); }});
@@ -86,7 +87,7 @@ void Publisher::Cancel(const action::CancelSource& cancel) {
   for (const auto& job : LiveJobs()) {
     if (job->start().epoch != cancel.epoch) continue;
     job->Cancel(cancel.reason, cancel.drop_version, SourceJob::Report::kNo);
-    if (cancel.drop_version) {
+    if (cancel.drop_version && !job->is_check()) {
       (void)Push({nullptr, [this, version = job->start().version] { Forget(version); }});
     }
   }
@@ -133,7 +134,7 @@ void Publisher::Run() {
       command = std::move(queue_.front());
       queue_.pop_front();
       // A check runs beside the version that is being sent.
-      if (command.job != nullptr) (command.job->start().epoch == 0 ? checking_ : current_) = command.job;
+      if (command.job != nullptr) (command.job->is_check() ? checking_ : current_) = command.job;
     }
     command.run();
   }
@@ -175,6 +176,7 @@ void Publisher::Serve(const std::shared_ptr<SourceJob>& job) {
 
 void Publisher::Check(const std::shared_ptr<SourceJob>& job) {
   event::ContentChecked checked;
+  checked.epoch = job->start().epoch;
   checked.version = job->start().version;
   checked.status = encoder_.can_encode() ? job->cancelled() : CannotEncode();
   if (checked.status.ok()) checked.status = OpenOrder(*job);

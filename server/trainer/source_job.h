@@ -24,6 +24,7 @@ class SourceJob {
       : start_(std::move(start)), order_(std::move(order)) {}
 
   const action::StartSource& start() const { return start_; }
+  bool is_check() const { return start_.world == 0; }  // of a CheckContent: nobody gets what it encodes
   StreamOrder* order() const { return order_.get(); }  // null: the weights may be read at once
   enum class Report : uint8_t { kNo, kYes };           // must the coordinator hear of it? not when it asked for it
   // Stops sending; with `drop` also encoding. The first reason stays.

@@ -24,19 +24,22 @@ grpc::ServerReadReactor<v1::RegisterRequest>* TrainerService::Register(grpc::Cal
 
 grpc::ServerWriteReactor<v1::PublishEvent>* TrainerService::Publish(grpc::CallbackServerContext*,
                                                                     const v1::PublishRequest* request) {
-  auto call = PublishCall::Open([this, version = request->version()](std::shared_ptr<PublishCall> ended) {
-    loop_->Run([this, version, ended = std::move(ended)] {
-      if (tracker_->Unwatch(version, ended.get())) loop_->Step(event::CallersGone{version});
-    });
-  });
+  auto call = PublishCall::Open(
+      [this, version = request->version()] { loop_->Run([this, version] { CallOffIfForsaken(version); }); });
   const bool queued = loop_->Run([this, call, request = *request] {
+    if (call->HungUp()) return;
     if (absl::Status status = Admit(request); !status.ok()) return call->Fail(status);
     auto order = OrderOf(request);
     if (!order.ok()) return call->Fail(order.status());
+    CallOffIfForsaken(request.version());  // who publishes again after hanging up must not join what was read before
     if (tracker_->Watch(request.version(), call, *order)) loop_->Step(event::Publish{request.version()});
   });
   if (!queued) call->Fail(ShuttingDown());
   return call.get();
+}
+
+void TrainerService::CallOffIfForsaken(uint64_t version) {
+  if (tracker_->Forsaken(version)) loop_->Step(event::CallersGone{version});
 }
 
 absl::Status TrainerService::Admit(const v1::PublishRequest& request) {

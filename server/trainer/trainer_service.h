@@ -32,6 +32,7 @@ class TrainerService final : public v1::Trainer::CallbackService {
   grpc::ServerUnaryReactor* Unregister(grpc::CallbackServerContext* context, const v1::UnregisterRequest* request,
                                        v1::UnregisterReply* reply) override;
   // Control thread.
+  void CallOffIfForsaken(uint64_t version);
   absl::Status Admit(const v1::PublishRequest& request);
   absl::StatusOr<std::shared_ptr<StreamOrder>> OrderOf(const v1::PublishRequest& request);
 

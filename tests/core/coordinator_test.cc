@@ -225,14 +225,31 @@ TEST_F(CoordinatorTest, TheCommittedVersionAgainIsANoOpForTheSameContentAndAnErr
   Publish(5);
   EXPECT_THAT(All<action::CheckContent>(), SizeIs(1));
   EXPECT_THAT(All<action::PublishDone>(), IsEmpty());
-  Step(event::ContentChecked{5, absl::OkStatus(), DigestOf(5)});
+  Step(event::ContentChecked{CheckEpoch(), 5, absl::OkStatus(), DigestOf(5)});
   EXPECT_TRUE(Answer().ok());
   EXPECT_TRUE(All<action::PublishDone>()[0].report.already_committed);
   EXPECT_THAT(All<action::PublishDone>()[0].report.replicas, SizeIs(1));
   Publish(5);
-  Step(event::ContentChecked{5, absl::OkStatus(), DigestOf(6)});
+  Step(event::ContentChecked{CheckEpoch(), 5, absl::OkStatus(), DigestOf(6)});
   EXPECT_EQ(Answer().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(Text(Answer()), HasSubstr("publish this as version 6 or higher"));
+}
+
+TEST_F(CoordinatorTest, AContentCheckThatWasGivenUpDoesNotAnswerTheNextPublish) {
+  Sinks(1);
+  Commit(5, {1});
+  Publish(5);
+  const uint64_t first = CheckEpoch();
+  Step(event::CallersGone{5});
+  EXPECT_EQ(Answer().code(), absl::StatusCode::kCancelled);
+  ASSERT_THAT(All<action::CancelSource>(), SizeIs(1));
+  EXPECT_EQ(All<action::CancelSource>()[0].epoch, first);
+  Publish(5);
+  const uint64_t second = CheckEpoch();
+  EXPECT_GT(second, first);
+  EXPECT_THAT(Step(event::ContentChecked{first, 5, absl::OkStatus(), DigestOf(5)}), IsEmpty());
+  Step(event::ContentChecked{second, 5, absl::OkStatus(), DigestOf(6)});
+  EXPECT_EQ(Answer().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(CoordinatorTest, AContentCheckThatIsNotAnsweredEnds) {
@@ -258,7 +275,8 @@ TEST_F(CoordinatorTest, TooFewReplicasAreWaitedForAndThenNamedWithTheirReasons) 
   Join(2, "sink-2", "r2");
   Step(event::ReadyChanged{2, false, "no engine attached"});
   Publish(1);
-  EXPECT_EQ(coordinator_->NextDeadline(), now_ + absl::Seconds(1)) << "a process that stands still is to be noticed";
+  EXPECT_EQ(coordinator_->NextDeadline(), now_ + absl::Milliseconds(250))
+      << "a process that stands still is to be noticed";
   Pass(options_.min_replicas_wait - absl::Milliseconds(100));
   EXPECT_THAT(All<action::PublishDone>(), IsEmpty());
   EXPECT_EQ(coordinator_->NextDeadline(), now_ + absl::Milliseconds(100));
@@ -296,7 +314,7 @@ TEST_F(CoordinatorTest, AfterARestartVersionsGoOnFromWhatMembersServe) {
   Ready(1, 41);
   Publish(41);
   EXPECT_THAT(All<action::CheckContent>(), SizeIs(1));
-  Step(event::ContentChecked{41, absl::OkStatus(), DigestOf(41)});
+  Step(event::ContentChecked{CheckEpoch(), 41, absl::OkStatus(), DigestOf(41)});
   EXPECT_TRUE(Answer().ok());
   Publish(40);
   EXPECT_EQ(Answer().code(), absl::StatusCode::kFailedPrecondition);

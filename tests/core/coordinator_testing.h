@@ -117,6 +117,11 @@ class CoordinatorTest : public ::testing::Test {
     EXPECT_THAT(done, SizeIs(1));
     return done.empty() ? absl::UnknownError("no answer") : done[0].status;
   }
+  uint64_t CheckEpoch() const {
+    const auto checks = All<action::CheckContent>();
+    EXPECT_THAT(checks, SizeIs(1));
+    return checks.empty() ? 0 : checks[0].epoch;
+  }
   StatusSnapshot Snapshot() { return coordinator_->Snapshot(now_); }
 
   CoordinatorOptions options_;

@@ -12,7 +12,7 @@ namespace wsync::sim {
 namespace {
 
 constexpr absl::Duration kConvergeIn = absl::Seconds(240);  // the longest backoff, two publishes that time out, slack
-constexpr absl::Duration kTrainersPatience = absl::Seconds(4);  // with an agent that does not answer
+constexpr absl::Duration kTrainersPatience = absl::Seconds(3);  // with an agent that does not answer
 
 }  // namespace
 
@@ -31,6 +31,7 @@ Counts& Counts::operator+=(const Counts& other) {
   kept_sessions += other.kept_sessions;
   stale_messages += other.stale_messages;
   repeated_messages += other.repeated_messages;
+  hang_ups += other.hang_ups;
   return *this;
 }
 
@@ -279,6 +280,7 @@ void World::HangUp() {
   Note([&] { return absl::StrCat("the trainer hangs up on version ", *awaited_, " and changes its weights"); });
   content_ = {random.Next(), random.Next()};
   checker_->Content(*awaited_, content_);
+  ++counts_.hang_ups;
   Feed(event::CallersGone{*awaited_});
 }
 
@@ -351,8 +353,8 @@ void World::AgentFault() {
     if (agent_.stopped()) return;
     agent_.Stop(*this, pause);
     checker_->Paused(pause);
-    At(kTrainersPatience, [this] {
-      if (agent_.stopped()) HangUp();
+    At(kTrainersPatience, [this, stop = agent_.stops()] {
+      if (agent_.stopped() && stop == agent_.stops()) HangUp();
     });
   } else if (kind < 4) {
     now += pause;  // the whole machine stood still

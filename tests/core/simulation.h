@@ -32,6 +32,7 @@ struct Counts {
   int64_t kept_sessions = 0;   // rounds that went on in the session of the one before
   int64_t stale_messages = 0;  // of a former epoch, delivered to the coordinator
   int64_t repeated_messages = 0;
+  int64_t hang_ups = 0;  // of a trainer, on a version that was not released
   Counts& operator+=(const Counts& other);
 };
 

@@ -12,6 +12,7 @@ constexpr absl::Duration kHeartbeat = absl::Seconds(1);
 void Process::Stop(World& world, absl::Duration pause) {
   if (stopped_) return;
   stopped_ = true;
+  ++stops_;
   world.At(pause, [this, life = life_] {
     if (life != life_) return;
     stopped_ = false;
@@ -314,15 +315,16 @@ void World::Carry(const action::CancelSource& cancel) {
   if (session_ != nullptr && session_->epoch == cancel.epoch && !session_->dead) {
     EndSession(std::string(cancel.reason.message()));
   }
-  if (!cancel.drop_version) return;
+  if (!cancel.drop_version || cancel.epoch == check_epoch_) return;
   ++encode_work_;
   encoding_ = 0;
   encoded_ = retained_ = {};
 }
 
 void World::Carry(const action::CheckContent& check) {
-  At(Delay(), [this, check] {
-    InAgent([this, check] { Step(event::ContentChecked{check.version, absl::OkStatus(), content_}); });
+  check_epoch_ = check.epoch;
+  At(Delay(), [this, check, read = content_] {
+    InAgent([this, check, read] { Step(event::ContentChecked{check.epoch, check.version, absl::OkStatus(), read}); });
   });
 }
 

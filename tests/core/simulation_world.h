@@ -53,10 +53,12 @@ class Process {
     waiting_.clear();
   }
   bool stopped() const { return stopped_; }
+  uint64_t stops() const { return stops_; }  // so far
   uint64_t life() const { return life_; }
 
  private:
   bool stopped_ = false;
+  uint64_t stops_ = 0;
   uint64_t life_ = 0;
   std::deque<std::function<void()>> waiting_;
 };
@@ -225,6 +227,7 @@ class World {
   int answered_ = 0;
   uint64_t encoding_ = 0;  // version; 0: none
   uint64_t encode_work_ = 0;
+  uint64_t check_epoch_ = 0;
   ServedVersion encoded_, retained_;
   bool lose_version_ = false;    // the next encoding
   bool lose_transport_ = false;  // the next session

@@ -5,9 +5,11 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/core/clock.h"
@@ -202,14 +204,16 @@ TEST_F(Detection, AnEngineThatNeverResumesCostsTheNextVersionItsReplicaOnly) {
 }
 
 TEST_F(Detection, ATrainingProcessThatDiesBeforeReleaseTakesItsVersionWithIt) {
-  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
-  // The encoded weights are on their way, and the wire is held: `released` alone does not end the version.
-  group_->trainer().Tell(absl::StrCat("at accepted ", static_cast<int>(Fault::kKill), " 0"));
-  group_->BeginPublish(2);
+  // In ring mode nothing is released before all of it is on the wire, which is held half-way.
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
+  ASSERT_NO_FATAL_FAILURE(HoldSource(absl::Seconds(1)));
+  group_->trainer().Signal(SIGKILL);
   const auto idle = group_->agents().WaitFor(
       [](const v1::JobStatus& s) { return !s.has_round() && s.members(0).state() != "syncing"; },
       Scaled(absl::Seconds(3)), "idle");
-  EXPECT_TRUE(idle.ok()) << idle.status();
+  ASSERT_TRUE(idle.ok()) << idle.status();
+  EXPECT_EQ(group_->agents().Status()->last_version().version(), 1u);
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->CheckContent(i, {1}, false).ok()) << i;
   ASSERT_TRUE(group_->StartTrainerProcess().ok());
   ASSERT_TRUE(group_->trainer().Await("registered", Scaled(absl::Seconds(10))).has_value());
   ASSERT_TRUE(group_->AwaitReady(Scaled(absl::Seconds(10))).ok());
@@ -217,6 +221,27 @@ TEST_F(Detection, ATrainingProcessThatDiesBeforeReleaseTakesItsVersionWithIt) {
   ASSERT_TRUE(next.has_value());
   EXPECT_TRUE(next->ok()) << next->message;
   for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, 3, Scaled(absl::Seconds(5))).ok());
+}
+
+// It cannot know whether the training process still waits, and has changed nothing. That one knows.
+TEST_F(Detection, AVersionDuringWhichTheTrainerAgentStoodStillIsPublishedAgainByItsClient) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
+  ASSERT_NO_FATAL_FAILURE(HoldSource(absl::Seconds(1)));
+  const pid_t agent = group_->agents().trainer_pid();
+  kill(agent, SIGSTOP);
+  absl::SleepFor(absl::Milliseconds(2500));
+  kill(agent, SIGCONT);
+  const auto published = group_->AwaitPublished(Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_TRUE(published->ok()) << published->message;
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(group_->AwaitVersion(i, 2, Scaled(absl::Seconds(5))).ok()) << i;
+  const auto status = group_->agents().Status();
+  ASSERT_TRUE(status.ok()) << status.status();
+  const auto called_off = [](const v1::StatusEvent& event) {
+    return absl::StrContains(event.text(), "stood still for 2.") ||
+           absl::StrContains(event.text(), "stood still for 3.");
+  };
+  EXPECT_EQ(std::count_if(status->events().begin(), status->events().end(), called_off), 1);
 }
 
 }  // namespace

@@ -13,7 +13,11 @@ namespace {
 constexpr int64_t kWarmUp = 30;          // versions after a start until caches, pools and arenas have their size
 constexpr int64_t kDescriptorSlack = 8;  // connections that come and go
 constexpr int64_t kThreadSlack = 6;      // of gRPC's pool
+#ifdef __SANITIZE_THREAD__
+constexpr int64_t kResidentSlack = 256 << 20;  // the shadow of whatever memory was ever touched
+#else
 constexpr int64_t kResidentSlack = 24 << 20;
+#endif
 constexpr int64_t kBytesSlack = 64 << 20;  // a communicator that is just being made or ended
 
 }  // namespace

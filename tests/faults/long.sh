@@ -34,7 +34,7 @@ env "WSYNC_FAULT_SEEDS=$seeds" ${lanes:+"WSYNC_FAULT_LANES=$lanes"} tests/faults
   fail=1
 }
 
-run simulation env WSYNC_SIM_SEEDS=40000 "$bin/coordinator_simulation_test"
+run simulation env WSYNC_SIM_SEEDS=45000 "$bin/coordinator_simulation_test"
 run flips env WSYNC_FAULT_FLIPS=1000000 "$bin/flips_test"
 run detection "$bin/detection_test"
 run restart "$bin/restart_test"

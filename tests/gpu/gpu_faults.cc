@@ -20,7 +20,7 @@ namespace {
 
 using faults::Scaled;
 
-// What a peer's end may cost whoever waits for it; a training process whose own agent is gone waits for its restart.
+// What anybody's end may cost the training process.
 constexpr absl::Duration kKilledLimit = absl::Seconds(1);
 constexpr absl::Duration kStoppedLimit = absl::Seconds(5);
 constexpr absl::Duration kHardLimit = absl::Seconds(10);
@@ -160,10 +160,7 @@ void GpuFaults::Judge(Side side, Fault fault, const Answer& answer, absl::Durati
       if (replica.outcome() != v1::OUTCOME_APPLIED) absl::StrAppend(&said, replica.replica(), ": ", replica.reason());
     }
   }
-  const absl::Duration limit = side == Side::kTrainer  ? kHardLimit
-                               : fault == Fault::kKill ? kKilledLimit
-                                                       : kStoppedLimit;
-  EXPECT_LE(unblocked, Scaled(limit)) << said;
+  EXPECT_LE(unblocked, Scaled(fault == Fault::kKill ? kKilledLimit : kStoppedLimit)) << said;
   EXPECT_TRUE(side == Side::kTrainer || absl::StrContains(said, "rollout-0")) << "the culprit is not named: " << said;
 }
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Publication:
-    """One version on its way. Every wait has a limit; the version goes on whether or not anybody waits."""
+    """One version on its way. Every wait has a limit; the version goes on whether or not anybody waits.
+
+    Unless the trainer is closed, or this process ends, before it is released: then it is called off.
+    """
 
     def __init__(self, trainer: Trainer, version: int, order: StreamOrder | None = None) -> None:
         self.version = version
@@ -50,7 +53,8 @@ class Publication:
             except grpc.RpcError as error:
                 if not self._may_retry(error):
                     raise
-                self._registration_id = self._register_again(error)
+                if not self._called_off(error):
+                    self._registration_id = self._register_again(error)
                 self._call = self._start()
                 if self._silent:
                     self._call.cancel()
@@ -133,9 +137,17 @@ class Publication:
         if self.released_future.done() or self._silent:
             return False
         code, text = _rpc.code_and_text(error)
+        if self._called_off(error):
+            return True
         if code == grpc.StatusCode.UNAVAILABLE:
             return not _rpc.is_agents_verdict(text, self.version)
         return code == grpc.StatusCode.FAILED_PRECONDITION and self._registration_id in text
+
+    @staticmethod
+    def _called_off(error: grpc.RpcError) -> bool:
+        """Whether the agent stood still, and could not know that somebody waits and the weights are as they were."""
+        code, text = _rpc.code_and_text(error)
+        return bool(code == grpc.StatusCode.ABORTED and "stood still" in text)
 
     def _fail(self, error: WsyncError, *, ended: bool = False) -> None:
         """`ended`: the agent has done so, or is dead; else it may go on with the version."""
