@@ -62,7 +62,7 @@ TEST_F(Detection, AStoppedRolloutCostsFiveSecondsAndIsNamed) {
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kLong));
   absl::SleepFor(kHeartbeat);
-  kill(pid(), SIGSTOP);
+  ASSERT_NO_FATAL_FAILURE(Stop(pid()));
   const absl::Time begun = MonotonicNow();
   const auto published = group_->AwaitPublished(Scaled(kHardLimit));
   ASSERT_TRUE(published.has_value());
@@ -109,7 +109,7 @@ TEST_F(Detection, AStoppedTrainerAgentCostsFiveSecondsAndIsNamedWithPhaseAndAge)
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
   ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kLong));
   absl::SleepFor(kHeartbeat);
-  kill(group_->agents().trainer_pid(), SIGSTOP);
+  ASSERT_NO_FATAL_FAILURE(Stop(group_->agents().trainer_pid()));
   const absl::Time begun = MonotonicNow();
   const auto published = group_->AwaitPublished(Scaled(kHardLimit));
   ASSERT_TRUE(published.has_value());
@@ -228,7 +228,7 @@ TEST_F(Detection, AVersionDuringWhichTheTrainerAgentStoodStillIsPublishedAgainBy
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2, .trainer_flags = {{"transfer.source_mode", "ring"}}}));
   ASSERT_NO_FATAL_FAILURE(HoldSource(absl::Seconds(1)));
   const pid_t agent = group_->agents().trainer_pid();
-  kill(agent, SIGSTOP);
+  ASSERT_NO_FATAL_FAILURE(Stop(agent));
   absl::SleepFor(absl::Milliseconds(2500));
   kill(agent, SIGCONT);
   const auto published = group_->AwaitPublished(Scaled(kHardLimit));

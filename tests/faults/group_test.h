@@ -3,6 +3,7 @@
 #define WSYNC_TESTS_FAULTS_GROUP_TEST_H_
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -51,6 +52,15 @@ class GroupTest : public ::testing::Test {
   void AwaitReady() {
     const absl::Status ready = group_->AwaitReady(Scaled(absl::Seconds(20)));
     ASSERT_TRUE(ready.ok()) << ready;
+  }
+  // Stands still when this returns: a process's other threads go on for a moment after the signal.
+  static void Stop(pid_t pid) {
+    kill(pid, SIGSTOP);
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(5));
+    while (!HasStopped(pid)) {
+      ASSERT_LT(MonotonicNow(), deadline) << pid << " did not stop";
+      usleep(1000);
+    }
   }
   // The next version is on its way to the last rollout, which has half of it and stands there for `held`.
   void HoldInTransfer(absl::Duration held) {

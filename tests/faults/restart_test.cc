@@ -100,7 +100,7 @@ TEST_F(Restart, ATrainingProcessWhoseAgentDiesAsItRegistersIsRegisteredSoonAfter
 
 // It failed at once with what the last attempt to connect had ended with, though the agent was there again.
 TEST_F(Restart, APublishRightAfterAStoppedAgentGoesOnIsMade) {
-  kill(group_->agents().trainer_pid(), SIGSTOP);
+  ASSERT_NO_FATAL_FAILURE(Stop(group_->agents().trainer_pid()));
   const auto unanswered = group_->Publish(++version_, Scaled(kHardLimit));
   kill(group_->agents().trainer_pid(), SIGCONT);
   ASSERT_TRUE(unanswered.has_value());

@@ -68,7 +68,7 @@ TEST_F(Verify, InPlaceIsReadAgainAsWell) {
 
 TEST_F(Verify, AMemberThatIsGoneOrStoppedIsListedAndNotWaitedForLong) {
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
-  kill(group_->agents().rollout_pid(1), SIGSTOP);
+  ASSERT_NO_FATAL_FAILURE(Stop(group_->agents().rollout_pid(1)));
   std::string output;
   EXPECT_EQ(Deep(&output), 3);
   kill(group_->agents().rollout_pid(1), SIGCONT);
