@@ -10,7 +10,9 @@
 namespace wsync::faults {
 namespace {
 
-constexpr int64_t kWarmUp = 30;          // versions after a start until caches, pools and arenas have their size
+constexpr int64_t kWarmUp = 30;    // versions after a start until caches, pools and arenas have their size
+constexpr int64_t kSettled = 500;  // versions after a start from which on nothing may grow by more than
+constexpr int64_t kSettledSlack = 4 << 20;
 constexpr int64_t kDescriptorSlack = 8;  // connections that come and go
 constexpr int64_t kThreadSlack = 6;      // of gRPC's pool
 #ifdef __SANITIZE_THREAD__
@@ -32,6 +34,10 @@ void Flatness::Look(const std::string& name, pid_t pid, int64_t version) {
   EXPECT_LE(now.threads, seen.base->threads + kThreadSlack) << name << " at version " << version;
   EXPECT_LE(now.resident_bytes, seen.base->resident_bytes * 5 / 4 + kResidentSlack)
       << name << " at version " << version;
+  if (version >= seen.since + kSettled) {
+    if (!seen.settled_bytes.has_value()) seen.settled_bytes = now.resident_bytes;
+    EXPECT_LE(now.resident_bytes, *seen.settled_bytes + kSettledSlack) << name << " at version " << version;
+  }
   last_[name] = absl::StrCat(seen.base->descriptors, " -> ", now.descriptors, " descriptors, ", seen.base->threads,
                              " -> ", now.threads, " threads, ", seen.base->resident_bytes >> 20, " -> ",
                              now.resident_bytes >> 20, " MB over ", version - seen.since, " versions");

@@ -26,6 +26,7 @@ class Flatness {
     pid_t pid = 0;
     int64_t since = 0;
     std::optional<ProcessFacts> base;
+    std::optional<int64_t> settled_bytes;
   };
   std::map<std::string, Process> processes_;
   std::map<std::string, int64_t> bytes_;

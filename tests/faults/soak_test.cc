@@ -44,7 +44,8 @@ TEST_F(Soak, NothingGrowsAndNothingTears) {
   int64_t committed = 1, left_out = 0, failed = 0;
   const absl::Time begun = MonotonicNow();
   for (int64_t version = 2; version <= versions && !HasFailure(); ++version) {
-    const bool kill = version % kKillEvery == 0;
+    // The last fifth is left in peace: what grows slowly shows in processes that live long.
+    const bool kill = version % kKillEvery == 0 && version <= versions * 4 / 5;
     group.BeginPublish(static_cast<uint64_t>(version));
     if (kill) {
       usleep(static_cast<useconds_t>(random() % 60'000));
