@@ -1,7 +1,11 @@
 // wsync publish: sends a checkpoint through a trainer agent, as a training process would.
+#include <unistd.h>
+
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <memory>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "client/checkpoint/checkpoint.h"
@@ -23,14 +27,33 @@ struct PublishArguments {
   bool replace = false;
 };
 
+std::string interrupted;  // said by a signal handler, which may not make it up
+
+// A version whose publisher goes before it is released is called off, and goes on when it goes later.
+void SayIfInterrupted(uint64_t version) {
+  interrupted = absl::StrCat("\nwsync: interrupted: version ", version,
+                             " is called off, unless its weights were read already: 'wsync status' tells\n");
+  for (const int signal : {SIGINT, SIGTERM}) {
+    std::signal(signal, [](int number) {
+      (void)!write(STDERR_FILENO, interrupted.data(), interrupted.size());
+      _exit(128 + number);
+    });
+  }
+}
+
+int64_t Applied(const v1::VersionReport& report) {
+  return std::count_if(report.replicas().begin(), report.replicas().end(),
+                       [](const v1::ReplicaOutcome& replica) { return replica.outcome() == v1::OUTCOME_APPLIED; });
+}
+
 void PrintReport(const v1::VersionReport& report) {
   if (report.already_committed()) {
     std::printf("version %lu is committed already, with the same content; nothing was moved\n", report.version());
     return;
   }
-  std::printf("version %lu committed: %s, %s to each replica, digest %s\n", report.version(),
-              Counted(report.tensors(), "tensor").c_str(), FormatBytes(report.payload_bytes()).c_str(),
-              ShortHash(report.content_digest()).c_str());
+  std::printf("version %lu committed by %s: %s, %s to each, digest %s\n", report.version(),
+              Counted(Applied(report), "replica").c_str(), Counted(report.tensors(), "tensor").c_str(),
+              FormatBytes(report.payload_bytes()).c_str(), ShortHash(report.content_digest()).c_str());
   std::printf("released after %s, staged after %s, committed after %s\n", FormatMs(report.released_ms()).c_str(),
               FormatMs(report.staged_ms()).c_str(), FormatMs(report.committed_ms()).c_str());
 }
@@ -70,6 +93,7 @@ ExitCode Run(const PublishArguments& arguments) {
                absl::StrCat(FormatBytes(p.sent_bytes()), " sent, ", p.staged_replicas(), "/", p.replicas(), " staged, ",
                             p.applied_replicas(), "/", p.replicas(), " applied"));
   };
+  SayIfInterrupted(version);
   const auto report = (*client)->Publish(version, observer);
   bar.Clear();
   if (!report.ok()) {
@@ -88,13 +112,14 @@ ExitCode Run(const PublishArguments& arguments) {
 
 void AddPublish(CLI::App& app) {
   auto arguments = std::make_shared<PublishArguments>();
-  CLI::App* command =
-      AddCommand(app, "publish", "Send a checkpoint to every rollout, through a trainer agent",
-                 "  wsync publish --model Qwen2.5-7B --version 7\n"
-                 "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
-                 "\nReplicas that attach later get the version too: the agent keeps its FP8 copy (source_mode: full)."
-                 "\nExit codes: 0 every replica serves it, 1 not committed, 3 some were left out, 4 no agent.\n",
-                 [arguments] { return Run(*arguments); });
+  CLI::App* command = AddCommand(
+      app, "publish", "Send a checkpoint to every rollout, through a trainer agent",
+      "  wsync publish --model Qwen2.5-7B --version 7\n"
+      "  wsync publish --model ckpt --socket unix:///tmp/trainer.sock\n"
+      "\nReplicas that attach later get the version too: the agent keeps its FP8 copy (source_mode: full)."
+      "\nExit codes: 0 every replica that was ready serves it, 1 not committed, 3 some were left out, 4 no agent.\n"
+      "Replicas that are lost or have no engine are not waited for: 'wsync status' names them.\n",
+      [arguments] { return Run(*arguments); });
   command->add_option("-m,--model", arguments->model, "checkpoint directory, or one .safetensors file")->required();
   command
       ->add_option("--version", arguments->version,

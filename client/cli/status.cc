@@ -119,16 +119,17 @@ void AddStatus(CLI::App& app) {
 
 void AddVerify(CLI::App& app) {
   auto options = std::make_shared<StatusOptions>();
-  CLI::App* command =
-      AddCommand(app, "verify", "Compare the content digest of what every member serves",
-                 "  wsync verify\n"
-                 "  wsync verify -c trainer-0:7470 && start_evaluation\n"
-                 "  wsync verify --deep             digest the engines' memory again\n"
-                 "\n--deep reads what the engines hold now and changes nothing; an engine that turned its weights\n"
-                 "into another layout after it took them is not to be asked. With sink_mode in_place, engines that\n"
-                 "take slices of tensors (tensor parallel) answer that they cannot be checked.\n"
-                 "\nExit codes: 0 all equal the committed version, 3 not all, 4 unreachable.\n",
-                 [options] { return RunVerify(*options); });
+  CLI::App* command = AddCommand(
+      app, "verify", "Compare the content digest of what every member serves",
+      "  wsync verify\n"
+      "  wsync verify -c trainer-0:7470 && start_evaluation\n"
+      "  wsync verify --deep             digest the engines' memory again\n"
+      "\n--deep reads what the engines hold now and changes nothing; an engine that turned its weights\n"
+      "into another layout after it took them is not to be asked. With sink_mode in_place, engines that\n"
+      "take slices of tensors (tensor parallel) answer that they cannot be checked; with staged, those whose\n"
+      "staging copy a version that failed has overwritten can be asked again after the next version.\n"
+      "\nExit codes: 0 all equal the committed version, 3 not all, 4 unreachable.\n",
+      [options] { return RunVerify(*options); });
   options->coordinator.AddTo(*command);
   command->add_flag("--deep", options->deep, "compare what the engines' memory holds now, not what was applied");
 }

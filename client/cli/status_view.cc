@@ -71,6 +71,13 @@ void AddVersion(const v1::JobStatus& status, const StatusViewOptions& options, T
     return;
   }
   const v1::VersionReport& report = status.last_version();
+  if (report.tensors() == 0) {  // of before the agent's restart
+    out.Add(
+        {"version", absl::StrCat(report.version(), "  digest ",
+                                 options.wide ? HashHex(report.content_digest()) : ShortHash(report.content_digest()),
+                                 ", as its members serve it")});
+    return;
+  }
   out.Add({"version", absl::StrCat(report.version(), "  ", Counted(report.tensors(), "tensor"), ", ",
                                    FormatBytes(static_cast<double>(report.payload_bytes())), ", digest ",
                                    options.wide ? HashHex(report.content_digest()) : ShortHash(report.content_digest()),
@@ -112,7 +119,7 @@ std::string Members(const v1::JobStatus& status, const StatusViewOptions& option
                                     m.role(),
                                     Paint(m.state(), ColorOfMember(m.state()), options.color),
                                     VersionText(m.serving()),
-                                    m.role() == "trainer" ? "-" : std::to_string(m.lag()),
+                                    m.role() == "trainer" || m.serving().version() == 0 ? "-" : std::to_string(m.lag()),
                                     Phase(m),
                                     FormatAge(m.last_seen_s())};
     if (options.wide) {

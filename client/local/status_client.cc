@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/server.h"
@@ -16,6 +17,13 @@ namespace {
 // gRPC's own texts for an unreachable peer name neither the address nor the remedy.
 absl::Status Explain(const grpc::Status& status, const std::string& coordinator) {
   const grpc::StatusCode code = status.error_code();
+  if (absl::StrContains(status.error_message(), "http2 header with status")) {  // a web server's answer
+    return absl::UnavailableError(absl::StrCat("what answers at ", coordinator, " is no coordinator (",
+                                               status.error_message(), "): give wsync-trainer's coordinator.listen"));
+  }
+  if (absl::StrContains(status.error_message(), "C-ares")) {
+    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", coordinator, ": no such host is known"));
+  }
   if (code != grpc::StatusCode::UNAVAILABLE && code != grpc::StatusCode::DEADLINE_EXCEEDED) return FromGrpc(status);
   return absl::UnavailableError(absl::StrCat("no coordinator answers at ", coordinator,
                                              ": is wsync-trainer running, and is this its coordinator.listen? (",

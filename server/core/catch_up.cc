@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_format.h"
 #include "server/core/coordinator_impl.h"
+#include "server/core/text.h"
 
 namespace wsync {
 namespace {
@@ -57,8 +58,8 @@ void Coordinator::Impl::StartCatchUp() {
   StopSource(absl::CancelledError("superseded by a newer epoch"));
   catch_up_.emplace(NewRound(replicas, committed_.version, options));
   catch_up_decided_ = false;
-  Log(action::Log::kInfo, absl::StrFormat("catch-up with version %d begins for %d replicas, first %s",
-                                          committed_.version, replicas.size(), replicas[0].name));
+  Log(action::Log::kInfo, absl::StrFormat("catch-up with version %d begins for %s, first %s", committed_.version,
+                                          Counted(static_cast<int64_t>(replicas.size()), "replica"), replicas[0].name));
   BeginRound(*catch_up_, /*encode=*/false);
   Take(catch_up_->SourceReleased(now_, committed_.digest));
 }

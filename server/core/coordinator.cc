@@ -98,8 +98,8 @@ absl::Time Coordinator::Impl::NextDeadline() const {
 }
 
 void Coordinator::Impl::Log(action::Log::Severity severity, std::string text) {
-  // An agent that is refused tries again every second: once is enough.
-  if (!history_.empty() && history_.back().text == text) return;
+  // An agent that is refused tries again every second: once is enough. A version that fails is told every time.
+  if (severity != action::Log::kError && !history_.empty() && history_.back().text == text) return;
   history_.push_back({now_, severity, text});
   while (history_.size() > static_cast<size_t>(std::max(1, options_.event_history))) history_.pop_front();
   out_.push_back(action::Log{severity, std::move(text)});
@@ -235,6 +235,7 @@ void Coordinator::Impl::On(const event::ReadyChanged& event) {
   member->engine = event.engine;
   member->torn = event.torn;
   member->info.serving = event.serving;
+  if (event.ready && !event.torn && event.serving == committed_) member->last_error.clear();
   if (event.ready && !plan_.has_value()) {
     member->reason = kNoCatalog;
   } else if (event.ready && event.plan_hash != plan_->plan_hash) {
@@ -361,6 +362,13 @@ StatusSnapshot Coordinator::Impl::Snapshot(absl::Time now) const {
   if (last_report_.has_value()) snapshot.last_report_age = now - last_report_time_;
   const PlanInfo* plan = publish_.has_value() ? &publish_->plan : plan_.has_value() ? &*plan_ : nullptr;
   snapshot.members = group_.Status(now, committed_, plan == nullptr ? 0 : static_cast<double>(plan->wire_bytes));
+  if (plan_.has_value() && !publish_.has_value() && retained_ != committed_) {
+    for (MemberStatus& member : snapshot.members) {
+      const bool waits = member.state == "ready" && member.serving != committed_ && member.last_error.empty();
+      if (waits)
+        member.last_error = absl::StrCat("the source holds no copy of version ", committed_.version, ": publish");
+    }
+  }
   snapshot.events.assign(history_.begin(), history_.end());
   const Round* round = round_.has_value() ? &*round_ : catch_up_.has_value() ? &*catch_up_ : nullptr;
   if (publish_.has_value() && !round_.has_value()) {

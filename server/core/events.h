@@ -72,7 +72,8 @@ struct Publish {
 };  // the trainer asks; answers are PublishDone actions
 struct CallersGone {
   uint64_t version = 0;
-};  // whoever asked for it hung up: not released yet, its weights may be changing now
+  std::string who = "who published it hung up";  // and did what
+};  // nobody waits for it any more: not released yet, its weights may be changing now
 struct ContentChecked {
   uint64_t epoch = 0;
   uint64_t version = 0;

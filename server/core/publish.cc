@@ -87,7 +87,7 @@ bool Coordinator::Impl::Unreleased() const { return publish_.has_value() && !pub
 void Coordinator::Impl::On(const event::CallersGone& event) {
   if (!Unreleased() || publish_->version != event.version) return;
   AbortPublish(absl::CancelledError(
-      "who published it hung up before the weights were released, and may have changed them; publish it again"));
+      absl::StrCat(event.who, " before the weights were released, and may have changed them; publish it again")));
 }
 
 bool Coordinator::Impl::StoodStill() const { return Unreleased() && still_ > kCallersPatience; }

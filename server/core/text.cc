@@ -1,11 +1,15 @@
 #include "server/core/text.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <iterator>
+#include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 
 namespace wsync {
 
@@ -36,6 +40,17 @@ std::string FormatCount(int64_t n) {
 
 std::string Counted(int64_t n, std::string_view noun) {
   return absl::StrCat(FormatCount(n), " ", std::string(noun), n == 1 ? "" : "s");
+}
+
+std::string Shortened(std::string_view lines) {
+  const std::vector<absl::string_view> all =
+      absl::StrSplit(absl::string_view(lines.data(), lines.size()), '\n', absl::SkipWhitespace());
+  std::string text;
+  for (size_t i = 0; i < std::min<size_t>(all.size(), 2); ++i) {
+    absl::StrAppend(&text, i == 0 ? "" : " ", absl::StripAsciiWhitespace(all[i]));
+  }
+  if (all.size() > 2) absl::StrAppend(&text, " ... (", Counted(static_cast<int64_t>(all.size()) - 2, "more line"), ")");
+  return text;
 }
 
 }  // namespace wsync

@@ -13,6 +13,9 @@ std::string FormatMs(double ms);                        // "0.04 ms", "0.8 ms", 
 std::string FormatCount(int64_t n);                     // "18,867"
 std::string Counted(int64_t n, std::string_view noun);  // "1 tensor", "18,867 tensors"
 
+// The first two lines as one, for a table: what went wrong, and the first case of it. Of more, how many there are.
+std::string Shortened(std::string_view lines);
+
 }  // namespace wsync
 
 #endif  // WSYNC_SERVER_CORE_TEXT_H_

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/text.h"
 
 namespace wsync {
 namespace {
@@ -135,7 +136,7 @@ void SinkState::On(absl::Time now, const sink::EngineLost& event) {
 }
 
 void SinkState::On(absl::Time, const sink::EngineRefused& event) {
-  if (!engine_) why_no_engine_ = absl::StrCat("engine ", event.engine, " was refused: ", event.reason);
+  if (!engine_) why_no_engine_ = absl::StrCat("engine ", event.engine, " was refused: ", Shortened(event.reason));
 }
 
 void SinkState::On(absl::Time now, const sink::EnginePaused& event) {

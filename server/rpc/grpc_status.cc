@@ -45,6 +45,10 @@ absl::Status FromGrpc(const grpc::Status& status) {
         "something else answers there: is it the other daemon's socket? wsync-trainer and wsync-rollout have a "
         "local_socket each, and status is asked of coordinator.listen");
   }
+  if (code == grpc::StatusCode::DEADLINE_EXCEEDED && status.error_message() == "Deadline Exceeded") {
+    return absl::DeadlineExceededError(
+        "no answer in time: see 'wsync status', or the agent's log, for what it waits for");
+  }
   return absl::Status(known ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kUnknown, status.error_message());
 }
 

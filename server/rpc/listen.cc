@@ -128,15 +128,6 @@ absl::StatusOr<DirectoryLock> LockDirectory(const Address& address, const std::s
   return lock;
 }
 
-// 0 when somebody accepts connections at `path`, else why not. Never blocks: a full backlog is an answer, too.
-int TryConnect(const std::string& path) {
-  const Socket socket(AF_UNIX, SOCK_NONBLOCK);
-  if (socket.fd() < 0) return errno;
-  const sockaddr_un target = UnixAddress(path);
-  if (connect(socket.fd(), reinterpret_cast<const sockaddr*>(&target), sizeof(target)) == 0) return 0;
-  return errno == EAGAIN ? 0 : errno;
-}
-
 absl::Status RemoveStaleSocket(const Address& address, const std::string& key) {
   struct stat info = {};
   if (lstat(address.path.c_str(), &info) != 0) return absl::OkStatus();  // the bind tells what is wrong, if anything
@@ -150,9 +141,10 @@ absl::Status RemoveStaleSocket(const Address& address, const std::string& key) {
                        absl::StrCat("another wsync agent is running; stop it, or ", SetKey(key, "another path")));
   }
   if (error != ECONNREFUSED) {
-    return ListenError(address, absl::ErrnoToStatusCode(error),
-                       absl::StrCat("the socket that is there cannot be tried: ", ErrnoText(error)),
-                       absl::StrCat("remove it, or ", SetKey(key, "another path")));
+    return ListenError(
+        address, absl::ErrnoToStatusCode(error),
+        absl::StrCat("the socket that is there cannot be tried: ", ErrnoText(error)),
+        absl::StrCat(error == EACCES ? "run as its owner, or " : "remove it, or ", SetKey(key, "another path")));
   }
   if (unlink(address.path.c_str()) == 0) return absl::OkStatus();
   const int unlink_error = errno;
@@ -194,6 +186,14 @@ absl::StatusOr<DirectoryLock> PrepareToListen(const Address& address, const std:
   if (absl::Status s = RemoveStaleSocket(address, config_key); !s.ok()) return s;
   if (absl::Status s = ProbeUnix(address, config_key); !s.ok()) return s;
   return lock;
+}
+
+int TryConnect(const std::string& path) {
+  const Socket socket(AF_UNIX, SOCK_NONBLOCK);
+  if (socket.fd() < 0) return errno;
+  const sockaddr_un target = UnixAddress(path);
+  if (connect(socket.fd(), reinterpret_cast<const sockaddr*>(&target), sizeof(target)) == 0) return 0;
+  return errno == EAGAIN ? 0 : errno;  // a full backlog is an answer, too
 }
 
 }  // namespace wsync

@@ -28,6 +28,9 @@ class DirectoryLock {
 // the socket is bound. TCP: tries a bind; the lock is empty.
 absl::StatusOr<DirectoryLock> PrepareToListen(const Address& address, const std::string& config_key);
 
+// 0 when somebody accepts connections at the Unix socket `path`, else the errno that says why not. Never blocks.
+int TryConnect(const std::string& path);
+
 }  // namespace wsync
 
 #endif  // WSYNC_SERVER_RPC_LISTEN_H_

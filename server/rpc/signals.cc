@@ -6,15 +6,20 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
 #include "server/rpc/errno_text.h"
 
 namespace wsync {
 namespace {
+
+// A shell or timeout(1) that signals both a process and its group means one signal.
+constexpr absl::Duration kSameSignal = absl::Milliseconds(200);
 
 // No destructors: whatever hangs is what the user wants to get out of. Nor the log, whose lock may be what hangs.
 [[noreturn]] void EndAtOnce(int signal) {
@@ -65,14 +70,15 @@ std::optional<int> SignalWatcher::WaitUntil(absl::Time deadline) {
 void SignalWatcher::Run() {
   pthread_setname_np(pthread_self(), "wsync-signals");
   pollfd sources[2] = {{.fd = signal_fd_, .events = POLLIN}, {.fd = stop_fd_, .events = POLLIN}};
-  bool asked = false;
+  absl::Time asked = absl::InfiniteFuture();
   while (sources[1].revents == 0) {
     if (poll(sources, 2, -1) < 0) continue;  // EINTR
     signalfd_siginfo info;
     if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
     const int signal = static_cast<int>(info.ssi_signo);
-    if (asked) EndAtOnce(signal);
-    asked = true;
+    const absl::Time now = MonotonicNow();
+    if (now >= asked + kSameSignal) EndAtOnce(signal);
+    asked = std::min(asked, now);
     MutexLock lock(&mu_);
     first_ = signal;
     changed_.SignalAll();

@@ -60,11 +60,11 @@ void PublishTracker::Abandon(const absl::Status& why) {
   while (!versions_.empty()) Carry(action::PublishDone{versions_.begin()->first, why, {}});
 }
 
-bool PublishTracker::Unreleased() const {
+uint64_t PublishTracker::Unreleased() const {
   for (const auto& [number, version] : versions_) {
-    if (!version.released.has_value()) return true;
+    if (!version.released.has_value()) return number;
   }
-  return false;
+  return 0;
 }
 
 absl::Time PublishTracker::ReportProgress(absl::Time now,

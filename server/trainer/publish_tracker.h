@@ -54,8 +54,7 @@ class PublishTracker {
 
   bool Running() const { return !versions_.empty(); }
   bool Running(uint64_t version) const { return versions_.contains(version); }
-  // A version runs whose weights may still be read.
-  bool Unreleased() const;
+  uint64_t Unreleased() const;  // the version that runs whose weights may still be read; 0: none
   // Tells progress at most ten times a second. Returns when it wants to be called again.
   absl::Time ReportProgress(absl::Time now, const std::function<PublishProgress(uint64_t version)>& progress);
 

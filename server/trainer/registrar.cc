@@ -143,7 +143,7 @@ absl::StatusOr<bool> Registrar::GiveUp(const std::string& id) {
       aborted = status;
       return;
     }
-    const bool reading = tracker_->Unreleased();
+    const bool reading = tracker_->Unreleased() != 0;
     gone_when_idle_ = tracker_->Running() && !reading;
     if (!gone_when_idle_) CatalogGone("the trainer unregistered");
     LetGo("the training process unregistered", gone_when_idle_ ? Settle::kRelease : Settle::kDrop);
@@ -170,7 +170,7 @@ void Registrar::SettleNow() {
 void Registrar::MakeWay(const Registration& next) {
   gone_when_idle_ = false;
   const bool other_plan = announced_.has_value() && *announced_ != next.plan()->hash();
-  const bool reading = tracker_->Unreleased();
+  const bool reading = tracker_->Unreleased() != 0;
   const std::string why = absl::StrCat("process ", next.owner().pid(), " registered its weights instead");
   if (reading || other_plan) CatalogGone(why);
   LetGo(why, reading || other_plan ? Settle::kDrop : Settle::kRelease);
@@ -213,13 +213,11 @@ void Registrar::OwnerDied() {
     MutexLock lock(&mu_);
     owner = absl::StrCat("process ", current_->owner().pid(), ", which registered the weights, has ended");
   }
-  const bool reading = tracker_->Unreleased();
-  if (reading) {
-    CatalogGone(absl::StrCat(owner, " while they were being read"));
-  } else {
-    LogWarn(absl::StrCat(owner, "; what it published last can still be sent"));
-  }
-  LetGo(owner, reading ? Settle::kDrop : Settle::kRelease);
+  // What it published and was not read to the end is called off. The catalog stays: what sinks serve is as good as
+  // before, and the next process that registers has most likely the same.
+  if (const uint64_t version = tracker_->Unreleased(); version != 0) loop_->Step(event::CallersGone{version, owner});
+  LogWarn(absl::StrCat(owner, "; its catalog holds until another process registers"));
+  LetGo(owner, Settle::kRelease);
 }
 
 absl::Status Registrar::Check(const std::string& id) {

@@ -10,6 +10,7 @@
 #include "server/core/clock.h"
 #include "server/core/failpoint.h"
 #include "server/core/sync.h"
+#include "server/rpc/address.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/log.h"
 #include "server/rpc/server.h"
@@ -67,6 +68,15 @@ void WriteLog(const action::Log& log) {
     case action::Log::kError:
       return LogError(log.text);
   }
+}
+
+// A rollout that joins is given the weights.
+void WarnIfOpen(const v1::TrainerConfig& config) {
+  const auto address = ParseAddress(config.coordinator().listen());
+  if (!address.ok() || address->is_unix || !config.tls().ca_file().empty()) return;
+  if (address->host == "127.0.0.1" || address->host == "::1" || address->host == "localhost") return;
+  LogWarn("the coordinator listens for other hosts without TLS: whoever reaches the port may join; set the section tls",
+          {{"coordinator.listen", config.coordinator().listen()}});
 }
 
 std::string HostName() {
@@ -261,6 +271,7 @@ absl::StatusOr<std::unique_ptr<TrainerAgent>> TrainerAgent::Start(const v1::Trai
   auto local_server = RpcServer::Start(std::move(local));
   if (!local_server.ok()) return local_server.status();
   parts.local_server = *std::move(local_server);
+  WarnIfOpen(config);
   return agent;
 }
 

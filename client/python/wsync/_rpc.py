@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket as sockets
 from collections.abc import Callable
 
 import grpc
@@ -65,8 +66,25 @@ class Connection:
         return errors.AgentGone(text)
 
     def absent(self, why: str = "") -> errors.AgentUnavailable:
+        if self._denied():
+            return errors.AgentUnavailable(
+                f"may not connect to {self.socket}: permission denied",
+                next_step=f"run as {self.daemon}'s user, or give its local_socket a directory of yours",
+            )
         text = f"no {self.daemon} answers at {self.socket}" + (f": {why}" if why else "")
         return errors.AgentUnavailable(text, next_step=f"start one with '{self.daemon} --config FILE', or give its socket")
+
+    def _denied(self) -> bool:
+        """gRPC does not say why a socket cannot be connected to."""
+        with sockets.socket(sockets.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self.socket.removeprefix("unix://"))
+            except PermissionError:
+                return True
+            except OSError:
+                pass
+        return False
 
     def close(self) -> None:
         self._heartbeat.close()
