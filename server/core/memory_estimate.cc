@@ -14,6 +14,8 @@ constexpr int64_t kIdleProcessBytes = int64_t{24} << 20;
 // nvidia-smi tells 10.18 GB of a trainer agent with a copy of 8.72 GB, and 2.27 GB of a rollout agent with 0.80 GB of
 // ring. More ranks, or NCCL_BUFFSIZE and NCCL_MIN_CTAS, make it more.
 constexpr int64_t kGpuProcessBytes = int64_t{1460} * 1000 * 1000;
+// In a wide session (Begin.wide), which an in_place sink may get, and a source if all its sinks do: 10.9 and 3.0 GB.
+constexpr int64_t kWideGpuProcessBytes = kGpuProcessBytes + int64_t{740} * 1000 * 1000;
 constexpr int64_t kGpuBytesPerPiece = 256;     // records of encoder, check and copies, digests, what is found
 constexpr int64_t kGpuBytesOfWorkPerItem = 8;  // the tables' entry for each item, in encode; in check and copy
 constexpr int64_t kGpuItemBytes = int64_t{32} << 10;
@@ -106,12 +108,13 @@ MemoryEstimate EstimateSink(const Plan& plan, SinkMode mode, int64_t ring_slots)
 
 MemoryEstimate EstimateSourceOnGpu(const Plan& plan, SourceMode mode, int64_t ring_slots) {
   return Estimate(plan, mode == SourceMode::kFull, ring_slots, GpuTableBytes(plan, plan.source_bytes()),
-                  kGpuProcessBytes);
+                  kWideGpuProcessBytes);
 }
 
 MemoryEstimate EstimateSinkOnGpu(const Plan& plan, SinkMode mode, int64_t ring_slots) {
   return Estimate(plan, mode == SinkMode::kStaged, ring_slots,
-                  GpuTableBytes(plan, plan.payload_bytes()) + KeptDigestBytes(plan, mode), kGpuProcessBytes);
+                  GpuTableBytes(plan, plan.payload_bytes()) + KeptDigestBytes(plan, mode),
+                  mode == SinkMode::kStaged ? kGpuProcessBytes : kWideGpuProcessBytes);
 }
 
 }  // namespace wsync

@@ -117,8 +117,8 @@ part_faults() {
 # The Python package with torch at both ends, where python3 has torch, pytest and the package.
 part_python() {
   if ! python3 -c "import pytest, torch, wsync" >"$out/python.log" 2>&1; then
-    echo "  left out: python3 lacks $(grep -o "named '.*'" "$out/python.log"); pip install ./client/python[test,torch]"
-    return 0
+    echo "SKIPPED python: python3 lacks $(grep -o "named '.*'" "$out/python.log"); pip install ./client/python[test,torch]"
+    return 77
   fi
   cd "$root/client/python/tests" || return 1
   WSYNC_BIN=$bin limited 150 python python3 -m pytest -q -rs -p no:cacheprovider test_cuda.py || return 1
@@ -167,24 +167,31 @@ else
 fi
 
 gpus=$(nvidia-smi --list-gpus | wc -l)
-failed=()
+failed=() passed=() skipped=()
 for part in "${parts[@]}"; do
   echo "== $part"
   if [ "$gpus" -lt 2 ] && [[ $between_gpus == *" $part "* ]]; then
     echo "SKIPPED $part: needs two GPUs, there is one"
+    skipped+=("$part")
     continue
   fi
   start=$SECONDS
-  if "part_$part"; then
+  "part_$part"
+  status=$?
+  if [ $status -eq 77 ]; then
+    skipped+=("$part")
+  elif [ $status -eq 0 ]; then
     echo "PASS $part ($((SECONDS - start)) s)"
+    passed+=("$part")
   else
     echo "FAIL $part ($((SECONDS - start)) s)"
     failed+=("$part")
   fi
 done
-echo "Logs: $out"
+echo "Logs: $out, after $SECONDS s"
+[ ${#skipped[@]} -eq 0 ] || echo "SKIPPED: ${skipped[*]}"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "FAILED: ${failed[*]}"
   exit 1
 fi
-echo "PASSED: ${parts[*]}"
+echo "PASSED: ${passed[*]}"

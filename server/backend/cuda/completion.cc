@@ -138,7 +138,11 @@ absl::StatusOr<CudaCompletion::Ptr> OrderAfter(const Stream& stream, const Compl
     return absl::InvalidArgumentError("cuda backend: cannot order work after a completion of another backend");
   }
   if (absl::Status error = before->KnownError(); !error.ok()) return error;
-  if (before->result()) return nullptr;
+  // It may have ended since.
+  if (const auto ended = before->result(); ended.has_value()) {
+    if (!ended->ok()) return *ended;
+    return nullptr;
+  }
   const absl::Status status = stream.device().Check(cudaStreamWaitEvent(stream.get(), before->event_->get(), 0),
                                                     "cudaStreamWaitEvent", "work that comes after other work");
   if (!status.ok()) return status;

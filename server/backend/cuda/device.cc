@@ -36,6 +36,9 @@ bool LosesContext(cudaError_t error) {
     case cudaErrorInvalidPc:
     case cudaErrorAssert:
     case cudaErrorMpsClientTerminated:
+    case cudaErrorMpsConnectionFailed:
+    case cudaErrorMpsRpcFailure:
+    case cudaErrorMpsServerNotReady:
     case cudaErrorContextIsDestroyed:
     case cudaErrorContained:
     case cudaErrorTensorMemoryLeak:
@@ -47,6 +50,15 @@ bool LosesContext(cudaError_t error) {
 
 absl::Status Unusable(std::string_view what, cudaError_t error) {
   cudaGetLastError();
+  if (error == cudaErrorMemoryAllocation) {
+    return absl::ResourceExhaustedError(absl::StrCat("cuda backend: ", std::string(what), ": ", ErrorText(error),
+                                                     "; a CUDA context takes some 0.5 GB of its memory: free some"));
+  }
+  if (error == cudaErrorDevicesUnavailable) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cuda backend: ", std::string(what), ": ", ErrorText(error),
+        "; is another process on it, in an exclusive compute mode (nvidia-smi -q -d COMPUTE)? Use MPS then"));
+  }
   return absl::FailedPreconditionError(absl::StrCat(
       "cuda backend: ", std::string(what), ": ", ErrorText(error),
       "; is the NVIDIA driver loaded and the GPU visible (nvidia-smi, CUDA_VISIBLE_DEVICES)? Without a GPU, run with "
@@ -88,7 +100,9 @@ absl::Status Device::Check(cudaError_t error, const char* call, std::string_view
   if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
   if (error == cudaErrorNoKernelImageForDevice) {
     return absl::FailedPreconditionError(
-        absl::StrCat(text, "; build wsync for this GPU: cmake -DCMAKE_CUDA_ARCHITECTURES=native"));
+        absl::StrCat(text,
+                     "; build wsync for this GPU (cmake -DCMAKE_CUDA_ARCHITECTURES=native); it must have FP8, compute "
+                     "capability 8.9 or higher"));
   }
   if (!LosesContext(error)) return absl::InternalError(text);
   const absl::Status lost = absl::InternalError(absl::StrCat(text, "; the context is lost: restart the agent"));
