@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/rollout/receiver.h"
 #include "tests/rollout/fake_backend.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {

@@ -10,6 +10,7 @@
 #include "server/core/ring.h"
 #include "server/rollout/underlay.h"
 #include "tests/rollout/fake_backend.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {

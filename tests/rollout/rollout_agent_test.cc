@@ -17,6 +17,7 @@
 #include "server/rpc/version.h"
 #include "tests/rollout/fake_backend.h"
 #include "tests/rollout/scripted_peers.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {
