@@ -12,7 +12,7 @@
 #include "server/rollout/receive_pipeline.h"
 #include "tests/backend/contract/encoded_model.h"
 #include "tests/backend/host_agent.h"
-#include "tests/rollout/fake_backend.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {
@@ -32,66 +32,7 @@ class FakeBuffer final : public Buffer {
   std::vector<std::byte> owned_;
 };
 
-uint64_t PieceDigest(const Piece& piece, const std::byte* wire) {
-  const auto add = [](uint64_t sum, std::byte byte) { return sum * 3 + static_cast<uint64_t>(byte); };
-  const uint64_t data =
-      std::accumulate(wire + piece.data_offset, wire + piece.data_offset + piece.data_bytes, uint64_t{1}, add);
-  return std::accumulate(wire + piece.scale_offset, wire + piece.scale_offset + piece.scale_bytes, data, add);
-}
-
-std::vector<std::byte> SourceBucket(const Bucket& bucket, uint64_t version) {
-  std::vector<std::byte> bytes(static_cast<size_t>(bucket.wire_bytes));
-  for (int64_t i = 0; i < bucket.wire_bytes; ++i) bytes[i] = SourceByte(version, bucket.image_offset + i);
-  return bytes;
-}
-
-void CopyRows(const ScatterCopy& copy, const std::byte* wire, std::byte* base) {
-  for (int64_t row = 0; row < copy.rows; ++row) {
-    std::memcpy(base + copy.dest_offset + row * copy.dest_pitch, wire + copy.source_offset + row * copy.source_pitch,
-                static_cast<size_t>(copy.row_bytes));
-  }
-}
-
 }  // namespace
-
-// ---- completions
-
-absl::Status FakeCompletion::Wait(absl::Time deadline) {
-  MutexLock lock(&mu_);
-  while (!result_) {
-    if (!changed_.WaitUntil(&mu_, deadline) && !result_) return absl::DeadlineExceededError("still running");
-  }
-  return *result_;
-}
-
-std::optional<absl::Status> FakeCompletion::Poll() {
-  MutexLock lock(&mu_);
-  return result_;
-}
-
-void FakeCompletion::Finish(const absl::Status& status) {
-  std::vector<std::function<void(absl::Status)>> next;
-  {
-    MutexLock lock(&mu_);
-    if (result_) return;
-    result_ = status;
-    next.swap(next_);
-    changed_.SignalAll();
-  }
-  for (auto& f : next) f(status);
-}
-
-void FakeCompletion::Then(std::function<void(absl::Status)> next) {
-  std::optional<absl::Status> result;
-  {
-    MutexLock lock(&mu_);
-    result = result_;
-    if (!result) next_.push_back(next);
-  }
-  if (result) next(*result);
-}
-
-// ---- the parts
 
 class FakeMemory final : public Memory {
  public:
@@ -304,177 +245,5 @@ class FakeBackend final : public Backend {
 };
 
 std::unique_ptr<Backend> NewFakeBackend(Script* script) { return std::make_unique<FakeBackend>(script); }
-
-// ---- the script
-
-void Script::SetVersion(uint64_t version) {
-  MutexLock lock(&mu_);
-  version_ = version;
-  delivered_ = 0;
-  if (session_ != nullptr) session_->next_offset = session_->broadcasts = 0;
-}
-
-void Script::DeliverUpTo(int64_t buckets) {
-  {
-    MutexLock lock(&mu_);
-    deliver_up_to_ = buckets;
-  }
-  Deliver();
-}
-
-void Script::Corrupt(int64_t bucket) {
-  MutexLock lock(&mu_);
-  corrupt_ = bucket;
-}
-
-void Script::FailConnect(const absl::Status& why) {
-  MutexLock lock(&mu_);
-  fail_connect_ = why;
-}
-
-void Script::HoldConnect(bool hold) {
-  MutexLock lock(&mu_);
-  hold_connect_ = hold;
-  changed_.SignalAll();
-}
-
-void Script::HoldApply(bool hold) {
-  std::vector<std::function<void()>> held;
-  {
-    MutexLock lock(&mu_);
-    hold_apply_ = hold;
-    if (!hold) held.swap(held_applies_);
-  }
-  for (auto& apply : held) apply();
-}
-
-void Script::FailApply(int64_t bucket) {
-  MutexLock lock(&mu_);
-  fail_apply_ = bucket;
-}
-
-void Script::FailAllocation(bool fail) {
-  MutexLock lock(&mu_);
-  fail_allocation_ = fail;
-}
-
-void Script::AddEngineMemory(const std::string& name, int64_t bytes) {
-  MutexLock lock(&mu_);
-  engine_memory_.emplace(name, static_cast<size_t>(bytes));
-}
-
-bool Script::EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const {
-  MutexLock lock(&mu_);
-  return engine_memory_.at(name) == expected;
-}
-
-void Script::RemoveEngineMemory(const std::string& name) {
-  MutexLock lock(&mu_);
-  engine_memory_.erase(name);
-}
-
-void Script::ClearEngineMemory(const std::string& name) {
-  MutexLock lock(&mu_);
-  std::vector<std::byte>& memory = engine_memory_.at(name);
-  std::fill(memory.begin(), memory.end(), std::byte{0});
-}
-
-int64_t Script::sessions() const {
-  MutexLock lock(&mu_);
-  return sessions_;
-}
-
-int64_t Script::received() const {
-  MutexLock lock(&mu_);
-  return delivered_;
-}
-
-int64_t Script::applied() const {
-  MutexLock lock(&mu_);
-  return applied_;
-}
-
-int64_t Script::held_applies() const {
-  MutexLock lock(&mu_);
-  return static_cast<int64_t>(held_applies_.size());
-}
-
-int64_t Script::allocated_bytes() const {
-  MutexLock lock(&mu_);
-  return allocated_;
-}
-
-void Script::Deliver() {
-  while (true) {
-    Pending pending;
-    {
-      MutexLock lock(&mu_);
-      if (session_ == nullptr || session_->waiting.empty()) return;
-      const auto first = session_->waiting.begin();
-      if (first->first >= deliver_up_to_) return;
-      pending = first->second;
-      for (int64_t i = 0; i < pending.bytes; ++i) pending.data[i] = SourceByte(version_, pending.image_offset + i);
-      if (first->first == corrupt_) {
-        pending.data[0] ^= std::byte{1};
-        corrupt_ = -1;
-      }
-      session_->moved_bytes += pending.bytes;
-      ++delivered_;
-      session_->waiting.erase(first);
-    }
-    pending.done->Finish(absl::OkStatus());
-  }
-}
-
-// ---- plans
-
-std::vector<uint64_t> SourceDigests(const Plan& plan, uint64_t version) {
-  std::vector<uint64_t> digests;
-  for (const Bucket& bucket : plan.buckets()) {
-    const std::vector<std::byte> bytes = SourceBucket(bucket, version);
-    for (const Piece& piece : plan.PiecesOf(bucket)) digests.push_back(PieceDigest(piece, bytes.data()));
-  }
-  return digests;
-}
-
-std::vector<Tensor> SmallCatalog(int weights) {
-  std::vector<Tensor> tensors = {{"model.norm.weight", Dtype::kBF16, {256}}};
-  for (int i = 0; i < weights; ++i) {
-    tensors.push_back({absl::StrCat("model.layers.", i, ".mlp.up_proj.weight"), Dtype::kBF16, {256, 256}});
-  }
-  return tensors;
-}
-
-std::shared_ptr<const Plan> PlanOf(std::vector<Tensor> tensors) {
-  auto catalog = Catalog::Create(std::move(tensors));
-  auto plan = Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), RecipeRules{}, kMinBucketBytes);
-  return *std::move(plan);
-}
-
-std::vector<Destination> WholeDestinations(const Plan& plan, int64_t* bytes) {
-  std::vector<Destination> destinations;
-  *bytes = 0;
-  for (const Output& output : plan.outputs()) {
-    const MatrixView view = ViewOf(Tensor{output.name, output.dtype, output.shape});
-    const int64_t pitch = view.cols * DtypeBytes(output.dtype);
-    destinations.push_back({output.name, output.dtype, output.shape, 0, view.rows, 0, view.cols, 0, *bytes, pitch});
-    *bytes += view.rows * pitch;
-  }
-  return destinations;
-}
-
-std::vector<std::byte> ExpectedMemory(const Plan& plan, uint64_t version) {
-  int64_t bytes = 0;
-  const std::vector<Destination> destinations = WholeDestinations(plan, &bytes);
-  const auto table = BuildScatterTable(plan, destinations, {bytes}, false);
-  std::vector<std::byte> memory(static_cast<size_t>(bytes));
-  for (size_t k = 0; k < plan.buckets().size(); ++k) {
-    const std::vector<std::byte> wire = SourceBucket(plan.buckets()[k], version);
-    for (int64_t i = table->bucket_begin[k]; i < table->bucket_begin[k + 1]; ++i) {
-      CopyRows(table->copies[i], wire.data(), memory.data());
-    }
-  }
-  return memory;
-}
 
 }  // namespace wsync

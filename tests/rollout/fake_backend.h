@@ -1,121 +1,17 @@
-// A backend whose every step the test controls: which buckets arrive, which are corrupt, when a copy may go on.
-//
-// "The source" is `version`'s bytes for the whole image, made up by SourceByte; a check is a comparison with them and a
-// piece's digest the sum of its bytes. Thread-safe: the agent's threads and the test's share one Script.
+// A backend whose every step a Script controls. What arrives is what the source of source_testing.h sends; a check is a
+// comparison with it.
 #ifndef WSYNC_TESTS_ROLLOUT_FAKE_BACKEND_H_
 #define WSYNC_TESTS_ROLLOUT_FAKE_BACKEND_H_
 
-#include <functional>
-#include <map>
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "server/backend/backend.h"
-#include "server/core/clock.h"
-#include "server/core/sync.h"
-#include "tests/backend/fake_client_events.h"
+#include "tests/rollout/script.h"
 
 namespace wsync {
 
-class FakeCompletion final : public Completion {
- public:
-  absl::Status Wait(absl::Time deadline) override;
-  std::optional<absl::Status> Poll() override;
-  void Finish(const absl::Status& status);  // the first one counts
-  void Then(std::function<void(absl::Status)> next);
-
- private:
-  Mutex mu_;
-  CondVar changed_;
-  std::optional<absl::Status> result_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::function<void(absl::Status)>> next_ ABSL_GUARDED_BY(mu_);
-};
-
-// What the source sends as byte `offset` of the image of `version`.
-inline std::byte SourceByte(uint64_t version, int64_t offset) {
-  return static_cast<std::byte>((static_cast<uint64_t>(offset) * 31 + version * 17) & 0xff);
-}
-std::vector<uint64_t> SourceDigests(const Plan& plan, uint64_t version);  // by piece
-
-class FakeBackend;
-
-class Script {
- public:
-  static constexpr int64_t kAll = int64_t{1} << 40;
-
-  FakeClientEvents events;  // that the engine lends
-
-  void SetVersion(uint64_t version);          // what the source sends from now on, beginning with bucket 0
-  void DeliverUpTo(int64_t buckets);          // of a session; later ones wait. kAll at first
-  void Corrupt(int64_t bucket);               // one byte of it, once
-  void FailConnect(const absl::Status& why);  // once
-  void HoldConnect(bool hold);
-  void HoldApply(bool hold);
-  void FailApply(int64_t bucket);  // once
-  void FailAllocation(bool fail);
-  // Memory that an engine lends, by its shared-memory name. Looked at under the lock that copies into it hold: an agent
-  // orders the two through gRPC, which ThreadSanitizer does not see.
-  void AddEngineMemory(const std::string& name, int64_t bytes);
-  bool EngineMemoryIs(const std::string& name, const std::vector<std::byte>& expected) const;
-  void RemoveEngineMemory(const std::string& name);  // REQUIRES: no agent has it open
-  void ClearEngineMemory(const std::string& name);
-
-  int64_t received() const;         // buckets delivered of the version
-  int64_t sessions() const;         // opened, ever
-  int64_t applied() const;          // bucket copies done, ever
-  int64_t held_applies() const;     // bucket copies that wait for HoldApply(false)
-  int64_t allocated_bytes() const;  // receive memory, last asked for
-
- private:
-  friend class FakeBackend;
-  friend class FakeMemory;
-  friend class FakeLoader;
-  friend class FakeTransport;
-  struct Pending {
-    std::byte* data;
-    int64_t bytes;
-    int64_t image_offset;
-    std::shared_ptr<FakeCompletion> done;
-  };
-  struct Session {                       // the running one
-    std::map<int64_t, Pending> waiting;  // by bucket
-    absl::Status cancelled;
-    int64_t next_offset = 0;
-    int64_t moved_bytes = 0;
-    int64_t broadcasts = 0;
-  };
-  void Deliver();  // everything that may go
-
-  mutable Mutex mu_;
-  CondVar changed_;
-  uint64_t version_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t deliver_up_to_ ABSL_GUARDED_BY(mu_) = kAll;
-  int64_t corrupt_ ABSL_GUARDED_BY(mu_) = -1;
-  int64_t fail_apply_ ABSL_GUARDED_BY(mu_) = -1;
-  absl::Status fail_connect_ ABSL_GUARDED_BY(mu_);
-  bool hold_connect_ ABSL_GUARDED_BY(mu_) = false;
-  bool hold_apply_ ABSL_GUARDED_BY(mu_) = false;
-  bool fail_allocation_ ABSL_GUARDED_BY(mu_) = false;
-  int64_t applied_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t delivered_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t sessions_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t allocated_ ABSL_GUARDED_BY(mu_) = 0;
-  std::shared_ptr<Session> session_ ABSL_GUARDED_BY(mu_);
-  std::map<std::string, std::vector<std::byte>> engine_memory_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::function<void()>> held_applies_ ABSL_GUARDED_BY(mu_);
-};
-
 // `script` must outlive it.
 std::unique_ptr<Backend> NewFakeBackend(Script* script);
-
-// A catalog of `weights` FP8 weights of 256 x 256 and a norm, cut into buckets of 64 KiB: about one weight a bucket.
-std::vector<Tensor> SmallCatalog(int weights);
-std::shared_ptr<const Plan> PlanOf(std::vector<Tensor> tensors);
-// Every output whole, one after the other in handle 0; `bytes` is the memory it takes.
-std::vector<Destination> WholeDestinations(const Plan& plan, int64_t* bytes);
-// What WholeDestinations' memory holds once `version` was applied.
-std::vector<std::byte> ExpectedMemory(const Plan& plan, uint64_t version);
 
 }  // namespace wsync
 

@@ -15,12 +15,11 @@
 #include "server/core/plan.h"
 #include "server/core/sync.h"
 #include "server/rpc/server.h"
+#include "tests/rollout/testing.h"
 #include "wsync/v1/coordinator.grpc.pb.h"
 #include "wsync/v1/rollout.grpc.pb.h"
 
 namespace wsync {
-
-inline constexpr absl::Duration kPatience = absl::Seconds(20);
 
 class ScriptedCoordinator final : private v1::Coordinator::Service {
  public:

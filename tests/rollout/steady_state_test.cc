@@ -12,7 +12,7 @@
 #include "tests/backend/contract/encoded_model.h"
 #include "tests/backend/host_agent.h"
 #include "tests/core/allocation_count.h"
-#include "tests/rollout/fake_backend.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {

@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "server/core/memory_estimate.h"
-#include "tests/rollout/fake_backend.h"
+#include "tests/rollout/source_testing.h"
 
 namespace wsync {
 namespace {
