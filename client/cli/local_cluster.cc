@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <sstream>
 #include <thread>
 
@@ -30,18 +31,24 @@ constexpr absl::Duration kStopTimeout = absl::Seconds(12);   // above the daemon
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
 constexpr int kLogTailLines = 8;
 
+// Below the ports that Linux gives to outgoing connections: one of those could have it before the daemon does.
 absl::StatusOr<int> FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  const bool bound = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                     getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  const int error = errno;
-  if (fd >= 0) close(fd);
-  if (!bound) return absl::ErrnoToStatus(error, "cannot find a free port on 127.0.0.1");
-  return ntohs(address.sin_port);
+  constexpr int kFirst = 20000, kPorts = 12000, kAttempts = 100;
+  std::random_device random;
+  int error = 0;
+  for (int i = 0; i < kAttempts; ++i) {
+    const int port = kFirst + static_cast<int>(random() % kPorts);
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    const bool bound = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+    error = errno;
+    if (fd >= 0) close(fd);
+    if (bound) return port;
+  }
+  return absl::ErrnoToStatus(error, "cannot find a free port on 127.0.0.1");
 }
 
 // True once the child has ended (and was reaped).
