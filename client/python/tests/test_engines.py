@@ -165,3 +165,15 @@ def test_a_worker_extension_takes_one_version_for_all_ranks() -> None:
     assert vllm.update(Llm([3, 3], [3, 3])) == 3
     with pytest.raises(wsync.UnsupportedLayout, match=r"\[2, 3\]"):
         vllm.update(Llm([3, 3], [3, 2]))
+
+
+def test_experts_that_are_moved_about_are_refused() -> None:
+    with pytest.raises(wsync.UnsupportedLayout, match="EPLB") as refused:
+        vllm.check_layout(Module(experts=SimpleNamespace(enable_eplb=True)))
+    assert "--enable-eplb" in refused.value.next_step
+    plain = {"enable_eplb": False, "ep_num_redundant_experts": 0, "init_expert_location": "trivial"}
+    sglang.check_experts(SimpleNamespace(**plain))
+    sglang.check_experts(None)
+    for name, value in (("enable_eplb", True), ("ep_num_redundant_experts", 8), ("init_expert_location", "a.json")):
+        with pytest.raises(wsync.UnsupportedLayout, match=name.replace("_", "-")):
+            sglang.check_experts(SimpleNamespace(**{**plain, name: value}))

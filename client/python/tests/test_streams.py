@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import wsync  # noqa: E402
 from conftest import Cluster, beside  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
@@ -54,4 +55,32 @@ def test_another_set_of_weights_is_registered_anew(cluster: Cluster) -> None:
         assert {name for name in got if not name.endswith("scale_inv")} == set(names)
         assert receiver.rollout.serving_version == version
         receiver.close()
+    sender.close()
+
+
+def test_both_ends_go_on_after_an_agent_that_was_not_there(cluster: Cluster) -> None:
+    sender = Sender(cluster.socket("trainer"), timeout=0.5)
+    receiver = Receiver(cluster.socket("rollout-0"))
+    with pytest.raises(wsync.AgentUnavailable):
+        sender.send(gathered(1))
+    with pytest.raises(wsync.AgentUnavailable):
+        receiver.attach(timeout=0.5)
+    cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
+    cluster.start_rollout()
+    with beside(lambda: sender.send_and_wait(gathered(2))) as sending:
+        got = dict(receiver.receive(timeout=60))
+    assert sending.result().applied and (got["b.bias"] == 2).all()
+    receiver.close()
+    sender.close()
+
+
+def test_buffers_are_not_filled_while_the_version_before_is_read(cluster: Cluster) -> None:
+    sender = Sender(cluster.start_trainer(coordinator__min_replicas_wait_ms="2s"))
+    first = sender.send(gathered(1))  # waits for a replica, which does not come
+    kept = sender._buffers["b.bias"].clone()
+    with pytest.raises(wsync.PublishInProgress):
+        sender.send(gathered(2))
+    assert torch.equal(sender._buffers["b.bias"], kept)
+    with pytest.raises(wsync.TooFewReplicas):
+        first.committed()
     sender.close()

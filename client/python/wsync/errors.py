@@ -7,6 +7,7 @@ members concerned, and `error.next_step` is what to do about it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class WsyncError(Exception):
@@ -18,6 +19,17 @@ class WsyncError(Exception):
         self.names: tuple[str, ...] = tuple(names)
         self.next_step: str = next_step or self.default_next_step
         super().__init__(f"{text}\n  next: {self.next_step}" if self.next_step else text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray, process pools and engines' workers carry what their tasks raise to other processes."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[WsyncError], args: tuple[Any, ...], state: dict[str, Any]) -> WsyncError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class AgentUnavailable(WsyncError):
@@ -87,7 +99,7 @@ class StreamUnsupported(WsyncError):
 class WeightsMoved(WsyncError):
     """Registered weights lie elsewhere now; nothing was read from the old place."""
 
-    default_next_step = "call register again after whatever moved them (.to(), offload, resharding), then publish"
+    default_next_step = "register(..., replace=True) after whatever moved them (.to(), offload, resharding), then publish"
 
 
 class DestinationsMoved(WsyncError):

@@ -32,6 +32,7 @@ class Publication:
         self._progress: Any = None
         self._accepted = False
         self._silent = False
+        self._holds: Stream | None = None  # what it gets now comes after `released`
         self._heard = time.monotonic()
         self.released_future: Future[float] = Future()  # milliseconds from accepted to released
         self.committed_future: Future[VersionReport] = Future()
@@ -177,7 +178,12 @@ class Publication:
         if self.released_future.done():
             return self.released_future.result()
         self._order.hold(stream)
+        self._holds = stream
         return 0.0
+
+    def free_for(self, stream: Stream | None) -> bool:
+        """Whether what is written now, on `stream` (None: by this thread), comes after the weights were read."""
+        return self.released_future.done() or (stream is not None and bool(stream == self._holds))
 
     def committed(self, timeout: float = 600.0) -> VersionReport:
         """Waits until every replica applied the version or was given up.

@@ -148,19 +148,25 @@ class Rollout:
             raise
 
     def _attach_now(self, timeout: float) -> Attached:
-        if self._engine is None:  # detached meanwhile
+        engine = self._engine
+        if engine is None:  # detached meanwhile
             raise Detached("the engine detached")
         self._connection.wait(min(self._timeout, timeout))
         if self._stream is not None and self._stream.silent:  # it stood still: it may not know that the call was ended
             self._call_detach(self._stream, timeout)
         try:
-            reply = self._stub.attach(iter(self._engine.request), timeout=timeout)
+            reply = self._stub.attach(iter(engine.request), timeout=timeout)
         except grpc.RpcError as error:
             raise _rpc.attach_error(self._connection, error) from None
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            raise Detached("the engine detached") from None
+        if self._engine is not engine:  # detached during the call, which knew nothing of this attachment
+            self._stub.detach(_wire.message("DetachRequest")(attachment_id=reply.attachment_id), timeout=timeout)
+            raise Detached("the engine detached")
         self._serving, self._digest = 0, ""  # as the agent sees it: it does not know what the memory holds
         self._put_back.clear()
-        if self._engine.window is not None:
-            self._engine.window.reset()
+        if engine.window is not None:
+            engine.window.reset()
         self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
         return Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
 
@@ -183,7 +189,10 @@ class Rollout:
                 event = self._next(deadline)
             except AgentUnavailable:
                 self._give_up_pending("the agent went away while it wrote")
-                self._reattach(reattach_timeout)
+                try:
+                    self._reattach(reattach_timeout)
+                except Detached:
+                    return
                 continue
             except Detached:
                 return
@@ -324,7 +333,9 @@ class Rollout:
             self._stream.send(_wire.message("EngineMessage")(**message))
 
     def _give_up(self) -> None:
-        """At a layer: the weights are torn, until the agent says that nothing was written."""
+        """In an update: the weights are torn, until the agent says what became of the version."""
+        if self._gave_up is not None or self._torn or self._stream is None:
+            return
         self._gave_up = (self._serving, self._digest, self._torn)
         self._serving, self._digest, self._torn = 0, "", True
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .catalog import VersionReport
-from .errors import NotAttached
+from .errors import CatalogMismatch, NotAttached
 from .publication import Publication
 from .rollout import Rollout
 from .tensors import Tensor, plain, torch_dtype
@@ -31,16 +31,18 @@ class Sender:
         """Copies what the stream gives and publishes it as `version` (by default the next one).
 
         The stream's tensors may be reused as soon as the next one is asked for. Another set of names, shapes or dtypes
-        than last time is registered anew. The publication before must have been released.
+        than last time is registered anew. PublishInProgress while the publication before is not released.
         """
-        names, changed = [], False
+        self.trainer._check_released(self._last + 1 if version is None else version)
+        names, changed = [], self.trainer.registration is None
         for name, tensor in weights:
             names.append(name)
             changed |= not self._fill(name, plain(tensor).detach())
         if changed or names != self._order:
             self._buffers = {name: self._buffers[name] for name in names}
-            self._order = names
+            self._order = []  # until they are registered
             registered = self.trainer.register(self._buffers, tied="all", replace=self.trainer.registration is not None)
+            self._order = names
             self._last = max(self._last, registered.committed_version)
         self._last = self._last + 1 if version is None else version
         return self.trainer.publish(self._last)
@@ -80,19 +82,24 @@ class Receiver:
         """
         if not self._buffers:
             self.attach(timeout)
-        while not self._applied(timeout):
-            pass
+        try:
+            while not self._applied(timeout):
+                pass
+        except CatalogMismatch:  # the trainer registered another one: the next call makes buffers for that
+            self._buffers = {}
+            raise
         yield from self._buffers.items()
 
     def attach(self, timeout: float = 60.0) -> None:
         """Makes the buffers and attaches them. `receive` does it by itself; earlier saves the first version a catch-up."""
         import torch
 
-        self._buffers = {
+        buffers = {
             output.name: torch.empty(output.shape, dtype=torch_dtype(output.dtype), device=self._device)
             for output in self.rollout.plan(timeout).outputs
         }
-        self.rollout.attach(self._buffers, engine=self._engine, timeout=timeout)
+        self.rollout.attach(buffers, engine=self._engine, timeout=timeout)
+        self._buffers = buffers
 
     def _applied(self, timeout: float) -> bool:
         update = next(self.rollout.updates(timeout=timeout), None)

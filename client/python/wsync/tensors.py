@@ -108,13 +108,7 @@ def view_of(tensor: Tensor) -> View:
 
 
 def _torch_view(tensor: Tensor) -> View:
-    if hasattr(tensor, "placements"):  # a DTensor
-        if not all(placement.is_replicate() for placement in tensor.placements):
-            raise MemoryNotShareable(
-                f"a sharded DTensor (placements {tensor.placements}) holds only a part of the weight",
-                next_step="register buffers of the full shape, and give full_tensor()s to publish(version, weights=...)",
-            )
-        tensor = plain(tensor)
+    tensor = plain(tensor)
     dtype = cached_dtype(tensor.dtype)
     shape = tuple(tensor.shape)
     contiguous = tensor.is_contiguous()
@@ -139,8 +133,15 @@ def _row_pitch(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype) -
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A DTensor's own part; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+    """A replicated DTensor's own copy; any other tensor as it is. MemoryNotShareable for sharded DTensors."""
+    if not hasattr(tensor, "placements"):
+        return tensor
+    if not all(placement.is_replicate() for placement in tensor.placements):
+        raise MemoryNotShareable(
+            f"a sharded DTensor (placements {tensor.placements}) holds only a part of the weight",
+            next_step="give its full_tensor(): to Sender, or to publish(version, weights=...) for a registered buffer",
+        )
+    return tensor.to_local()
 
 
 class Addresses:

@@ -20,7 +20,7 @@ import grpc
 
 from . import _rpc, _wire, memory
 from .catalog import hash_text, tensor_message
-from .errors import CatalogMismatch, NotRegistered, WeightsMoved, WsyncError
+from .errors import CatalogMismatch, NotRegistered, PublishInProgress, WeightsMoved, WsyncError
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
@@ -73,6 +73,7 @@ class Trainer:
         self._addresses = Addresses([])
         self._devices: set[str] = set()
         self._events = LentEvents("")
+        self._last: Publication | None = None
 
     # ---- registering
 
@@ -163,18 +164,34 @@ class Trainer:
         that restarted since is registered with again. One that dies fails the version within a second (after
         `reconnect_timeout`, where nothing was released yet), one that is stopped within five: AgentGone.
         """
+        if version < 1:
+            raise ValueError(f"version {version}: versions begin with 1")
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
         self._check_addresses(version)
+        if weights is not None or self._copies:
+            self._check_released(version, stream)
         if stream is not None:
             device = check_stream(stream, self._devices, f"publish version {version}")
             with _current(stream):
                 self._refresh(weights)
-            return Publication(self, version, StreamOrder(self._events, device, stream))
+            self._last = Publication(self, version, StreamOrder(self._events, device, stream))
+            return self._last
         self._refresh(weights)
         if synchronize:
             memory.synchronize(self._devices)
-        return Publication(self, version)
+        self._last = Publication(self, version)
+        return self._last
+
+    def _check_released(self, version: int, stream: Stream | None = None) -> None:
+        """Before registered copies are written (on `stream`): the agent may still read them."""
+        last = self._last
+        if last is None or last.free_for(stream):
+            return
+        raise PublishInProgress(
+            f"publish version {version}: version {last.version} is still read from the registered copies",
+            next_step="wait for its released(), which may be asked for before the next training step ends",
+        )
 
     def _refresh(self, weights: Tensors | None) -> None:
         if weights is not None:

@@ -64,6 +64,7 @@ class Update:
         self.in_place = event.in_place
         self.outcome: Outcome | None = None  # once `apply` or `layers` has ended
         self._rollout = rollout
+        self._paused = False  # the agent was told, and may write
 
     def apply(
         self,
@@ -77,7 +78,8 @@ class Update:
         Returns the version that was applied (a newer one, if this one was overtaken), or that it was cancelled and
         nothing was touched. When the update fails half-way the engine's weights are torn: this goes on waiting, paused,
         for the next complete version, also across a restart of the agent. TornUpdate when none came within `timeout`
-        seconds: the engine must stay paused. DeadlineExceeded: nothing was touched.
+        seconds: the engine must stay paused. DeadlineExceeded: nothing was touched. Whatever else ends it early leaves
+        the replica torn as well, until `updates` has heard how the version ended.
 
         `on_layer` is called on this thread for each layer as it becomes complete (attached with `layer_events`, agent in
         mode in_place), so that work on it overlaps the transfer. What landed is not committed yet; a version that is
@@ -113,19 +115,27 @@ class Update:
 
         With a layer window `layer.tensors` is what `allocate` gave, and is given up when the turn is over: the loop
         body must not keep it. A window of two lets the next layer land while the body runs. Leaving the loop early, or
-        an exception in its body or in `allocate`, fails the version at this replica and leaves it torn, unless nothing
-        was written yet: stay paused for the next update. The agent waits 6 s for a turn to end, and stage_timeout_ms
+        an exception in its body or in `allocate`, leaves this replica torn, unless nothing was written yet: stay paused
+        for the next update. With a layer window it also fails the version here; without one the agent goes on, and
+        `updates` hears that it was applied. The agent waits 6 s for a turn to end, and stage_timeout_ms
         (trainer.yaml) bounds them all. Without layer events there are no turns. Errors as `apply`.
         """
         yield from self._follow(timeout, stream)
 
     def _follow(self, timeout: float, stream: Stream | None) -> Generator[Layer, None, None]:
+        self.outcome, self._paused = None, False
+        try:
+            yield from self._steps(timeout, stream)
+        finally:
+            if self._paused and self.outcome is None:  # the agent may write until it says how the version ended
+                self._rollout._give_up()
+
+    def _steps(self, timeout: float, stream: Stream | None) -> Generator[Layer, None, None]:
         rollout = self._rollout
         deadline = time.monotonic() + timeout
         asked: int | None = self.version
         in_place = self.in_place
         order: StreamOrder | None = None
-        began = False  # memory may have been touched by an agent that is gone
         window = rollout._window
         landed: deque[Layer] = deque()
         while True:
@@ -139,17 +149,17 @@ class Update:
                     if hold:
                         self.outcome = Outcome(asked, True, "", None, "", confirmed=False)
                         return
-                    asked, began = None, True
+                    asked, self._paused = None, True
                 event = rollout._next(deadline)
             except AgentUnavailable as error:
                 landed.clear()
                 order = None
-                if began:
+                if self._paused:
                     rollout._serving, rollout._digest, rollout._torn = 0, "", True
                 self._find_agent(deadline, error)
                 continue
             except DeadlineExceeded as error:
-                if not rollout.torn:
+                if not rollout.torn and not self._paused:
                     raise
                 raise TornUpdate(f"version {self.version}: no complete version within {timeout:g} s: {error}") from None
             if event.kind == "apply" or (event.kind == "prepare" and event.in_place):

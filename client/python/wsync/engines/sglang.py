@@ -88,6 +88,22 @@ def check_layout(model: Any, moe_backend: str = "auto") -> None:
             )
 
 
+def check_experts(server_args: Any) -> None:
+    """UnsupportedLayout where experts do not lie in the checkpoint's order, or do not stay: their weights look alike."""
+    located = getattr(server_args, "init_expert_location", "trivial")
+    flags = {
+        "--enable-eplb": getattr(server_args, "enable_eplb", False),
+        "--ep-num-redundant-experts": getattr(server_args, "ep_num_redundant_experts", 0),
+        "--init-expert-location": located != "trivial",
+    }
+    given = [flag for flag, is_set in flags.items() if is_set]
+    if given:
+        raise UnsupportedLayout(
+            f"experts are placed by {' and '.join(given)}: a version would reach the wrong ones",
+            next_step=f"leave {' and '.join(given)} out",
+        )
+
+
 def is_derived(name: str) -> bool:
     """Whether SGLang fills this parameter itself: the KV cache's scales, which FP8 checkpoints bring along or not."""
     return name.endswith((".k_scale", ".v_scale"))
@@ -97,6 +113,7 @@ def _attached(model: Any) -> Live:
     import sglang
 
     rank, size = _ranks()
+    check_experts(_server_args())
     check_layout(model, _moe_backend())
     socket = os.environ.get("WSYNC_ROLLOUT_SOCKET", "unix:///run/wsync/rollout-{rank}.sock")
     live = Live(socket.format(rank=rank))
@@ -121,6 +138,15 @@ def _ranks() -> tuple[int, int]:
             next_step="run without --enable-dp-attention and context parallelism",
         )
     return parallel.tp_rank, parallel.tp_size
+
+
+def _server_args() -> Any:
+    try:
+        from sglang.srt.server_args import get_global_server_args
+
+        return get_global_server_args()
+    except (ImportError, ValueError):  # before 0.5.4; a model without a server
+        return None
 
 
 def _moe_backend() -> str:

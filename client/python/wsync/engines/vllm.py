@@ -68,6 +68,12 @@ def check_layout(model: Any, e8m0: bool = False, pow2_scales: bool = False) -> N
                 names=[name],
                 next_step="set VLLM_ROCM_USE_AITER=0 (ROCm), or --no-dcp-q-replicate (context parallelism)",
             )
+        if getattr(module, "enable_eplb", False):
+            raise UnsupportedLayout(
+                f"'{name}' moves its experts about while it runs (EPLB): a version would reach the wrong ones",
+                names=[name],
+                next_step="leave --enable-eplb out",
+            )
         method = getattr(module, "quant_method", None)
         if method is None or type(method).__name__ in _PLAIN_METHODS:
             continue
