@@ -6,6 +6,7 @@
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "server/core/clock.h"
@@ -97,6 +98,16 @@ std::optional<Published> Group::AwaitPublished(absl::Duration timeout) {
   return published;
 }
 
+// Not of a process that was killed, whose end the coordinator has not heard of yet.
+bool Group::IsReady(const v1::MemberStatus& member) const {
+  if (member.state() != "ready" && member.state() != "torn") return false;
+  for (int i = 0; i < rollouts(); ++i) {
+    if (member.pid() != agents_->rollout_pid(i)) continue;
+    return engines_[i] != nullptr && absl::StrContains(member.engine(), absl::StrCat("(pid ", engines_[i]->pid(), ")"));
+  }
+  return false;
+}
+
 absl::Status Group::AwaitReady(absl::Duration timeout) {
   const absl::Time deadline = MonotonicNow() + timeout;
   std::string last = "no status";
@@ -107,8 +118,9 @@ absl::Status Group::AwaitReady(absl::Duration timeout) {
       std::vector<std::string> states;
       for (const v1::MemberStatus& member : status->members()) {
         if (member.role() != "rollout") continue;
-        ready += (member.state() == "ready" || member.state() == "torn") && !member.engine().empty();
-        states.push_back(absl::StrCat(member.name(), " ", member.state(), " ", member.last_error()));
+        ready += IsReady(member);
+        states.push_back(
+            absl::StrCat(member.name(), " ", member.state(), " ", member.engine(), " ", member.last_error()));
       }
       if (ready == rollouts() && !status->has_round() && status->catalog().registered()) return absl::OkStatus();
       last = absl::StrCat(absl::StrJoin(states, ", "), status->has_round() ? "; a round runs" : "");

@@ -83,6 +83,7 @@ class Group {
  private:
   explicit Group(GroupOptions options) : options_(std::move(options)) {}
   absl::Status StartAll();
+  bool IsReady(const v1::MemberStatus& member) const;
 
   GroupOptions options_;
   Oracle oracle_;
