@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/clock.h"
 #include "server/core/failpoint.h"
 #include "server/rollout/rollout_service.h"
 #include "server/rollout/sink_controller.h"
@@ -105,7 +106,9 @@ std::string RolloutAgent::Banner() const {
 
 absl::Status RolloutAgent::Health() const {
   absl::Status health = WSYNC_FAILPOINT("rollout.health");
-  if (impl_ != nullptr) health.Update(impl_->backend->health());
+  if (impl_ == nullptr) return health;
+  health.Update(impl_->backend->health());
+  health.Update(impl_->controller.Look(MonotonicNow()));
   return health;
 }
 

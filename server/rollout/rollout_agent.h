@@ -26,7 +26,7 @@ class RolloutAgent final : public Daemon {
 
   void Stop(absl::Duration grace) override;
   std::string Banner() const override;
-  absl::Status Health() const override;  // the backend's
+  absl::Status Health() const override;  // of the backend and of the control thread
   std::string local_address() const;     // with the real port where there is one
 
  private:

@@ -46,6 +46,7 @@ void SerialThread::Run() {
         jobs_.pop_front();
       }
     }
+    const Turns::Scope turn(&turns_);
     job ? job() : timer_.fire();
   }
 }

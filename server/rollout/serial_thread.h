@@ -14,6 +14,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 #include "server/core/sync.h"
+#include "server/core/turns.h"
 
 namespace wsync {
 
@@ -33,11 +34,14 @@ class SerialThread {
   void SetTimer(Timer timer) { timer_ = std::move(timer); }  // on the thread: from a job
   // Waits for the running job, drops those that wait. Not from the thread itself. Idempotent.
   void Stop();
+  // One thread, a few times a second: see Turns. For threads whose jobs are all short.
+  absl::Status Look(absl::Time now) { return turns_.Look(now); }
 
  private:
   void Run();
 
   Timer timer_;  // the thread only
+  Turns turns_;
   Mutex mu_;
   CondVar wake_;
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);

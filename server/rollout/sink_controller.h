@@ -36,6 +36,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   // Lets a running apply end, gives up what else runs, says goodbye to the coordinator and lets the engine go; all of
   // it within `grace` and a little. LocalApi still answers (UNAVAILABLE) until the destructor. Not on the thread.
   void Drain(absl::Duration grace);
+  // One thread, a few times a second: whether the control thread gets through its work. See Turns.
+  absl::Status Look(absl::Time now) { return thread_->Look(now); }
 
   void AwaitPlan(Caller caller, std::function<void(absl::StatusOr<std::shared_ptr<const Plan>>)> done) override;
   void Attach(Caller caller, AttachSpec spec, std::function<void(absl::StatusOr<Attached>)> done) override;

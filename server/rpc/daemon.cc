@@ -36,7 +36,8 @@ constexpr int kUsage = 2;
 // of Kubernetes before they kill.
 constexpr absl::Duration kGrace = absl::Seconds(10);
 constexpr absl::Duration kHealthPeriod = absl::Milliseconds(250);
-// A daemon that is broken leaves its group within this, or its peers see it go: a wedged thread makes Stop hang.
+// A daemon that is broken says so and leaves its group within this, or its peers see it go: a wedged thread makes Stop
+// hang, a log that nobody reads any more the last line.
 constexpr absl::Duration kLastWords = absl::Seconds(2);
 
 struct Arguments {
@@ -155,15 +156,15 @@ absl::StatusOr<int> WaitForEnd(SignalWatcher& signals, const Daemon& daemon) {
 }
 
 [[noreturn]] void ExitForRestart(Daemon* daemon, const absl::Status& why) {
-  LogError("broken: only a restart helps, and a supervisor has to make it",
-           {{"error", std::string(why.message())}, {"exit_code", absl::StrCat(kExitForRestart)}});
   struct Latch {
     Mutex mu;
     CondVar changed;
     bool done ABSL_GUARDED_BY(mu) = false;
   };
   const auto latch = std::make_shared<Latch>();
-  std::thread([daemon, latch] {
+  std::thread([daemon, why, latch] {
+    LogError("broken: only a restart helps, and a supervisor has to make it",
+             {{"error", std::string(why.message())}, {"exit_code", absl::StrCat(kExitForRestart)}});
     daemon->Stop(absl::ZeroDuration());
     MutexLock lock(&latch->mu);
     latch->done = true;

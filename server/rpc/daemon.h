@@ -23,7 +23,7 @@ class Daemon {
   virtual void Stop(absl::Duration grace) = 0;
   // One line for people once it is up: "listening on unix:///run/wsync/trainer.sock, coordinator on 127.0.0.1:7470".
   virtual std::string Banner() const = 0;
-  // Not OK: only a new process can go on. Any thread, never blocks.
+  // Not OK: only a new process can go on. One thread, a few times a second; never blocks.
   virtual absl::Status Health() const { return absl::OkStatus(); }
 };
 

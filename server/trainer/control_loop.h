@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "server/core/coordinator.h"
 #include "server/core/sync.h"
+#include "server/core/turns.h"
 
 namespace wsync {
 
@@ -40,6 +41,9 @@ class ControlLoop {
   // As Run, and waits until it has run. Not from the loop's own thread.
   bool RunAndWait(Task task);
 
+  // One thread, a few times a second: see Turns.
+  absl::Status Look(absl::Time now) { return turns_.Look(now); }
+
   // The loop's own thread only.
   void Step(const Event& event);
   StatusSnapshot Snapshot() const;
@@ -52,6 +56,7 @@ class ControlLoop {
   std::vector<Chore> chores_;
   Coordinator coordinator_;  // the thread's own, once it runs
   uint64_t changes_ = 0;     // likewise
+  Turns turns_;
   Mutex mu_;
   CondVar changed_;
   std::deque<Task> tasks_ ABSL_GUARDED_BY(mu_);

@@ -303,6 +303,7 @@ std::string TrainerAgent::Banner() const {
 absl::Status TrainerAgent::Health() const {
   absl::Status health = WSYNC_FAILPOINT("trainer.health");
   health.Update(parts_->backend->health());
+  health.Update(parts_->loop.Look(MonotonicNow()));
   return health;
 }
 

@@ -29,7 +29,7 @@ class TrainerAgent final : public Daemon {
   // threads. Idempotent.
   void Stop(absl::Duration grace) override;
   std::string Banner() const override;
-  absl::Status Health() const override;  // the backend's
+  absl::Status Health() const override;  // of the backend and of the control thread
 
   std::string local_address() const;        // "unix:///..."
   std::string coordinator_address() const;  // "host:port", the real one

@@ -108,8 +108,9 @@ bool Group::IsReady(const v1::MemberStatus& member) const {
   return false;
 }
 
-absl::Status Group::AwaitReady(absl::Duration timeout) {
+absl::Status Group::AwaitReady(absl::Duration timeout, absl::Duration held) {
   const absl::Time deadline = MonotonicNow() + timeout;
+  absl::Time since = absl::InfiniteFuture();
   std::string last = "no status";
   while (MonotonicNow() < deadline) {
     const auto status = agents_->Status();
@@ -122,10 +123,16 @@ absl::Status Group::AwaitReady(absl::Duration timeout) {
         states.push_back(
             absl::StrCat(member.name(), " ", member.state(), " ", member.engine(), " ", member.last_error()));
       }
-      if (ready == rollouts() && !status->has_round() && status->catalog().registered()) return absl::OkStatus();
+      if (ready == rollouts() && !status->has_round() && status->catalog().registered()) {
+        since = std::min(since, MonotonicNow());
+        if (MonotonicNow() - since >= held) return absl::OkStatus();
+      } else {
+        since = absl::InfiniteFuture();
+      }
       last = absl::StrCat(absl::StrJoin(states, ", "), status->has_round() ? "; a round runs" : "");
     } else {
       last = std::string(status.status().message());
+      since = absl::InfiniteFuture();
     }
     usleep(10'000);
   }

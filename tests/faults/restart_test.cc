@@ -149,6 +149,39 @@ TEST_F(Restart, AWedgedRolloutAgentExitsForItsSupervisorAndTheOthersGoOn) {
   Commit();
 }
 
+// The thread that an agent thinks with never comes back from a piece of work; its connections go on answering.
+TEST_F(Restart, ATrainerAgentWhoseControlThreadHangsExitsForItsSupervisor) {
+  const pid_t pid = group_->agents().trainer_pid();
+  ASSERT_TRUE(ArmFailpoint(pid, "trainer.begin", Fault::kHang, 0).ok());
+  group_->BeginPublish(++version_);
+  const absl::Time begun = MonotonicNow();
+  EXPECT_EQ(AwaitExit(pid), kExitForRestart);
+  const auto published = group_->AwaitPublished(Scaled(absl::Seconds(5)));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_EQ(published->code, absl::StatusCode::kUnavailable) << published->message;
+  EXPECT_LT(published->at - begun, Scaled(kHardLimit));
+  std::printf("RESTART|hung trainer agent|publish answered after|%.2f\n", absl::ToDoubleSeconds(published->at - begun));
+  ASSERT_TRUE(group_->agents().RestartTrainer().ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
+
+TEST_F(Restart, ARolloutAgentWhoseControlThreadHangsExitsForItsSupervisorAndTheOthersGoOn) {
+  const pid_t pid = group_->agents().rollout_pid(1);
+  ASSERT_TRUE(ArmFailpoint(pid, "rollout.begin", Fault::kHang, 0).ok());
+  const auto published = group_->Publish(++version_, Scaled(absl::Seconds(10)));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_THAT(published->message, HasSubstr("rollout-1"));
+  EXPECT_LT(published->took, Scaled(kStopped));
+  EXPECT_EQ(AwaitExit(pid), kExitForRestart);
+  group_->agents().KillRollout(1);
+  ASSERT_TRUE(group_->agents().StartRollout(1).ok());
+  EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(15))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
+
 std::string ReadBinary(const std::string& name) {
   const auto path = std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
   std::string binary(std::filesystem::file_size(path), '\0');  // a sanitizer's is of 90 MB
