@@ -16,6 +16,9 @@ namespace {
 constexpr absl::Duration kLateStep = absl::Milliseconds(500);
 // While weights may be read, steps come this often.
 constexpr absl::Duration kUnreleasedTick = absl::Milliseconds(250);
+// What members that gave us up while we stood still take to join again. Without it the next version would go to
+// whoever is back first, and in ring mode nobody else gets it.
+constexpr absl::Duration kReturnGrace = absl::Milliseconds(500);
 
 }  // namespace
 
@@ -33,6 +36,8 @@ Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
   still_ = Unreleased() ? now - now_ : absl::ZeroDuration();
+  // Of live members something is heard every second.
+  if (!group_.members().empty() && now - now_ > options_.heartbeat_timeout / 2) all_back_ = now + kReturnGrace;
   now_ = std::max(now_, now);
   if (now_ - promised_ > kLateStep) group_.Forgive(now_);
   out_.clear();
@@ -90,9 +95,7 @@ absl::Time Coordinator::Impl::NextDeadline() const {
   if (Unreleased()) next = std::min(next, now_ + kUnreleasedTick);
   if (publish_.has_value() && publish_->stage != RunningPublish::Stage::kRunning) {
     next = std::min(next, publish_->deadline);
-    if (publish_->stage == RunningPublish::Stage::kWaiting && GraceForCatchUp() > now_) {
-      next = std::min(next, GraceForCatchUp());
-    }
+    if (publish_->stage == RunningPublish::Stage::kWaiting && Grace() > now_) next = std::min(next, Grace());
   }
   return next;
 }

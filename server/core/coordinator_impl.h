@@ -101,7 +101,7 @@ class Coordinator::Impl {
   void CallOff();
   absl::Status CheckPublish(uint64_t version) const;
   std::vector<Group::Replica> Candidates() const;
-  absl::Time GraceForCatchUp() const;
+  absl::Time Grace() const;
   void AdvancePublish();
   void StartAttempt();
   Round NewRound(const std::vector<Group::Replica>& replicas, uint64_t version, RoundOptions options);
@@ -135,6 +135,7 @@ class Coordinator::Impl {
   absl::Time now_;
   absl::Duration still_;                          // since the step before, while weights may have been read
   absl::Time promised_ = absl::InfiniteFuture();  // when the next step was due at the latest
+  absl::Time all_back_ = absl::InfinitePast();    // who left while we stood still has joined again by then
   Actions out_;
   Group group_;
   uint64_t epoch_ = 0;

@@ -131,8 +131,9 @@ std::vector<Group::Replica> Coordinator::Impl::Candidates() const {
   return ready;
 }
 
-absl::Time Coordinator::Impl::GraceForCatchUp() const {
-  return catch_up_.has_value() ? publish_->requested + kCatchUpGrace : absl::InfinitePast();
+// Until then a publish waits for replicas that it need not wait for.
+absl::Time Coordinator::Impl::Grace() const {
+  return std::max(all_back_, catch_up_.has_value() ? publish_->requested + kCatchUpGrace : absl::InfinitePast());
 }
 
 void Coordinator::Impl::AdvancePublish() {
@@ -148,7 +149,7 @@ void Coordinator::Impl::AdvancePublish() {
   const std::vector<Group::Replica> ready = Candidates();
   const int64_t needed = std::max<int64_t>(options_.quorum, options_.min_replicas);
   const bool enough = static_cast<int64_t>(ready.size()) >= needed;
-  if (!late && (!enough || now_ < GraceForCatchUp())) return;
+  if (!late && (!enough || now_ < Grace())) return;
   if (enough) {
     StartAttempt();
   } else {

@@ -81,12 +81,43 @@ TEST_F(CoordinatorFaultTest, AVersionThatWasNotReleasedWhenTheProcessStoodStillI
   Release(1);
   EXPECT_EQ(Answer().code(), absl::StatusCode::kAborted);
   EXPECT_THAT(Text(Answer()), HasSubstr("stood still for 3.00 s before the weights were released"));
+  Pass(absl::Milliseconds(500));
   Publish(1);
   Release(1);
   now_ += absl::Seconds(3);
   EXPECT_THAT(All<action::PublishDone>(), IsEmpty());
   Staged(1, 1);
   EXPECT_THAT(To<action::SendCommit>(), ElementsAre(1)) << "a released one goes on";
+}
+
+// Else it goes to whoever was back first, and in ring mode nobody else gets it.
+TEST_F(CoordinatorFaultTest, ReplicasThatLeftWhileTheProcessStoodStillAreWaitedForAMoment) {
+  options_.source_retains = false;
+  Sinks(2);
+  Commit(1, {1, 2});
+  alive_.clear();
+  now_ += absl::Seconds(4);
+  Publish(2);  // the first that is read
+  EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+  Step(event::Lost{1, "its connection broke"});
+  Step(event::Lost{2, "its connection broke"});
+  Join(3, "sink-1", "r1", 0, 1, 1);
+  Ready(3, 1);
+  EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+  Pass(absl::Milliseconds(300));
+  Join(4, "sink-2", "r2", 0, 1, 1);
+  Ready(4, 1);
+  Pass(absl::Milliseconds(200));
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(3, 4));
+}
+
+TEST_F(CoordinatorFaultTest, APublishAfterAnIdleNightWaitsForNobody) {
+  Register();
+  now_ += absl::Hours(8);
+  Join(1, "sink-1", "r1");
+  Ready(1);
+  Publish(1);
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1));
 }
 
 TEST_F(CoordinatorFaultTest, MessagesOfAFormerEpochChangeNothing) {
@@ -270,6 +301,9 @@ TEST_F(CoordinatorFaultTest, ASinkThatStillAppliesIsNotAskedAgainUntilItAnswers)
   EXPECT_TRUE(Answer().ok());
   EXPECT_EQ(All<action::PublishDone>()[0].report.replicas[0].result, ReplicaResult::kLeftOut);
   Publish(2);
+  now_ += absl::Milliseconds(500);
+  Step(event::Tick{});
+  EXPECT_THAT(All<action::StartSource>(), SizeIs(1));
   EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
   Release(2);
   Step(event::Applied{1, former, 1, DigestOf(1), {}});

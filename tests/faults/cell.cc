@@ -22,7 +22,6 @@ constexpr absl::Duration kHardLimit = absl::Seconds(10);
 constexpr absl::Duration kSlack = absl::Milliseconds(500);
 constexpr absl::Duration kHealLimit = absl::Seconds(15);
 constexpr absl::Duration kFireLimit = absl::Seconds(15);
-constexpr absl::Duration kRereadTime = absl::Milliseconds(250);
 
 class Run {
  public:
@@ -236,9 +235,7 @@ absl::Status Run::Recover() {
   if (cell_.side == Side::kEngine && (Ends() || cell_.fault == Fault::kHang)) status = group_.StartEngine(victim_);
   if (cell_.side == Side::kTrainerProcess && Ends()) status = group_.StartTrainerProcess();
   if (!status.ok()) return status;
-  // An agent that stood still lists members that left it meanwhile, until it has read that they did.
-  const bool stood_still = cell_.side == Side::kTrainerAgent && cell_.fault == Fault::kStop;
-  status = group_.AwaitReady(Scaled(kHealLimit), stood_still ? Scaled(kRereadTime) : absl::ZeroDuration());
+  status = group_.AwaitReady(Scaled(kHealLimit));
   outcome_.healed = MonotonicNow() - fault_at_;
   return status;
 }

@@ -108,9 +108,8 @@ bool Group::IsReady(const v1::MemberStatus& member) const {
   return false;
 }
 
-absl::Status Group::AwaitReady(absl::Duration timeout, absl::Duration held) {
+absl::Status Group::AwaitReady(absl::Duration timeout) {
   const absl::Time deadline = MonotonicNow() + timeout;
-  absl::Time since = absl::InfiniteFuture();
   std::string last = "no status";
   while (MonotonicNow() < deadline) {
     const auto status = agents_->Status();
@@ -123,16 +122,10 @@ absl::Status Group::AwaitReady(absl::Duration timeout, absl::Duration held) {
         states.push_back(
             absl::StrCat(member.name(), " ", member.state(), " ", member.engine(), " ", member.last_error()));
       }
-      if (ready == rollouts() && !status->has_round() && status->catalog().registered()) {
-        since = std::min(since, MonotonicNow());
-        if (MonotonicNow() - since >= held) return absl::OkStatus();
-      } else {
-        since = absl::InfiniteFuture();
-      }
+      if (ready == rollouts() && !status->has_round() && status->catalog().registered()) return absl::OkStatus();
       last = absl::StrCat(absl::StrJoin(states, ", "), status->has_round() ? "; a round runs" : "");
     } else {
       last = std::string(status.status().message());
-      since = absl::InfiniteFuture();
     }
     usleep(10'000);
   }

@@ -73,8 +73,7 @@ class Group {
   }
 
   // OK once all rollouts are ready (or torn, where nothing but the next version can mend them) and nothing is running.
-  // And has been so for as long as `held`.
-  absl::Status AwaitReady(absl::Duration timeout, absl::Duration held = absl::ZeroDuration());
+  absl::Status AwaitReady(absl::Duration timeout);
   absl::StatusOr<Content> ContentOf(int rollout);
   // What the engine serves is one of `versions` (0: nothing yet), whole; or it is paused and torn, if it may be.
   absl::Status CheckContent(int rollout, const std::vector<uint64_t>& versions, bool may_be_torn);
