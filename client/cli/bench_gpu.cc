@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -208,6 +209,9 @@ absl::StatusOr<GpuBenchResult> MeasureGpuSync(const GpuBenchOptions& options) {
   const int there = cuda::DeviceCount();
   if (options.devices.size() < 2) {
     return absl::InvalidArgumentError("a sync between GPUs takes at least two: NCCL takes one rank per GPU");
+  }
+  if (std::set<int>(options.devices.begin(), options.devices.end()).size() < options.devices.size()) {
+    return absl::InvalidArgumentError("--devices names a GPU twice: NCCL takes one rank per GPU");
   }
   for (const int device : options.devices) {
     if (device < 0 || device >= there) {

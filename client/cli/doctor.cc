@@ -68,9 +68,9 @@ Finding Mps() {
 std::vector<Finding> Gpus() {
   std::vector<Finding> findings;
   const int count = cuda::DeviceCount();
-  if (count == 0) {
-    return {{"GPU", Verdict::kAdvice, "none that this process sees",
-             "backend host works without; for backend cuda check `nvidia-smi` and CUDA_VISIBLE_DEVICES"}};
+  if (count == 0) {  // no driver, one that is too old, or none that is visible: CUDA's own word tells which
+    findings.push_back({"GPU", Verdict::kAdvice, "none that this process can use; backend host works without",
+                        std::string(cuda::FactsOf(0).status().message())});
   }
   for (int i = 0; i < count; ++i) {
     const auto facts = cuda::FactsOf(i);
@@ -85,8 +85,9 @@ std::vector<Finding> Gpus() {
   }
   const auto nccl = cuda::NcclInUse();
   findings.push_back(nccl.ok() ? Finding{"NCCL", Verdict::kGood, *nccl, ""}
-                               : Finding{"NCCL", Verdict::kBad, std::string(nccl.status().message()), ""});
-  findings.push_back(Mps());
+                               : Finding{"NCCL", count > 0 ? Verdict::kBad : Verdict::kAdvice,
+                                         std::string(nccl.status().message()), ""});
+  if (count > 0) findings.push_back(Mps());
   return findings;
 }
 #else

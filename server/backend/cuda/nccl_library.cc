@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace wsync::cuda {
@@ -99,7 +100,12 @@ absl::Status NcclLibrary::Check(ncclResult_t result, const std::string& call) co
     case ncclInvalidArgument:
       return absl::FailedPreconditionError(text);
     default:
-      return absl::InternalError(text);
+      return absl::InternalError(
+          !absl::StrContains(text, "out of memory")
+              ? text
+              : absl::StrCat(text,
+                             "; a communicator takes up to 1 GB: free some of this GPU's memory ('wsync plan "
+                             "--device' says what an agent takes), or lower transfer.nccl_max_ctas"));
   }
 }
 
