@@ -31,6 +31,7 @@ struct RunningPublish {
   int retries = 0;           // attempts repeated without anybody to blame
   bool decided = false;
   std::map<std::string, ReplicaOutcome> dropped;  // replicas that earlier attempts lost; not asked again
+  std::map<std::string, ReplicaOutcome> absent;   // that took part, and were not ready when it was sent again
   std::optional<ServedVersion> content;           // known once released
   absl::Duration encode;
   absl::Time released, staged;
@@ -111,6 +112,7 @@ class Coordinator::Impl {
   void FollowPublish();
   void Decide();
   void RestartPublish();
+  void NoteAbsent();
   VersionReport Report() const;
   void FinishPublish();
   void NoteLeftOut(const ReplicaOutcome& outcome, uint64_t version);

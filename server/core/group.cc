@@ -26,7 +26,7 @@ absl::Status CheckInfo(const MemberInfo& info) {
   return absl::OkStatus();
 }
 
-std::string WhyNotReady(const Group::Replica& replica) {
+std::string ReasonsOf(const Group::Replica& replica) {
   std::vector<std::string> reasons;
   const int32_t missing = replica.ranks[0]->info.replica_size - static_cast<int32_t>(replica.ranks.size());
   if (missing > 0)
@@ -38,7 +38,7 @@ std::string WhyNotReady(const Group::Replica& replica) {
       reasons.push_back(absl::StrCat(member->info.name, " still works on epoch ", member->round));
     }
   }
-  return absl::StrCat("replica ", replica.name, " (", absl::StrJoin(reasons, "; "), ")");
+  return absl::StrJoin(reasons, "; ");
 }
 
 MemberStatus StatusOf(absl::Time now, const Member& member, const ServedVersion& committed, double wire_bytes) {
@@ -183,10 +183,17 @@ std::vector<Group::Replica> Group::ReadyReplicas() const {
   return replicas;
 }
 
+std::optional<std::string> Group::WhyNotReady(const std::string& name) const {
+  for (const Replica& replica : Replicas()) {
+    if (replica.name == name) return replica.ready ? std::nullopt : std::optional(ReasonsOf(replica));
+  }
+  return "none of its ranks is a member any more";
+}
+
 std::string Group::WhyNotReady() const {
   std::vector<std::string> reasons;
   for (const Replica& replica : Replicas()) {
-    if (!replica.ready) reasons.push_back(wsync::WhyNotReady(replica));
+    if (!replica.ready) reasons.push_back(absl::StrCat("replica ", replica.name, " (", ReasonsOf(replica), ")"));
   }
   for (const auto& [name, lost] : lost_) {
     reasons.push_back(absl::StrCat(Describe(lost.member), " is lost: ", lost.member.last_error));

@@ -65,6 +65,7 @@ class Group {
   };
   std::vector<Replica> Replicas() const;  // by name
   std::vector<Replica> ReadyReplicas() const;
+  std::optional<std::string> WhyNotReady(const std::string& replica) const;
   std::string WhyNotReady() const;  // one sentence over all replicas that are not ready
 
   void ForgetLost(absl::Time now);

@@ -322,7 +322,19 @@ void Coordinator::Impl::RestartPublish() {
   Log(action::Log::kWarn, absl::StrFormat("version %d: epoch %d ended, sending again to %s: %s", publish_->version,
                                           round_->epoch(), Counted(left, "replica"), why.message()));
   StopSource(why);
+  NoteAbsent();
   StartAttempt();
+}
+
+void Coordinator::Impl::NoteAbsent() {
+  for (const Participant& participant : round_->participants()) {
+    const std::string& replica = participant.replica;
+    if (publish_->dropped.contains(replica)) continue;
+    if (const auto why = group_.WhyNotReady(replica); why.has_value()) {
+      const std::string reason = absl::StrCat("not ready when the version was sent again: ", *why);
+      publish_->absent[replica] = {replica, ReplicaResult::kLeftOut, reason, {}};
+    }
+  }
 }
 
 VersionReport Coordinator::Impl::Report() const {
@@ -332,6 +344,10 @@ VersionReport Coordinator::Impl::Report() const {
   report.plan = publish_->plan;
   report.replicas = round_->Outcomes();
   for (const auto& [replica, outcome] : publish_->dropped) report.replicas.push_back(outcome);
+  for (const auto& [replica, outcome] : publish_->absent) {
+    const auto same = [&name = replica](const ReplicaOutcome& other) { return other.replica == name; };
+    if (std::none_of(report.replicas.begin(), report.replicas.end(), same)) report.replicas.push_back(outcome);
+  }
   std::sort(report.replicas.begin(), report.replicas.end(),
             [](const ReplicaOutcome& a, const ReplicaOutcome& b) { return a.replica < b.replica; });
   report.encode = publish_->encode;

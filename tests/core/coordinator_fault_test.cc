@@ -120,6 +120,25 @@ TEST_F(CoordinatorFaultTest, APublishAfterAnIdleNightWaitsForNobody) {
   EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1));
 }
 
+TEST_F(CoordinatorFaultTest, AReplicaThatIsNotReadyForAnotherAttemptIsNamedInTheReport) {
+  Sinks(2);
+  Publish(1);
+  Release(1);
+  Step(event::Failed{1, epoch_, 1, MemberPhase::kReceive, absl::UnavailableError("engine e is gone"), true, -1});
+  Step(event::ReadyChanged{1, false, "no engine attached", kPlan, "", Content(0), false});
+  Pass(absl::Milliseconds(600));
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(2));
+  Staged(2, 1);
+  Applied(2, 1);
+  ASSERT_TRUE(Answer().ok());
+  const std::vector<ReplicaOutcome> replicas = All<action::PublishDone>()[0].report.replicas;
+  ASSERT_THAT(replicas, SizeIs(2));
+  EXPECT_EQ(replicas[0].replica, "r1");
+  EXPECT_EQ(replicas[0].result, ReplicaResult::kLeftOut);
+  EXPECT_THAT(replicas[0].reason, HasSubstr("sent again: sink-1: no engine attached"));
+  EXPECT_EQ(replicas[1].result, ReplicaResult::kApplied);
+}
+
 TEST_F(CoordinatorFaultTest, MessagesOfAFormerEpochChangeNothing) {
   Sinks(2);
   Publish(1);
