@@ -1,6 +1,7 @@
 #include "server/rpc/daemon.h"
 
 #include <google/protobuf/message.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -20,6 +21,7 @@
 #include "server/core/sync.h"
 #include "server/rpc/config.h"
 #include "server/rpc/config_schema.h"
+#include "server/rpc/grpc_log.h"
 #include "server/rpc/log.h"
 #include "server/rpc/signals.h"
 #include "server/rpc/tls.h"
@@ -151,7 +153,9 @@ LogOptions LogOptionsFrom(const google::protobuf::Message& config, const std::st
 absl::StatusOr<int> WaitForEnd(SignalWatcher& signals, const Daemon& daemon) {
   while (true) {
     if (const auto signal = signals.WaitUntil(MonotonicNow() + kHealthPeriod)) return *signal;
-    if (absl::Status health = daemon.Health(); !health.ok()) return health;
+    absl::Status health = daemon.Health();
+    health.Update(ListenersHealth());
+    if (!health.ok()) return health;
   }
 }
 
@@ -179,7 +183,18 @@ absl::StatusOr<int> WaitForEnd(SignalWatcher& signals, const Daemon& daemon) {
   _exit(kExitForRestart);  // no destructors: they would wait for what is wedged
 }
 
+// As many connections and mapped memories as the system lets us have: the soft limit is often 1024, for the sake of
+// select, which nothing here uses.
+void RaiseOpenFileLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)setrlimit(RLIMIT_NOFILE, &limit);  // else it stays what it was
+}
+
 int Serve(const DaemonSpec& spec, const std::string& log_file) {
+  RaiseOpenFileLimit();
+  TakeGrpcLog();
   auto signals = SignalWatcher::Create();
   if (!signals.ok()) return Fail(spec, signals.status(), kError);
   auto daemon = spec.start();

@@ -22,6 +22,14 @@ absl::Status Late(const std::string& what) {
   return absl::DeadlineExceededError(absl::StrCat(what, " did not happen"));
 }
 
+// What a member is on its way in for, torn as it may be.
+bool IsComing(const v1::MemberStatus& member) {
+  for (const char* reason : {"it has not said yet", "no catalog yet", "making the plan"}) {
+    if (absl::StartsWith(member.last_error(), reason)) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Group::~Group() {
@@ -100,7 +108,7 @@ std::optional<Published> Group::AwaitPublished(absl::Duration timeout) {
 
 // Not of a process that was killed, whose end the coordinator has not heard of yet.
 bool Group::IsReady(const v1::MemberStatus& member) const {
-  if (member.state() != "ready" && member.state() != "torn") return false;
+  if (member.state() != "ready" && (member.state() != "torn" || IsComing(member))) return false;
   for (int i = 0; i < rollouts(); ++i) {
     if (member.pid() != agents_->rollout_pid(i)) continue;
     return engines_[i] != nullptr && absl::StrContains(member.engine(), absl::StrCat("(pid ", engines_[i]->pid(), ")"));

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -52,6 +53,16 @@ class GroupTest : public ::testing::Test {
   void AwaitReady() {
     const absl::Status ready = group_->AwaitReady(Scaled(absl::Seconds(20)));
     ASSERT_TRUE(ready.ok()) << ready;
+  }
+  // As a supervisor does; what it exited with.
+  static int AwaitExit(pid_t pid) {
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+      if (MonotonicNow() > deadline) return -1;
+      usleep(5000);
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
   // Stands still when this returns: a process's other threads go on for a moment after the signal.
   static void Stop(pid_t pid) {

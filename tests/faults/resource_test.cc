@@ -24,6 +24,7 @@
 #include "client/local/shared_segment.h"
 #include "client/local/trainer_client.h"
 #include "server/core/clock.h"
+#include "server/rpc/daemon.h"
 #include "tests/faults/group_test.h"
 #include "tests/faults/process_facts.h"
 #include "tests/faults/proxy.h"
@@ -66,6 +67,29 @@ TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
   EXPECT_TRUE(group_->CheckContent(0, {0, version_ - 1, version_}, false).ok());
   EXPECT_TRUE(group_->CheckContent(1, {version_ - 1, version_}, false).ok());
   ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &before, nullptr), 0);
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
+
+// gRPC gives a listener up for good when it cannot accept: nobody could ever join or attach again.
+TEST_F(Resources, AnAgentThatCouldNotAcceptForWantOfDescriptorsExitsForItsSupervisor) {
+#ifdef WSYNC_UNDER_UBSAN
+  GTEST_SKIP() << "UBSan asks a pipe whether memory can be read, and takes an agent that cannot have one for broken";
+#endif
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
+  const pid_t trainer = group_->agents().trainer_pid();
+  const pid_t rollout = group_->agents().rollout_pid(1);
+  for (const pid_t pid : {trainer, rollout}) {
+    const rlimit none{3, 3};
+    ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &none, nullptr), 0);
+  }
+  (void)group_->agents().Status();                 // a new connection to the trainer agent
+  ASSERT_TRUE(group_->StartEngine(1).ok());        // and one to the rollout agent
+  EXPECT_EQ(AwaitExit(trainer), kExitForRestart);  // both said why, on descriptors that they had
+  EXPECT_EQ(AwaitExit(rollout), kExitForRestart);
+  ASSERT_TRUE(group_->agents().RestartTrainer().ok());
+  group_->agents().KillRollout(1);
+  ASSERT_TRUE(group_->agents().StartRollout(1).ok());
   ASSERT_NO_FATAL_FAILURE(AwaitReady());
   Commit();
 }

@@ -25,16 +25,6 @@ using ::testing::HasSubstr;
 class Restart : public GroupTest {
  protected:
   void SetUp() override { StartGroup(); }
-  // As a supervisor does; what it exited with.
-  int AwaitExit(pid_t pid) {
-    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
-    int status = 0;
-    while (waitpid(pid, &status, WNOHANG) == 0) {
-      if (MonotonicNow() > deadline) return -1;
-      usleep(5000);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
 };
 
 TEST_F(Restart, TheTrainingProcessRegistersAgainByItselfAndVersionsGoOn) {
