@@ -2,6 +2,7 @@
 
     python tiny_rl.py                                        # starts agents of its own; CPU, about a minute
     python tiny_rl.py --device cuda:0 --rollout-device cuda:1
+    python tiny_rl.py --device cuda:0 --rollout-device cpu   # one GPU: NCCL takes one agent per GPU, so through host memory
     python tiny_rl.py --trainer-socket unix:///... --rollout-socket unix:///... --device cuda:0 --rollout-device cuda:1
 
 Per step: the trainer publishes its weights; the rollout process takes them as FP8 codes and scales, straight into its
@@ -22,7 +23,8 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -95,7 +97,7 @@ def logprobs(model: Qwen2ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def rollout_process(arguments: argparse.Namespace) -> None:
-    with wsync.Rollout(arguments.rollout_socket) as rollout, Client(arguments.samples, authkey=None) as trainer:
+    with wsync.Rollout(arguments.rollout_socket) as rollout, Connection(arguments.samples, readable=False) as trainer:
         model = serving_model(rollout.plan().by_name).to(arguments.rollout_device)
         wsync.engines.torch_nn.attach(rollout, model, engine="tiny_rl")
         for update in rollout.updates(timeout=120):
@@ -121,9 +123,12 @@ def send(to: Connection, version: int, pause_ms: float, tokens: torch.Tensor, sc
 def receive(sender: Connection, device: str) -> tuple[int, float, torch.Tensor, torch.Tensor]:
     if not sender.poll(120):
         raise SystemExit("tiny_rl: the rollout process sent nothing for 120 s")
-    version, pause_ms = sender.recv_bytes().decode().split()
-    tokens = torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.int64).view(SAMPLES, PROMPT + LENGTH)
-    scores = torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.float32).view(SAMPLES, LENGTH)
+    try:
+        version, pause_ms = sender.recv_bytes().decode().split()
+        tokens = torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.int64).view(SAMPLES, PROMPT + LENGTH)
+        scores = torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.float32).view(SAMPLES, LENGTH)
+    except EOFError:
+        raise SystemExit("tiny_rl: the rollout process has ended") from None
     return int(version), float(pause_ms), tokens.to(device), scores.to(device)
 
 
@@ -135,11 +140,14 @@ def train(arguments: argparse.Namespace, samples: Connection) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     rewards = []
     with wsync.Trainer(arguments.trainer_socket) as trainer:
-        registration = trainer.register(model)
+        if arguments.through_host:  # registered copies, which each publish fills
+            registration = trainer.register({n: p.detach().cpu() for n, p in model.named_parameters()}, copy="always")
+        else:
+            registration = trainer.register(model)
         print(f"{registration.tensors} tensors, {registration.quantized_tensors} as FP8, {registration.payload_bytes} bytes")
-        samples = samples.accept()
         for step in range(1, arguments.steps + 1):
-            sync = trainer.publish(version=step)
+            weights = model.named_parameters() if arguments.through_host else None
+            sync = trainer.publish(version=step, weights=weights)
             released_ms = sync.released()
             version, pause_ms, tokens, theirs = receive(samples, arguments.device)
             report = sync.committed()
@@ -174,7 +182,6 @@ def agents(arguments: argparse.Namespace):
     """A trainer agent and a rollout agent in a temporary folder, unless sockets were given."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-rl-"))
-        arguments.samples = f"{folder}/samples.sock"
         if arguments.trainer_socket is None:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -187,7 +194,7 @@ def agents(arguments: argparse.Namespace):
                                             f"--coordinator={coordinator}"]),
             ):  # fmt: skip
                 command[0] = str(arguments.bin / command[0])
-                if device != "cpu":
+                if device != "cpu" and not arguments.through_host:
                     command += ["--transfer.backend=cuda", f"--transfer.device={torch.device(device).index or 0}"]
                 agent = subprocess.Popen([*command, "--log.level=error"])
                 stack.callback(agent.wait)
@@ -195,26 +202,41 @@ def agents(arguments: argparse.Namespace):
         yield
 
 
+def choose_devices(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.rollout_device is None:
+        another = arguments.device != "cpu" and torch.cuda.device_count() > 1
+        arguments.rollout_device = f"cuda:{1 - min(torch.device(arguments.device).index or 0, 1)}" if another else "cpu"
+    if arguments.device != "cpu" and arguments.device == arguments.rollout_device:
+        parser.error("NCCL takes one agent per GPU: choose another --rollout-device, or cpu")
+    if (arguments.device == "cpu") != (arguments.rollout_device == "cpu"):
+        if arguments.device == "cpu":
+            parser.error("a rollout on a GPU needs a trainer on one: give --device, too")
+        arguments.through_host = True  # agents of one kind on both sides
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     build = Path(__file__).resolve().parents[3] / "build" / "release" / "bin"
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--device", default="cpu", help="of the trainer")
-    parser.add_argument("--rollout-device", default=None, help="of the rollout; default: the trainer's")
+    parser.add_argument("--rollout-device", default=None, help="of the rollout; default: another GPU if there is one, or cpu")
+    parser.add_argument("--through-host", action="store_true", help="host agents, and copies of the weights in host memory")
     parser.add_argument("--trainer-socket", help="of running agents; default: starts its own")
     parser.add_argument("--rollout-socket")
     parser.add_argument("--bin", type=Path, default=Path(os.environ.get("WSYNC_BIN", build)), help="the agents' folder")
-    parser.add_argument("--samples", help=argparse.SUPPRESS)  # given to the rollout process
+    parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)  # given to the rollout process
     arguments = parser.parse_args()
-    arguments.rollout_device = arguments.rollout_device or arguments.device
+    choose_devices(parser, arguments)
     torch.set_num_threads(1)  # two processes and two agents share the cores
-    if arguments.samples:
+    if arguments.samples is not None:
         return rollout_process(arguments)
     began = time.monotonic()
-    with agents(arguments), Listener(arguments.samples) as samples:
-        command = [sys.executable, __file__, f"--samples={arguments.samples}", f"--steps={arguments.steps}",
+    samples, theirs = Pipe(duplex=False)
+    with agents(arguments), samples:
+        command = [sys.executable, __file__, f"--samples={theirs.fileno()}", f"--steps={arguments.steps}",
                    f"--rollout-socket={arguments.rollout_socket}", f"--rollout-device={arguments.rollout_device}"]  # fmt: skip
-        rollout = subprocess.Popen(command)
+        rollout = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()  # or its end would not be seen
         try:
             train(arguments, samples)
             assert rollout.wait(60) == 0, "the rollout process failed"

@@ -15,16 +15,28 @@ from conftest import BIN, REPO
 EXAMPLES = REPO / "client" / "python" / "examples"
 
 
-@pytest.mark.timeout(400)
-def test_tiny_rl_learns_with_fp8_rollouts() -> None:
+def tiny_rl(*arguments: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     environment = {**os.environ, "WSYNC_BIN": str(BIN), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(EXAMPLES / "tiny_rl.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380)
+    command = [sys.executable, str(EXAMPLES / "tiny_rl.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", [[], ["--through-host"]], ids=["lent", "through_host"])
+def test_tiny_rl_learns_with_fp8_rollouts(how: list[str]) -> None:
+    done = tiny_rl(*how)
     print(done.stdout[-4000:])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len(re.findall(r"^step ", done.stdout, re.MULTILINE)) == 50
+
+
+def test_tiny_rl_says_which_devices_do_not_go_together() -> None:
+    for devices, text in (("cuda:0 cuda:0", "one agent per GPU"), ("cpu cuda:0", "needs a trainer on one")):
+        device, rollout = devices.split()
+        done = tiny_rl(f"--device={device}", f"--rollout-device={rollout}")
+        assert done.returncode == 2 and text in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
