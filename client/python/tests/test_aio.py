@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 import wsync
-from conftest import Cluster
+from conftest import Cluster, eventually
+from fake_agents import Script, rollout_agent
 from models import SHAPES, assert_same_weights, memory_for, randomize, shared_arrays
+from wsync import _wire, aio
 
 
 def test_trainer_and_engine_in_one_event_loop(cluster: Cluster) -> None:
@@ -56,3 +63,94 @@ def test_a_wait_that_runs_out_names_the_version_and_where_it_is(cluster: Cluster
                 await sync.committed(timeout=0.2)
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="wsync-py-") as path:
+        yield Path(path)
+
+
+@contextlib.asynccontextmanager
+async def attached(folder: Path, script: Script) -> AsyncIterator[wsync.aio.Rollout]:
+    """An engine at an agent that says what the test says."""
+    agent = rollout_agent(folder, script)
+    try:
+        async with wsync.aio.Rollout(agent.socket) as rollout:
+            await rollout.attach(shared_arrays({"x.weight": (4, 4)}))
+            yield rollout
+    finally:
+        agent.stop()
+
+
+def say(script: Script, kind: str, version: int) -> None:
+    message = {"apply": "Apply", "applied": "AppliedUpdate"}[kind]
+    script.say(_wire.message("UpdateEvent")(**{kind: _wire.message(message)(version=version)}))
+
+
+async def cancelled(task: asyncio.Task[object]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_an_update_that_comes_to_a_cancelled_task_goes_to_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "_SLICE", 10.0)
+    script = Script()
+    waiting = threading.Event()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            take = rollout.sync.updates
+            monkeypatch.setattr(rollout.sync, "updates", lambda **kw: (waiting.set(), take(**kw))[1])
+            task = asyncio.create_task(anext(rollout.updates()))
+            await asyncio.to_thread(waiting.wait, 30)
+            await cancelled(task)
+            say(script, "apply", 1)  # to the thread that the task left behind
+            update = await anext(rollout.updates(timeout=30))
+            assert update.version == 1
+            say(script, "applied", 1)
+            assert (await update.apply(30)).applied and rollout.serving_version == 1
+            with pytest.raises(wsync.DeadlineExceeded):  # it comes once
+                await anext(rollout.updates(timeout=0.1))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_update_that_was_left_to_its_thread_keeps_what_the_agent_says_of_it(folder: Path) -> None:
+    script = Script()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            say(script, "apply", 1)
+            update = await anext(rollout.updates(timeout=30))
+            task = asyncio.create_task(update.apply(30))
+            await asyncio.to_thread(script.requests.get, True, 30)  # hello
+            await asyncio.to_thread(script.requests.get, True, 30)  # paused
+            await cancelled(task)
+            following = asyncio.create_task(anext(rollout.updates(timeout=30)))
+            await asyncio.sleep(0.1)
+            say(script, "applied", 1)
+            say(script, "apply", 2)
+            assert (await following).version == 2 and rollout.serving_version == 1
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_what_was_taken_of_an_attachment_that_is_over_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "_SLICE", 10.0)
+    script = Script()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            task = asyncio.create_task(anext(rollout.updates()))
+            await asyncio.sleep(0.1)
+            await cancelled(task)
+            say(script, "apply", 1)
+            await asyncio.to_thread(eventually, lambda: bool(rollout._taken), "the thread took it")
+            script.end()
+            await rollout.attach(shared_arrays({"x.weight": (4, 4)}))
+            say(script, "apply", 2)
+            assert (await anext(rollout.updates(timeout=30))).version == 2
+
+    asyncio.run(asyncio.wait_for(main(), 60))

@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from . import publication as _publication
 from . import rollout as _rollout
@@ -26,6 +28,8 @@ from .errors import DeadlineExceeded
 from .layer_window import Layer
 
 _SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
+
+_T = TypeVar("_T")
 
 
 class Publication:
@@ -78,25 +82,40 @@ class Trainer:
         await self.close()
 
 
+class _Turn:
+    """One thread at a time follows an agent's updates: a task that is cancelled leaves its thread behind."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    async def run(self, what: Callable[[], _T]) -> _T:
+        return await asyncio.to_thread(self._run, what)
+
+    def _run(self, what: Callable[[], _T]) -> _T:
+        with self.lock:
+            return what()
+
+
 class Update:
     """See wsync.Update."""
 
-    def __init__(self, update: _updates.Update) -> None:
+    def __init__(self, update: _updates.Update, turn: _Turn) -> None:
         self.sync = update
         self.version = update.version
         self.in_place = update.in_place
+        self._turn = turn
 
     async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _updates.Outcome:
-        return await asyncio.to_thread(self.sync.apply, timeout, **kwargs)
+        return await self._turn.run(lambda: self.sync.apply(timeout, **kwargs))
 
     async def layers(self, timeout: float = 120.0, **kwargs: Any) -> AsyncGenerator[Layer, None]:
         """As wsync.Update.layers. A loop that is left early is closed by `contextlib.aclosing`, not by itself."""
         steps = self.sync.layers(timeout, **kwargs)
         try:
-            while (layer := await asyncio.to_thread(next, steps, None)) is not None:
+            while (layer := await self._turn.run(lambda: next(steps, None))) is not None:
                 yield layer
         finally:
-            await asyncio.to_thread(steps.close)
+            await self._turn.run(steps.close)
 
     @property
     def outcome(self) -> _updates.Outcome | None:
@@ -108,6 +127,10 @@ class Rollout:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.sync = _rollout.Rollout(*args, **kwargs)
+        self._turn = _Turn()
+        # What threads took from the agent, with the call it came by. It outlives the task that asked for it, and goes to
+        # the next one: the agent says it once.
+        self._taken: deque[tuple[object, _updates.Update | Exception]] = deque()
 
     @property
     def serving_version(self) -> int:
@@ -124,17 +147,43 @@ class Rollout:
         give_up = None if timeout is None else loop.time() + timeout
         while True:
             wait = _SLICE if give_up is None else min(_SLICE, max(give_up - loop.time(), 0.0))
-            update = await asyncio.to_thread(_next_update, self.sync, wait)
-            if update is not None:
-                yield Update(update)
+            taken = self._taken.popleft()[1] if await asyncio.to_thread(self._take, wait) else None
+            if isinstance(taken, Exception):
+                raise taken
+            if taken is not None:
+                yield Update(taken, self._turn)
                 give_up = None if timeout is None else loop.time() + timeout
             elif not self.sync.attached:
                 return
             elif give_up is not None and loop.time() >= give_up:
                 raise DeadlineExceeded("no update came from the rollout agent in time")
 
+    def _take(self, timeout: float) -> bool:
+        """On a thread. Whether something is taken now: from before, or because it came in time."""
+        if not self._turn.lock.acquire(timeout=timeout):
+            return False
+        try:
+            while self._taken and self._taken[0][0] is not self.sync._stream:  # of an attachment that is over
+                self._taken.popleft()
+            if not self._taken:
+                self._taken.append(self._next(timeout))
+        except (DeadlineExceeded, StopIteration):
+            pass
+        finally:
+            self._turn.lock.release()
+        return bool(self._taken)
+
+    def _next(self, timeout: float) -> tuple[object, _updates.Update | Exception]:
+        try:
+            update = next(self.sync.updates(timeout=timeout))
+        except (DeadlineExceeded, StopIteration):
+            raise
+        except Exception as error:
+            return self.sync._stream, error
+        return self.sync._stream, update
+
     async def confirm(self, timeout: float = 120.0) -> None:
-        await asyncio.to_thread(self.sync.confirm, timeout)
+        await self._turn.run(lambda: self.sync.confirm(timeout))
 
     async def detach(self) -> None:
         await asyncio.to_thread(self.sync.detach)
@@ -148,9 +197,3 @@ class Rollout:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-
-def _next_update(rollout: _rollout.Rollout, timeout: float) -> _updates.Update | None:
-    try:
-        return next(rollout.updates(timeout=timeout), None)
-    except DeadlineExceeded:
-        return None
