@@ -154,3 +154,26 @@ def test_what_was_taken_of_an_attachment_that_is_over_is_dropped(folder: Path, m
             assert (await anext(rollout.updates(timeout=30))).version == 2
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_cancelled_wait_does_not_end_the_publication(cluster: Cluster) -> None:
+    weights = shared_arrays(SHAPES)
+    randomize(weights, 1)
+
+    async def main() -> None:
+        async with wsync.aio.Trainer(cluster.start_trainer()) as trainer:
+            await trainer.register(weights)
+            sync = await trainer.publish(1)
+            waits = [asyncio.create_task(wait(30)) for wait in (sync.released, sync.committed)]
+            await asyncio.sleep(0.1)
+            for task in waits:
+                await cancelled(task)
+            assert not sync.sync.released_future.cancel() and not sync.sync.committed_future.cancel()
+            async with wsync.aio.Rollout(cluster.start_rollout()) as rollout:
+                await rollout.attach(memory_for(await rollout.plan()))
+                update = await anext(rollout.updates(timeout=30))
+                assert (await update.apply()).applied
+                await sync.released(30)
+                assert (await sync.committed(30)).applied
+
+    asyncio.run(asyncio.wait_for(main(), 120))

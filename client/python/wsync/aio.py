@@ -51,7 +51,10 @@ class Publication:
     async def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
         waiter = asyncio.wrap_future(future)
         waiter.add_done_callback(lambda f: f.cancelled() or f.exception())  # a later error is no unhandled one
-        done, _ = await asyncio.wait([waiter], timeout=timeout)
+        try:
+            done, _ = await asyncio.wait([waiter], timeout=timeout)
+        finally:
+            waiter.cancel()  # where it has no answer: the loop may be gone when one comes
         if done:
             return done.pop().result()
         raise DeadlineExceeded(f"version {self.version} was not {what} within {timeout:g} s: {self.sync.progress}")

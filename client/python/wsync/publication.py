@@ -36,6 +36,8 @@ class Publication:
         self._heard = time.monotonic()
         self.released_future: Future[float] = Future()  # milliseconds from accepted to released
         self.committed_future: Future[VersionReport] = Future()
+        for future in (self.released_future, self.committed_future):
+            future.set_running_or_notify_cancel()  # a waiter that is cancelled must not take the answer from the others
         self._registration_id = trainer._id
         self._call = self._start()  # here: two publishes in a row reach the agent in that order
         _thread.start_new_thread(self._follow, ())  # threading.Thread's start waits until the thread has begun
