@@ -12,7 +12,7 @@ import grpc
 
 from . import _rpc, _wire
 from .catalog import VersionReport, report_from
-from .errors import AgentUnavailable, DeadlineExceeded, StreamUnsupported, WsyncError
+from .errors import AgentUnavailable, DeadlineExceeded, NotRegistered, StreamUnsupported, WsyncError
 from .stream_events import Stream, StreamOrder, check_stream
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Publication:
         self.committed_future: Future[VersionReport] = Future()
         for future in (self.released_future, self.committed_future):
             future.set_running_or_notify_cancel()  # a waiter that is cancelled must not take the answer from the others
-        self._registration_id = trainer._id
+        self._registration_id, self._era = trainer._id, trainer._era
         self._call = self._start()  # here: two publishes in a row reach the agent in that order
         _thread.start_new_thread(self._follow, ())  # threading.Thread's start waits until the thread has begun
 
@@ -94,9 +94,15 @@ class Publication:
 
     def _register_again(self, lost: grpc.RpcError) -> str:
         try:
-            return self._trainer._register_again(self._registration_id)
+            again = self._trainer._register_again(self._registration_id, self._era)
         except AgentUnavailable as absent:
             raise self._error(lost) if self._accepted else absent from None
+        if not again:
+            raise NotRegistered(
+                f"publish version {self.version}: the weights were unregistered before their agent came back",
+                next_step="wait for committed() before unregister() or close()",
+            )
+        return again
 
     def _error(self, error: grpc.RpcError) -> WsyncError:
         code, text = _rpc.code_and_text(error)

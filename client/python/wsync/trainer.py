@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +22,15 @@ import grpc
 
 from . import _rpc, _wire, memory
 from .catalog import hash_text, tensor_message
-from .errors import CatalogMismatch, NotRegistered, PublishInProgress, WeightsMoved, WsyncError
+from .errors import (
+    AgentUnavailable,
+    CatalogMismatch,
+    DeadlineExceeded,
+    NotRegistered,
+    PublishInProgress,
+    WeightsMoved,
+    WsyncError,
+)
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
@@ -28,6 +38,7 @@ from .weights import CopyPolicy, Weight, collect, copy_into, lend, refresh
 
 # For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
 _AGAIN_TIMEOUT = 5.0
+_SLICE = 0.2  # seconds that a thread which waits for its agent may go on after `unregister`
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,7 @@ class Trainer:
         self._stub = _wire.TrainerStub(self._connection.channel)
         self._timeout = timeout
         self._reconnect_timeout = reconnect_timeout
+        self._era = 0  # up by one with each unregister: no publication of an earlier one registers anything again
         self._lock = threading.Lock()  # of the three below: publications register again from their threads
         self._id = ""
         self._registration: Registration | None = None
@@ -132,13 +144,29 @@ class Trainer:
         except grpc.RpcError as error:
             raise _rpc.register_error(self._connection, error) from None
 
-    def _register_again(self, lost: str) -> str:
-        """The id of a registration other than `lost`: the agent restarted and forgot ours."""
+    def _register_again(self, lost: str, era: int) -> str:
+        """The id of a registration other than `lost`: the agent restarted and forgot ours. "": it was taken back."""
         with self._lock:
-            if self._id == lost:
-                self._connection.wait(self._reconnect_timeout)
-                self._id = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
-            return self._id
+            if self._id == lost and self._found_agent(era):
+                again = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
+                if self._era != era:
+                    with contextlib.suppress(grpc.RpcError, ValueError):  # a channel that was closed took it back
+                        self._call_unregister(again, _AGAIN_TIMEOUT)
+                else:
+                    self._id = again
+            return self._id if self._era == era else ""
+
+    def _found_agent(self, era: int) -> bool:
+        give_up = time.monotonic() + self._reconnect_timeout
+        while self._era == era:
+            left = give_up - time.monotonic()
+            try:
+                self._connection.wait(max(min(left, _SLICE), 0.0))
+                return self._era == era
+            except AgentUnavailable:
+                if left <= _SLICE:
+                    raise
+        return False
 
     @property
     def registration(self) -> Registration | None:
@@ -223,12 +251,19 @@ class Trainer:
     # ---- ending
 
     def unregister(self, *, timeout: float = 30.0) -> bool:
-        """Takes the weights back; a version whose bytes are still being read is aborted. True if there was one."""
+        """Takes the weights back; a version whose bytes are still being read is aborted. True if there was one.
+
+        A publication that waits for its agent to come back ends with NotRegistered: nothing is registered any more.
+        """
         if self._registration is None:
             return False
-        request = _wire.message("UnregisterRequest")(registration_id=self._id)
+        give_up = time.monotonic() + timeout
+        self._era += 1
         try:
-            return bool(self._stub.unregister(request, timeout=timeout).aborted_version)
+            if not self._lock.acquire(timeout=timeout):  # a publication is registering again: it sees that it must not
+                raise DeadlineExceeded(f"unregister: the agent did not answer within {timeout:g} s")
+            self._lock.release()
+            return self._call_unregister(self._id, max(give_up - time.monotonic(), 0.0))
         except grpc.RpcError as error:
             code, text = _rpc.code_and_text(error)
             if code == grpc.StatusCode.UNAVAILABLE:
@@ -238,6 +273,10 @@ class Trainer:
             raise _rpc.publish_error(self._connection, error, 0) from None
         finally:
             self._forget()
+
+    def _call_unregister(self, registration_id: str, timeout: float) -> bool:
+        request = _wire.message("UnregisterRequest")(registration_id=registration_id)
+        return bool(self._stub.unregister(request, timeout=timeout).aborted_version)
 
     def _forget(self) -> None:
         self._registration = None
