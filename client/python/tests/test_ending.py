@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import tempfile
 import threading
 import time
@@ -16,8 +18,8 @@ import pytest
 import wsync
 from conftest import Cluster, beside, eventually
 from fake_agents import FakeAgent, handler
-from models import SHAPES, shared_arrays
-from wsync import _wire
+from models import SHAPES, memory_for, shared_arrays
+from wsync import _rpc, _wire
 
 
 @pytest.fixture
@@ -109,3 +111,93 @@ def test_a_registration_that_is_on_its_way_when_the_weights_are_taken_back_is_ta
     finally:
         agent.gate.set()
         agent.agent.stop()
+
+
+# ---- what is said of it
+
+
+def test_an_agent_that_does_not_answer_is_a_deadline_of_the_call_that_was_made(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer, wsync.Rollout(cluster.start_rollout()) as rollout:
+        trainer.register(shared_arrays(SHAPES))
+        rollout.attach(memory_for(rollout.plan()))
+        try:
+            for name in ("trainer", "rollout-0"):
+                cluster.freeze(name)
+            with pytest.raises(wsync.DeadlineExceeded, match="^detach: "):
+                rollout.detach(timeout=0.3)
+            with pytest.raises(wsync.DeadlineExceeded, match="^unregister: "):
+                trainer.unregister(timeout=0.3)
+        finally:
+            for name in ("trainer", "rollout-0"):
+                os.kill(cluster.processes[name].pid, signal.SIGCONT)
+
+
+def test_a_client_that_was_closed_says_so(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        with wsync.Rollout(cluster.start_rollout()) as rollout:
+            memory = memory_for(rollout.plan())
+            rollout.attach(memory)
+            trainer.publish(1)
+            update = next(rollout.updates(timeout=30))
+    for use in (
+        lambda: trainer.register(shared_arrays(SHAPES)),
+        lambda: trainer.publish(2),
+        lambda: rollout.plan(),
+        lambda: rollout.attach(memory),
+        lambda: next(rollout.updates()),
+        lambda: rollout.poll(),
+        lambda: update.apply(),
+    ):
+        with pytest.raises(wsync.ClientClosed, match="was closed") as error:
+            use()
+        assert error.value.next_step
+    assert not trainer.unregister()
+    for client in (trainer, rollout):  # once more does nothing
+        client.close()
+    rollout.detach()
+
+
+def test_a_version_that_is_on_its_way_when_the_trainer_is_closed_is_not_said_to_have_failed(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer()) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        with wsync.Rollout(cluster.start_rollout()) as rollout:
+            rollout.attach(memory_for(rollout.plan()))
+            sync = trainer.publish(1)
+            next(rollout.updates(timeout=30))  # which never pauses
+            sync.released()
+            trainer.close()
+            with pytest.raises(wsync.ClientClosed, match="publish version 1: .*was closed") as error:
+                sync.committed(5)
+            assert "wsync status" in error.value.next_step
+
+
+REFUSALS = {
+    "memory handle 0, where tensor 'x' lies: cannot open a CUDA IPC handle on the host backend; export shared memory, or "
+    "run the agent with the cuda backend": wsync.WrongDevice,
+    "memory handle 0 of engine vllm: cannot open shared memory on the cuda backend; export CUDA memory": wsync.WrongDevice,
+    "memory handle 0: cannot open a CUDA IPC handle of 64 bytes: it names memory of 'GPU-1', this agent runs on GPU-0 (0); "
+    "start it on the GPU of its client process": wsync.WrongDevice,
+    "memory handle 0: cannot open shared memory '/wsync-1-a': it is not shared memory": wsync.MemoryNotShareable,
+    "memory handle 0: cannot open shared memory '/x': the handle claims 9 bytes, the segment has 8": wsync.MemoryNotShareable,
+    "memory handle 0: cannot open a CUDA IPC handle on GPU-0: it claims 9 bytes, the allocation has 8": wsync.MemoryNotShareable,
+    "shared memory 'x': not a name for shm_open: expected one '/' and then 1 to 250 bytes": wsync.MemoryNotShareable,
+    "there is no process 7 here: give the pid of the process whose memory it is": wsync.MemoryNotShareable,
+    "tensor 'shared memory on the host backend' is registered twice": wsync.CatalogMismatch,
+    "tensor 'x' has 9 bytes at offset 0 of memory handle 0, which has only 8 bytes": wsync.CatalogMismatch,
+}  # fmt: skip
+
+
+class Refusal(grpc.RpcError):
+    def __init__(self, text: str) -> None:
+        self.details = lambda: text
+        self.code = lambda: grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_a_refusal_is_of_the_device_only_where_the_agent_says_so(text: str) -> None:
+    connection = _rpc.Connection("unix:///none.sock", "wsync-trainer")
+    for convert, doing in ((_rpc.register_error, "register"), (_rpc.attach_error, "attach")):
+        error = convert(connection, Refusal(text))
+        assert type(error) is REFUSALS[text] and str(error).startswith(f"{doing}: "), error
+    connection.close()

@@ -37,11 +37,22 @@ class Connection:
         self.channel = grpc.insecure_channel(socket, options=_OPTIONS)
         self._check = self.channel.unary_unary("/grpc.health.v1.Health/Check")  # both messages are empty enough as bytes
         self._heartbeat = Heartbeat(self._answers)
+        self.is_closed = False
+
+    def check_open(self, doing: str) -> None:
+        """ClientClosed, where it is."""
+        if self.is_closed:
+            raise self.closed(doing)
+
+    def closed(self, doing: str) -> errors.ClientClosed:
+        return errors.ClientClosed(f"{doing}: the client of {self.daemon} at {self.socket} was closed")
 
     def wait(self, timeout: float) -> None:
         """Returns once the agent answers a health check; AgentUnavailable after `timeout` seconds."""
         try:
             self._check(b"", timeout=timeout, wait_for_ready=True)
+        except ValueError:  # gRPC's word for a channel that was closed
+            raise self.closed("wait for the agent") from None
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
                 raise self.absent() from None
@@ -87,6 +98,7 @@ class Connection:
         return False
 
     def close(self) -> None:
+        self.is_closed = True
         self._heartbeat.close()
         self.channel.close()
 
@@ -108,10 +120,25 @@ _COMMON: dict[grpc.StatusCode, type[errors.WsyncError]] = {
 }
 
 
+# How the agents' backends speak of memory: of the other kind's, or another GPU's, and of what they could not open.
+_OTHER_DEVICE = re.compile(r"on the (host|cuda) backend|it names memory of ''")
+_NOT_OPENED = re.compile(r"cannot open (shared memory|a CUDA IPC handle)|shared memory '': |CUDA IPC handle|no process \d+ here")
+
+
+def _refused(text: str) -> type[errors.WsyncError]:
+    """What INVALID_ARGUMENT is about, in answer to a catalog or destinations. Names of tensors may say anything."""
+    text = re.sub(r"'[^']*'", "''", text)
+    if _OTHER_DEVICE.search(text):
+        return errors.WrongDevice
+    return errors.MemoryNotShareable if _NOT_OPENED.search(text) else errors.CatalogMismatch
+
+
 def _common(connection: Connection, error: grpc.RpcError, doing: str) -> errors.WsyncError:
     code, text = code_and_text(error)
     if code == grpc.StatusCode.UNAVAILABLE:
         return connection.absent(text)
+    if code == grpc.StatusCode.CANCELLED and connection.is_closed:
+        return connection.closed(doing)
     if code == grpc.StatusCode.UNIMPLEMENTED:
         text = f"something else than a {connection.daemon} answers at {connection.socket}: give its local_socket"
     kind = _COMMON.get(code, errors.AgentError)
@@ -123,25 +150,31 @@ def register_error(connection: Connection, error: grpc.RpcError) -> errors.Wsync
     if code == grpc.StatusCode.ALREADY_EXISTS:
         return errors.AlreadyRegistered(f"register: {text}")
     if code == grpc.StatusCode.INVALID_ARGUMENT:
-        wrong_kind = "CUDA IPC" in text or "shared memory" in text
-        kind = errors.WrongDevice if wrong_kind else errors.CatalogMismatch
-        return kind(f"register: {text}", names=quoted_names(text))
+        return _refused(text)(f"register: {text}", names=quoted_names(text))
     return _common(connection, error, "register")
 
 
-def attach_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
+def unregister_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
+    return _common(connection, error, "unregister")
+
+
+def detach_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
+    return _common(connection, error, "detach")
+
+
+def attach_error(connection: Connection, error: grpc.RpcError, doing: str = "attach") -> errors.WsyncError:
+    """`doing`: also for what is asked before an attach, and told after it."""
     code, text = code_and_text(error)
     if code == grpc.StatusCode.ALREADY_EXISTS:
-        return errors.AlreadyAttached(f"attach: {text}")
+        return errors.AlreadyAttached(f"{doing}: {text}")
     if code == grpc.StatusCode.INVALID_ARGUMENT:
-        wrong_kind = text.startswith("memory handle") and ("CUDA IPC" in text or "shared memory" in text)
-        kind = errors.WrongDevice if wrong_kind else errors.CatalogMismatch
-        return kind(text, names=quoted_names(text))
+        return _refused(text)(f"{doing}: {text}", names=quoted_names(text))
     if code == grpc.StatusCode.FAILED_PRECONDITION and "layer_window" in text:
-        return errors.AgentError(f"attach: {text}", next_step="set transfer.sink_mode: in_place in rollout.yaml")
+        return errors.AgentError(f"{doing}: {text}", next_step="set transfer.sink_mode: in_place in rollout.yaml")
     if code == grpc.StatusCode.FAILED_PRECONDITION:  # the catalog changed under an attached engine
-        return errors.CatalogMismatch(text, names=quoted_names(text), next_step="attach again, with what fits it")
-    return _common(connection, error, "attach")
+        again = "attach again, with what fits it"
+        return errors.CatalogMismatch(f"{doing}: {text}", names=quoted_names(text), next_step=again)
+    return _common(connection, error, doing)
 
 
 def is_agents_verdict(text: str, version: int) -> bool:
@@ -170,4 +203,6 @@ def publish_error(connection: Connection, error: grpc.RpcError, version: int) ->
         if is_agents_verdict(text, version):
             return errors.PublishFailed(f"{doing}: {text}")
         return connection.absent(text)
+    if code == grpc.StatusCode.CANCELLED and connection.is_closed:
+        return connection.closed(doing)
     return errors.PublishFailed(f"{doing}: {text} ({code.name})", names=quoted_names(text))

@@ -50,6 +50,12 @@ class DeadlineExceeded(WsyncError, TimeoutError):
     default_next_step = "see 'wsync status' for what is being waited for, or allow more time"
 
 
+class ClientClosed(WsyncError):
+    """The call was made on a Trainer or Rollout that was closed, or was open when it was."""
+
+    default_next_step = "make another one; where a version was on its way, 'wsync status' tells what became of it"
+
+
 class AlreadyRegistered(WsyncError):
     """Another live process has registered its weights with this trainer agent."""
 

@@ -12,7 +12,7 @@ import grpc
 
 from . import _rpc, _wire
 from .catalog import VersionReport, report_from
-from .errors import AgentUnavailable, DeadlineExceeded, NotRegistered, StreamUnsupported, WsyncError
+from .errors import AgentUnavailable, ClientClosed, DeadlineExceeded, NotRegistered, StreamUnsupported, WsyncError
 from .stream_events import Stream, StreamOrder, check_stream
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class Publication:
         request = _wire.message("PublishRequest")(registration_id=self._registration_id, version=self.version)
         if self._order is not None:
             request.after.CopyFrom(self._order.after.message)
-        return self._trainer._stub.publish(request)
+        try:
+            return self._trainer._stub.publish(request)
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            raise self._trainer._connection.closed(f"publish version {self.version}") from None
 
     def _follow(self) -> None:
         watch = self._trainer._connection.watch(self._hang_up)
@@ -64,15 +67,10 @@ class Publication:
                 report = self._read()
         except grpc.RpcError as error:
             self._fail(self._error(error), ended=not self._silent)
+        except ClientClosed as error:
+            self._fail(error)
         except WsyncError as error:
             self._fail(error, ended=True)
-        except ValueError:  # gRPC's word for a channel that was closed meanwhile
-            self._fail(
-                AgentUnavailable(
-                    f"publish version {self.version}: the trainer was closed before its agent came back",
-                    next_step="wait for committed() before close()",
-                )
-            )
         except BaseException as error:
             self._fail(AgentUnavailable(f"publish version {self.version}: its answers could not be read: {error!r}"))
             raise

@@ -11,6 +11,7 @@ The agent writes into the engine's own memory; no weight byte passes through Pyt
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,16 @@ import grpc
 from . import _rpc, _wire, memory
 from .catalog import Output, Plan, Timings, hash_text, output_from
 from .destinations import Destination, Engine
-from .errors import AgentError, AgentUnavailable, DeadlineExceeded, NotAttached, StreamUnsupported, TornUpdate, WsyncError
+from .errors import (
+    AgentError,
+    AgentUnavailable,
+    ClientClosed,
+    DeadlineExceeded,
+    NotAttached,
+    StreamUnsupported,
+    TornUpdate,
+    WsyncError,
+)
 from .layer_window import Allocate, LayerWindow
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
@@ -92,6 +102,7 @@ class Rollout:
 
     def plan(self, timeout: float = 60.0) -> Plan:
         """What the agent will deliver. Waits for a trainer to register; DeadlineExceeded says what is missing."""
+        self._connection.check_open("plan")
         self._connection.wait(self._timeout)
         outputs: list[Output] = []
         first: Any = None
@@ -101,7 +112,9 @@ class Rollout:
                     first = first or reply
                     outputs.extend(output_from(output) for output in reply.outputs)
         except grpc.RpcError as error:
-            raise _rpc.attach_error(self._connection, error) from None
+            raise _rpc.attach_error(self._connection, error, "plan") from None
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            raise self._connection.closed("plan") from None
         pow2 = first.rules.scale_format == 2
         return Plan(tuple(outputs), hash_text(first.plan_hash), first.payload_bytes, first.rules.fp8, pow2)
 
@@ -134,6 +147,7 @@ class Rollout:
         """
         if (allocate is None) != (layer_window == 0) or layer_window < 0:
             raise ValueError("allocate and layer_window=1 or more go together")
+        self._connection.check_open("attach")
         window = None if allocate is None else LayerWindow(allocate, layer_window, self._tell, self._give_up)
         self.detach(timeout=self._timeout)  # by a call: the agent may see the end of the updates only after the attach
         if isinstance(destinations, Mapping):
@@ -151,7 +165,10 @@ class Rollout:
         engine = self._engine
         if engine is None:  # detached meanwhile
             raise Detached("the engine detached")
-        self._connection.wait(min(self._timeout, timeout))
+        try:
+            self._connection.wait(min(self._timeout, timeout))
+        except ClientClosed:
+            raise Detached("the engine detached") from None
         if self._stream is not None and self._stream.silent:  # it stood still: it may not know that the call was ended
             self._call_detach(self._stream, timeout)
         try:
@@ -161,13 +178,17 @@ class Rollout:
         except ValueError:  # gRPC's word for a channel that was closed meanwhile
             raise Detached("the engine detached") from None
         if self._engine is not engine:  # detached during the call, which knew nothing of this attachment
-            self._stub.detach(_wire.message("DetachRequest")(attachment_id=reply.attachment_id), timeout=timeout)
+            with contextlib.suppress(grpc.RpcError, ValueError):  # gone, or closed: it ends with the connection
+                self._stub.detach(_wire.message("DetachRequest")(attachment_id=reply.attachment_id), timeout=timeout)
             raise Detached("the engine detached")
         self._serving, self._digest = 0, ""  # as the agent sees it: it does not know what the memory holds
         self._put_back.clear()
         if engine.window is not None:
             engine.window.reset()
-        self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
+        try:
+            self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
+        except ValueError:
+            raise Detached("the engine detached") from None
         return Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
 
     # ---- following
@@ -181,6 +202,7 @@ class Rollout:
         again, for `reattach_timeout` seconds; then AgentUnavailable. CatalogMismatch: the trainer registered another
         catalog that the destinations do not fit.
         """
+        self._connection.check_open("updates")
         if self._stream is None:
             raise NotAttached("no engine is attached")
         deadline = _deadline(timeout)
@@ -224,6 +246,7 @@ class Rollout:
 
     def _pause(self, version: int, stream: Stream | None, *, hold: bool = False) -> StreamOrder | None:
         """`hold`: the stream waits for the end of it, and nobody else: what becomes of it is pending."""
+        self._connection.check_open(f"version {version}")
         updates = self._stream
         if self._engine is None or updates is None:
             raise NotAttached(f"version {version}: no engine is attached")
@@ -383,7 +406,7 @@ class Rollout:
         except grpc.RpcError as error:
             code, _ = _rpc.code_and_text(error)
             if code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):  # it let go already
-                raise _rpc.attach_error(self._connection, error) from None
+                raise _rpc.detach_error(self._connection, error) from None
 
     def _let_go(self) -> None:
         if self._stream is not None:

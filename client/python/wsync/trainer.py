@@ -118,6 +118,7 @@ class Trainer:
         CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process holds
         the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.
         """
+        self._connection.check_open("register")
         with garbage_free():
             weights, tied_names = collect(tensors, rename, tied)
             lend(weights, copy, cast)
@@ -143,6 +144,8 @@ class Trainer:
             return self._stub.register(iter(request), timeout=timeout)
         except grpc.RpcError as error:
             raise _rpc.register_error(self._connection, error) from None
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            raise self._connection.closed("register") from None
 
     def _register_again(self, lost: str, era: int) -> str:
         """The id of a registration other than `lost`: the agent restarted and forgot ours. "": it was taken back."""
@@ -194,6 +197,7 @@ class Trainer:
         """
         if version < 1:
             raise ValueError(f"version {version}: versions begin with 1")
+        self._connection.check_open(f"publish version {version}")
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
         self._check_addresses(version)
@@ -265,12 +269,9 @@ class Trainer:
             self._lock.release()
             return self._call_unregister(self._id, max(give_up - time.monotonic(), 0.0))
         except grpc.RpcError as error:
-            code, text = _rpc.code_and_text(error)
-            if code == grpc.StatusCode.UNAVAILABLE:
-                raise self._connection.absent(text) from None
-            if code == grpc.StatusCode.FAILED_PRECONDITION:
+            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 return False  # the agent let go of it already
-            raise _rpc.publish_error(self._connection, error, 0) from None
+            raise _rpc.unregister_error(self._connection, error) from None
         finally:
             self._forget()
 

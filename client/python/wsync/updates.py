@@ -273,7 +273,7 @@ class UpdateStream:
             end: WsyncError = self._connection.absent("it ended the updates: it is shutting down")
         except grpc.RpcError as error:
             code, _ = _rpc.code_and_text(error)
-            end = _rpc.attach_error(self._connection, error)
+            end = _rpc.attach_error(self._connection, error, "updates")
             if code == grpc.StatusCode.NOT_FOUND:
                 end = NotAttached(f"updates: {_rpc.code_and_text(error)[1]}")
             elif self.silent or code == grpc.StatusCode.UNAVAILABLE:
