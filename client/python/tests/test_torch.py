@@ -156,6 +156,35 @@ def test_what_was_copied_may_change_once_publish_returned(pair: tuple[wsync.Trai
     assert sync.committed().applied and torch.equal(engine.norm.weight, want)
 
 
+def test_views_of_one_weight_in_another_shape_dtype_or_order_are_no_ties(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    weight = torch.randn(8, 4, dtype=torch.bfloat16)
+    square = torch.randn(6, 6, dtype=torch.bfloat16)
+    weights = {
+        "a.bias": weight,
+        "tied.bias": weight,
+        "reshaped.bias": weight.view(4, 8),
+        "flat.bias": weight.view(-1),
+        "bits.bias": weight.view(torch.int32),
+        "square.bias": square,
+        "turned.bias": square.t(),  # the same shape, and other elements at the same place
+    }
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    registration = trainer.register(weights, copy="if_needed")
+    assert registration.tied == {"tied.bias": "a.bias"} and registration.copied == ("turned.bias",)
+    for name, tensor in weights.items():  # moved to shared memory as one, each still seen in its own way
+        assert tensor.shape == before[name].shape and torch.equal(tensor, before[name]), name
+    weight.fill_(3)
+    square.copy_(torch.arange(36).view(6, 6))
+    assert (weights["flat.bias"] == 3).all() and (weights["reshaped.bias"] == 3).all()
+    assert torch.equal(weights["turned.bias"], square.t()), "it would be copied from memory that nobody writes any more"
+    engine = {name: torch.zeros_like(before[name]).contiguous() for name in weights if name != "tied.bias"}
+    rollout.attach(engine)
+    assert carry(trainer, rollout, 1).applied
+    for name, tensor in engine.items():
+        assert torch.equal(tensor, weights[name]), name
+
+
 def test_a_module_without_room_for_an_output_is_told_which(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
     trainer, rollout = pair
     trainer.register(Net())

@@ -137,8 +137,9 @@ def empty_shared(blanks: Sequence[Blank], purpose: str) -> list[Tensor]:
 def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared tensors") -> None:
     """Moves private CPU torch tensors into shared memory: same objects, same values, other storage (`tensor.data`).
 
-    Tensors that are in shared memory already, or on a GPU, stay. Tied tensors stay tied. MemoryNotShareable names tensors that cannot be moved: numpy arrays, and parts of a larger storage, which others
-    may look at.
+    Tensors that are in shared memory already, or on a GPU, stay. Tied tensors stay tied, views of the same storage in
+    another shape as well. MemoryNotShareable names tensors that cannot be moved: numpy arrays, and parts of a larger
+    storage, which others may look at.
     """
     share_viewed([(name, tensor, view_of(tensor)) for name, tensor in named_tensors], purpose)
 
@@ -166,8 +167,9 @@ def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> No
         for place, group in zip(places, private.values(), strict=True):
             place.copy_(group[0][0])
             address = place.data_ptr()
-            for tensor, view in group:
-                tensor.data = place
+            for tensor, view in group:  # all of one storage, and all of it: some may see it in another shape or dtype
+                same = (tensor.dtype, view.shape) == (place.dtype, group[0][1].shape)
+                tensor.data = place if same else place.view(-1).view(tensor.dtype).view(view.shape)
                 view.address = address
 
 

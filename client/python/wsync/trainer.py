@@ -113,7 +113,8 @@ class Trainer:
         (their `.data`). "if_needed": what cannot be lent (non-contiguous, private numpy) is copied, and copied again
         by each publish. "always": everything is, and may change right after publish returned.
 
-        `tied`: of tensors that share memory, send "first" or "all".
+        `tied`: of names for the same memory in the same shape, dtype and order of elements, send "first" or "all". A view
+        that differs in one of them is no tie, and is sent under its own name.
 
         CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process holds
         the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.

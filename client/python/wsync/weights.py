@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +37,9 @@ def collect(
         if name is None:
             continue
         view = view_of(tensor)
-        memory_of = (view.address, view.shape, view.dtype, view.device)
+        # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
+        order = None if view.contiguous else _strides(tensor)
+        memory_of = (view.address, view.shape, view.dtype, view.device, order)
         if tied == "first" and view.nbytes and seen.setdefault(memory_of, name) != name:
             tied_names[name] = seen[memory_of]
             continue
@@ -44,6 +47,10 @@ def collect(
     if not weights:
         raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
     return weights, tied_names
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(plain(tensor).stride() if is_torch(tensor) else tensor.strides)
 
 
 def lend(weights: list[Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None) -> None:
@@ -70,10 +77,28 @@ def lend(weights: list[Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], 
                 copied.append(weight)
             else:
                 private.append(weight)
-    memory.share_viewed([(weight.name, weight.source, weight.view) for weight in private], "registered weights")
+    with _together(private, copied):
+        memory.share_viewed([(weight.name, weight.source, weight.view) for weight in private], "registered weights")
     _make_copies(copied, dtypes)
     for weight in copied:
         weight.view = view_of(weight.lent)
+
+
+@contextlib.contextmanager
+def _together(private: list[Weight], copied: list[Weight]) -> Iterator[None]:
+    """What is copied from the memory of a weight that moves meanwhile is copied from where that lies then."""
+    owners = {weight.view.address: weight for weight in private if weight.view.torch}
+    views: list[tuple[Tensor, Weight]] = []
+    for weight in copied:
+        view = weight.view
+        if owners and view.torch and view.device == "cpu" and view.nbytes and weight.source is view.tensor:
+            owner = owners.get(view.tensor.untyped_storage().data_ptr())
+            if owner is not None and owner.source is not weight.source:
+                views.append((weight.source, owner))
+    yield
+    for tensor, owner in views:
+        whole = owner.source.detach().view(-1).view(tensor.dtype)
+        tensor.data = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _make_copies(weights: list[Weight], dtypes: dict[str, Any]) -> None:
