@@ -290,7 +290,7 @@ def test_detached_memory_is_left_alone(cluster: Cluster) -> None:
         np.testing.assert_array_equal(engine.weights["lm_head.weight"], before)
         assert_same_weights(other.weights, weights)
         other.stop()
-        with pytest.raises(wsync.NotAttached):
+        with pytest.raises(wsync.ClientClosed):
             engine.rollout.paused(3)
 
 
