@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
@@ -111,6 +112,60 @@ def test_parameters_that_moved_are_found_before_a_byte_is_read(pair: tuple[wsync
     with pytest.raises(wsync.DestinationsMoved) as moved:
         next(rollout.updates(timeout=30)).apply()
     assert moved.value.names == ("up_proj.weight",)
+
+
+def replace_a_parameter(net: Net) -> None:
+    net.down_proj.weight = torch.nn.Parameter(torch.zeros_like(net.down_proj.weight))
+
+
+def replace_a_module(net: Net) -> None:
+    net.down_proj = torch.nn.Linear(3 * HIDDEN, HIDDEN, bias=False, dtype=torch.bfloat16)
+
+
+def delete_a_parameter(net: Net) -> None:
+    del net.down_proj.weight
+
+
+@pytest.mark.parametrize("copy", ["never", "always"])
+@pytest.mark.parametrize("change", [replace_a_parameter, replace_a_module, delete_a_parameter])
+def test_parameters_that_were_replaced_are_not_published_as_they_were(
+    trainer: wsync.Trainer, change: Callable[[Net], None], copy: Literal["never", "always"]
+) -> None:
+    net = Net()
+    trainer.register(net, copy=copy, rename=lambda name: f"model.{name}")
+    change(net)
+    with pytest.raises(wsync.WeightsMoved, match="the module has other tensors now") as error:
+        trainer.publish(1)
+    assert error.value.names == ("model.down_proj.weight",)
+    if copy == "always" and change is not delete_a_parameter:  # what is given need not come from the module
+        trainer.publish(1, weights=[(f"model.{name}", tensor) for name, tensor in net.named_parameters()])
+
+
+def test_a_tie_that_was_cut_is_found(trainer: wsync.Trainer) -> None:
+    net = Net()
+    trainer.register(net)
+    net.lm_head.weight = torch.nn.Parameter(net.lm_head.weight.detach().clone())
+    with pytest.raises(wsync.WeightsMoved) as error:
+        trainer.publish(1)
+    assert error.value.names == ("embed_tokens.weight",)
+
+
+def test_a_module_that_is_wrapped_or_extended_holds_what_was_registered(
+    pair: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    trainer.register(net, rename=lambda name: None if name.startswith("norm.") else name)
+    torch_nn.attach(rollout, engine, allow_partial=True)
+    net.up_proj = torch.nn.Sequential(net.up_proj)
+    net.more = torch.nn.Linear(2, 2)
+    net.norm.weight = torch.nn.Parameter(net.norm.weight.detach().clone())  # was left out
+    for version in (1, 2):
+        assert carry(trainer, rollout, version).applied
+    net.up_proj[0].bias = torch.nn.Parameter(net.up_proj[0].bias.detach().clone())
+    with pytest.raises(wsync.WeightsMoved) as error:
+        trainer.publish(3)
+    assert error.value.names == ("up_proj.bias",)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -103,9 +103,9 @@ class StreamUnsupported(WsyncError):
 
 
 class WeightsMoved(WsyncError):
-    """Registered weights lie elsewhere now; nothing was read from the old place."""
+    """Registered weights lie elsewhere now, or their module has others; nothing was read from the old place."""
 
-    default_next_step = "register(..., replace=True) after whatever moved them (.to(), offload, resharding), then publish"
+    default_next_step = "register(..., replace=True) after whatever moved or replaced them (.to(), offload), then publish"
 
 
 class DestinationsMoved(WsyncError):

@@ -31,6 +31,7 @@ from .errors import (
     WeightsMoved,
     WsyncError,
 )
+from .held import Held
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
@@ -83,6 +84,7 @@ class Trainer:
         self._weights: list[Weight] = []
         self._copies: list[Weight] = []
         self._addresses = Addresses([])
+        self._held: Held | None = None
         self._devices: set[str] = set()
         self._events = LentEvents("")
         self._last: Publication | None = None
@@ -104,7 +106,8 @@ class Trainer:
         """Tells the agent which weights there are and where they lie. Once; again after memory moved.
 
         `tensors`: (name, tensor) pairs, a mapping, or a module. Any shape; dtypes of torch and numpy. FP32 and FP16
-        weights are quantized as BF16 ones are; FP8 weights with their `weight_scale_inv` pass through unchanged.
+        weights are quantized as BF16 ones are; FP8 weights with their `weight_scale_inv` pass through unchanged. Only of
+        a module can `publish` tell that it was given other parameters since; of pairs, that these were moved.
 
         `rename(name)` gives the checkpoint's name (see wsync.names), None leaves the tensor out. `cast(name, tensor)`
         gives a dtype to send a copy in, or None: for FP32 masters of weights that stay unquantized.
@@ -135,6 +138,8 @@ class Trainer:
         self._weights = weights
         self._copies = [weight for weight in weights if weight.copied]
         self._addresses = Addresses([(w.name, w.lent) for w in weights if not w.copied and w.view.torch])
+        module = hasattr(tensors, "named_modules")
+        self._held = Held(tensors, {id(weight.source): weight.name for weight in weights}) if module else None
         self._devices = {weight.view.device for weight in weights}
         self._events = LentEvents(handles.uuid)
         self._registration = _registration(reply, tied_names, self._copies)
@@ -192,7 +197,8 @@ class Trainer:
         the stream now has been done, and `released(stream=...)` can be had. A stream that does not get there within
         4/5 of the agent's coordinator.stage_timeout_ms fails the version (PublishFailed).
 
-        WeightsMoved before anything is read, with the names. StreamUnsupported: the weights lie on the CPU. An agent
+        WeightsMoved before anything is read, with the names: a weight lies elsewhere, or the registered module has another
+        parameter in its place. StreamUnsupported: the weights lie on the CPU. An agent
         that restarted since is registered with again. One that dies fails the version within a second (after
         `reconnect_timeout`, where nothing was released yet), one that is stopped within five: AgentGone.
         """
@@ -201,7 +207,7 @@ class Trainer:
         self._connection.check_open(f"publish version {version}")
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
-        self._check_addresses(version)
+        self._check_addresses(version, given=weights is not None)
         if weights is not None or self._copies:
             self._check_released(version, stream)
         if stream is not None:
@@ -232,12 +238,19 @@ class Trainer:
         elif self._copies:
             refresh(self._copies)
 
-    def _check_addresses(self, version: int) -> None:
-        moved = self._addresses.moved()
-        if not moved:
-            return
-        shown = ", ".join(repr(name) for name in moved[:3]) + (f" and {len(moved) - 3} more" if len(moved) > 3 else "")
-        raise WeightsMoved(f"publish version {version}: registered weights lie elsewhere now: {shown}", names=moved)
+    def _check_addresses(self, version: int, given: bool) -> None:
+        """`given`: what is copied is not read from where it was registered."""
+        replaced = self._held.replaced() if self._held else []
+        if given and replaced:
+            copied = {weight.name for weight in self._copies}
+            replaced = [name for name in replaced if name not in copied]
+        for names, text in (
+            (self._addresses.moved(), "registered weights lie elsewhere now"),
+            (replaced, "the module has other tensors now than the registered ones"),
+        ):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise WeightsMoved(f"publish version {version}: {text}: {', '.join(map(repr, names[:3]))}{more}", names=names)
 
     def _fill(self, tensors: list[tuple[str, Tensor]]) -> None:
         by_name = {weight.name: weight for weight in self._weights}
@@ -282,7 +295,7 @@ class Trainer:
 
     def _forget(self) -> None:
         self._registration = None
-        self._weights, self._copies, self._addresses = [], [], Addresses([])
+        self._weights, self._copies, self._addresses, self._held = [], [], Addresses([]), None
 
     def close(self) -> None:
         """Unregisters, as far as the agent is there, and closes the connection."""
