@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import wsync
-from conftest import Cluster, eventually
+from conftest import PATIENCE, Cluster, beside, eventually
 from models import SHAPES, EngineThread, assert_same_weights, memory_for, randomize, shared_arrays
 
 
@@ -338,3 +339,13 @@ def test_publications_may_be_followed_from_other_threads(cluster: Cluster) -> No
         assert results == [True] * 4
         eventually(lambda: engine.rollout.serving_version == 1, "served")
         engine.stop()
+
+
+def test_the_garbage_collector_goes_on_while_an_engine_waits_for_a_trainer(cluster: Cluster) -> None:
+    with wsync.Rollout(cluster.start_rollout()) as rollout, beside(lambda: rollout.plan(PATIENCE)) as planned:
+        with wsync.Trainer(cluster.start_trainer()) as trainer:
+            for _ in range(20):
+                assert gc.isenabled() and not planned.done()
+                time.sleep(0.01)
+            trainer.register(shared_arrays(SHAPES))
+            assert planned.result(PATIENCE).outputs and gc.isenabled()

@@ -107,10 +107,10 @@ class Rollout:
         outputs: list[Output] = []
         first: Any = None
         try:
-            with garbage_free():
-                for reply in self._stub.get_outputs(_wire.message("GetOutputsRequest")(), timeout=timeout):
-                    first = first or reply
-                    outputs.extend(output_from(output) for output in reply.outputs)
+            for reply in self._stub.get_outputs(_wire.message("GetOutputsRequest")(), timeout=timeout):
+                first = first or reply
+                with garbage_free():  # not while waiting, which may be long
+                    outputs.extend(map(output_from, reply.outputs))
         except grpc.RpcError as error:
             raise _rpc.attach_error(self._connection, error, "plan") from None
         except ValueError:  # gRPC's word for a channel that was closed meanwhile
