@@ -116,6 +116,62 @@ def test_sglang_refuses_shuffled_experts_fused_shared_experts_and_marlin() -> No
         sglang.check_layout(Module(x=method("Fp8LinearMethod", use_marlin=True)))
 
 
+class PPMissingLayer:
+    """What both engines put in the place of a layer of another stage."""
+
+
+def test_pipeline_stages_are_refused_with_what_to_set() -> None:
+    stage = Module(**{"model.layers.0": SimpleNamespace(), "model.layers.1": PPMissingLayer()})
+    with pytest.raises(wsync.UnsupportedLayout, match=r"model\.layers\.1.*another pipeline stage") as error:
+        vllm.check_layout(stage)
+    assert error.value.names == ("model.layers.1",) and "--pipeline-parallel-size" in error.value.next_step
+    with pytest.raises(wsync.UnsupportedLayout, match="another pipeline stage") as error:
+        sglang.check_parallel(stage, 1)
+    assert "--pp-size" in error.value.next_step
+
+
+def test_sglang_layouts_of_one_tensor_parallel_group_pass() -> None:
+    layers = {f"model.layers.0.mlp.{name}": SimpleNamespace(tp_size=4) for name in ("gate_up_proj", "down_proj")}
+    layers["model.layers.0.self_attn.fused_qkv_a_proj_with_mqa"] = SimpleNamespace(tp_size=1)  # whole everywhere
+    sglang.check_parallel(Module(**layers, norm=SimpleNamespace()), 4)
+    for spread, over in ((1, 4), (4, 1), (2, 1)):
+        sglang.check_parallel(Module(experts=SimpleNamespace(moe_ep_size=spread, moe_tp_size=over)), 4)
+    sglang.check_parallel(Module(experts=SimpleNamespace(moe_ep_size=4)), 4)  # before it said more
+
+
+@pytest.mark.parametrize(("spread", "over"), [(2, 2), (1, 2), (1, 1)])
+def test_sglang_experts_that_are_cut_otherwise_than_by_all_ranks_are_refused(spread: int, over: int) -> None:
+    layer = SimpleNamespace(moe_ep_size=spread, moe_tp_size=over)
+    with pytest.raises(wsync.UnsupportedLayout, match=f"cut over {over} and spread over {spread} of 4 ranks") as error:
+        sglang.check_parallel(Module(**{"model.layers.3.mlp.experts": layer}), 4)
+    assert error.value.names == ("model.layers.3.mlp.experts",)
+    assert "--ep-size 4" in error.value.next_step and "--moe-dp-size" in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("model.layers.0.mlp.gate_up_proj", "moe_dense_tp_size", 1),
+        ("model.layers.3.mlp.shared_experts.down_proj", "moe_a2a_backend", "deepep"),
+        ("model.layers.0.self_attn.o_proj", "enable_dp_attention", True),
+        ("model.layers.0.self_attn.q_b_proj", "attn_cp_size", 4),
+        ("lm_head", "enable_dp_lm_head", True),
+    ],
+)
+def test_sglang_modules_that_are_cut_otherwise_are_refused_with_the_flag(name: str, argument: str, value: object) -> None:
+    plain = {
+        "enable_dp_attention": False, "enable_dp_lm_head": False, "attn_cp_size": 1, "moe_dense_tp_size": None,
+        "moe_a2a_backend": "none",
+    }  # fmt: skip
+    model = Module(**{name: SimpleNamespace(tp_size=1)})
+    with pytest.raises(wsync.UnsupportedLayout, match="cut over 1 of 4 ranks") as error:
+        sglang.check_parallel(model, 4, SimpleNamespace(**{**plain, argument: value}))
+    assert error.value.names == (name,)
+    assert error.value.next_step == f"leave --{argument.replace('_', '-')} out"
+    with pytest.raises(wsync.UnsupportedLayout, match="plain tensor parallelism"):
+        sglang.check_parallel(model, 4)
+
+
 def test_packed_scales_are_refused() -> None:
     check_scales({"x.weight_scale_inv": np.zeros((2, 2), np.float32), "x.weight": np.zeros((2, 2), np.int32)})
     with pytest.raises(wsync.UnsupportedLayout, match="int32") as error:
@@ -171,9 +227,14 @@ def test_experts_that_are_moved_about_are_refused() -> None:
     with pytest.raises(wsync.UnsupportedLayout, match="EPLB") as refused:
         vllm.check_layout(Module(experts=SimpleNamespace(enable_eplb=True)))
     assert "--enable-eplb" in refused.value.next_step
-    plain = {"enable_eplb": False, "ep_num_redundant_experts": 0, "init_expert_location": "trivial"}
+    plain = {
+        "enable_eplb": False, "ep_num_redundant_experts": 0, "init_expert_location": "trivial", "elastic_ep_backend": None,
+    }  # fmt: skip
     sglang.check_experts(SimpleNamespace(**plain))
     sglang.check_experts(None)
-    for name, value in (("enable_eplb", True), ("ep_num_redundant_experts", 8), ("init_expert_location", "a.json")):
+    for name, value in (
+        ("enable_eplb", True), ("ep_num_redundant_experts", 8), ("init_expert_location", "a.json"),
+        ("elastic_ep_backend", "mooncake"),
+    ):  # fmt: skip
         with pytest.raises(wsync.UnsupportedLayout, match=name.replace("_", "-")):
             sglang.check_experts(SimpleNamespace(**{**plain, name: value}))

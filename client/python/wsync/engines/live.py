@@ -42,6 +42,15 @@ def check_scales(parameters: Mapping[str, Tensor]) -> None:
         )
 
 
+def check_stage(model: Any, instead: str) -> None:
+    """UnsupportedLayout under pipeline parallelism, whose stages hold only some of the layers. `instead`: what to set."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "PPMissingLayer":  # in vLLM and in SGLang
+            raise UnsupportedLayout(
+                f"'{name}' lies on another pipeline stage: an agent brings whole models", names=[name], next_step=instead
+            )
+
+
 def not_in(model: Any) -> Callable[[str], bool]:
     """For `skip`: outputs that this model has no layer for: multi-token prediction, and the tied output head."""
     names = {name for name, _ in model.named_parameters()}

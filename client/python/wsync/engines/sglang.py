@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from ..errors import DeadlineExceeded, UnsupportedLayout
-from .live import Live, not_in
+from .live import Live, check_stage, not_in
 from .mapping import SGLANG, Sharding
 
 _TIMEOUT = 120.0  # seconds that one update may take; SGLang's own request has no limit
@@ -88,6 +88,49 @@ def check_layout(model: Any, moe_backend: str = "auto") -> None:
             )
 
 
+# Whose `tp_size` is what `mapping` cuts by: all of them by the same.
+_CUT = {"qkv_proj", "q_proj", "k_proj", "v_proj", "gate_up_proj", "gate_proj", "up_proj", "q_b_proj", "kv_b_proj",
+        "o_proj", "down_proj", "embed_tokens", "lm_head"}  # fmt: skip
+
+
+def check_parallel(model: Any, tp_size: int, server_args: Any = None) -> None:
+    """UnsupportedLayout names the first module that is not cut as the `tp_size` ranks cut, and what to leave out.
+
+    Experts may be cut by all ranks, or lie whole on ranks that share them out; not both.
+    """
+    check_stage(model, "use --tp-size, and leave --pp-size out")
+    for name, module in model.named_modules():
+        spread = getattr(module, "moe_ep_size", 1)
+        over = getattr(module, "moe_tp_size", 1 if spread > 1 else tp_size)
+        if over != (1 if spread > 1 else tp_size):
+            raise UnsupportedLayout(
+                f"'{name}' has experts cut over {over} and spread over {spread} of {tp_size} ranks",
+                names=[name],
+                next_step=f"run with --ep-size 1 or --ep-size {tp_size}, and leave --moe-dp-size out",
+            )
+        over = getattr(module, "tp_size", tp_size)
+        if name.rpartition(".")[2] in _CUT and over != tp_size:
+            raise UnsupportedLayout(
+                f"'{name}' is cut over {over} of {tp_size} ranks", names=[name], next_step=_leave_out(server_args, tp_size)
+            )
+
+
+def _leave_out(server_args: Any, tp_size: int) -> str:
+    usual = {
+        "enable_dp_attention": (False, None),
+        "enable_dp_lm_head": (False, None),
+        "attn_cp_size": (1, None),
+        "moe_dense_tp_size": (tp_size, None),
+        "moe_a2a_backend": ("none", None),
+    }
+    given = [
+        "--" + argument.replace("_", "-")
+        for argument, values in usual.items()
+        if str(getattr(server_args, argument, None)) not in map(str, values)
+    ]
+    return f"leave {' and '.join(given)} out" if given else "run with plain tensor parallelism"
+
+
 def check_experts(server_args: Any) -> None:
     """UnsupportedLayout where experts do not lie in the checkpoint's order, or do not stay: their weights look alike."""
     located = getattr(server_args, "init_expert_location", "trivial")
@@ -95,6 +138,7 @@ def check_experts(server_args: Any) -> None:
         "--enable-eplb": getattr(server_args, "enable_eplb", False),
         "--ep-num-redundant-experts": getattr(server_args, "ep_num_redundant_experts", 0),
         "--init-expert-location": located != "trivial",
+        "--elastic-ep-backend": getattr(server_args, "elastic_ep_backend", None),
     }
     given = [flag for flag, is_set in flags.items() if is_set]
     if given:
@@ -114,6 +158,7 @@ def _attached(model: Any) -> Live:
 
     rank, size = _ranks()
     check_experts(_server_args())
+    check_parallel(model, size, _server_args())
     check_layout(model, _moe_backend())
     socket = os.environ.get("WSYNC_ROLLOUT_SOCKET", "unix:///run/wsync/rollout-{rank}.sock")
     live = Live(socket.format(rank=rank))

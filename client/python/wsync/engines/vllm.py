@@ -24,7 +24,7 @@ import re
 from typing import Any
 
 from ..errors import UnsupportedLayout
-from .live import Live, dequantized, not_in
+from .live import Live, check_stage, dequantized, not_in
 from .mapping import VLLM, Sharding
 
 # Backends whose live weights are the checkpoint's bytes, and what to set instead of the others.
@@ -61,6 +61,7 @@ def check_layout(model: Any, e8m0: bool = False, pow2_scales: bool = False) -> N
     Asks each module's `quant_method`: a shuffled weight has the same shape and dtype as a plain one. `e8m0`: DeepGEMM
     rounds scales to powers of two on loading, which is right only for `pow2_scales`.
     """
+    check_stage(model, "use --tensor-parallel-size, and leave --pipeline-parallel-size out")
     for name, module in model.named_modules():
         if hasattr(module, "kv_b_proj") and not _mla_is_plain(module):
             raise UnsupportedLayout(
