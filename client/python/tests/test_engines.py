@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import wsync
+from conftest import Cluster
+from models import shared_arrays
 from wsync.catalog import Dtype, Output
 from wsync.engines import sglang, vllm
-from wsync.engines.live import check_scales, not_in, parameters_of
+from wsync.engines.live import Live, check_scales, not_in, parameters_of
 from wsync.engines.mapping import Placement
 
 
@@ -170,6 +173,55 @@ def test_sglang_modules_that_are_cut_otherwise_are_refused_with_the_flag(name: s
     assert error.value.next_step == f"leave --{argument.replace('_', '-')} out"
     with pytest.raises(wsync.UnsupportedLayout, match="plain tensor parallelism"):
         sglang.check_parallel(model, 4)
+
+
+def test_a_worker_that_may_not_attach_leaves_no_connection(
+    trainer: wsync.Trainer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine tries again with other settings, or without wsync: the connection and its thread stayed."""
+    trainer.register(shared_arrays({"x.weight": (128, 128)}))
+    opened: list[Live] = []
+
+    class Counted(Live):
+        def __init__(self, socket: str) -> None:
+            super().__init__(socket)
+            opened.append(self)
+
+    class Worker(vllm.WorkerExtension):
+        rank, model_config = 0, None
+
+        def get_model(self) -> Module:
+            return Module(marlin=REFUSED["marlin"][0])
+
+    monkeypatch.setattr(vllm, "Live", Counted)
+    monkeypatch.setattr(vllm, "_deep_gemm_scales", lambda live, timeout: (False, live.rollout.plan(timeout).pow2_scales))
+    socket = cluster.start_rollout()
+    with pytest.raises(wsync.UnsupportedLayout, match="Marlin"):
+        Worker().wsync_attach(socket)
+    assert len(opened) == 1
+    with pytest.raises(wsync.ClientClosed):
+        opened[0].rollout.plan()
+
+
+def test_a_sglang_worker_that_may_not_attach_leaves_no_connection(
+    trainer: wsync.Trainer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.register(shared_arrays({"x.weight": (128, 128)}))
+    closed: list[Live] = []
+    close = Live.close
+    monkeypatch.setattr(Live, "close", lambda self: (closed.append(self), close(self))[1])
+    monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(__version__="0.5"))
+    monkeypatch.setattr(sglang, "_ranks", lambda: (0, 1))
+    monkeypatch.setenv("WSYNC_ROLLOUT_SOCKET", cluster.start_rollout())
+    model = Module(norm=SimpleNamespace())
+    model.config = SimpleNamespace(num_key_value_heads=1)  # type: ignore[attr-defined]
+    model.named_parameters = lambda: []  # type: ignore[attr-defined]
+    for _ in range(2):
+        with pytest.raises(wsync.CatalogMismatch, match="the engine has no parameter"):
+            sglang.load(model, [("wsync.version", np.array(1))])
+    assert len(closed) == 2 and not sglang._lives
+    with pytest.raises(wsync.ClientClosed):
+        closed[0].rollout.plan()
 
 
 def test_packed_scales_are_refused() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..catalog import BLOCK
@@ -76,6 +77,22 @@ class Live:
     def __init__(self, socket: str) -> None:
         self.rollout = Rollout(socket)
         self._pending: Update | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, socket: str) -> Iterator[Live]:
+        """One to attach: closed where the block fails, and the caller's where it ends."""
+        live = cls(socket)
+        try:
+            yield live
+        except BaseException:
+            live.close()
+            raise
+
+    def close(self) -> None:
+        """Detaches, as far as the agent is there, and ends the connection and its threads."""
+        self._pending = None
+        self.rollout.close()
 
     def attach(
         self,

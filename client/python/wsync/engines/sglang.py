@@ -161,10 +161,10 @@ def _attached(model: Any) -> Live:
     check_parallel(model, size, _server_args())
     check_layout(model, _moe_backend())
     socket = os.environ.get("WSYNC_ROLLOUT_SOCKET", "unix:///run/wsync/rollout-{rank}.sock")
-    live = Live(socket.format(rank=rank))
-    sharding = Sharding(rank, size, model.config.num_key_value_heads, local_experts(model))
-    engine = f"sglang {sglang.__version__} rank {rank}"
-    live.attach(model, SGLANG, sharding, engine, derived=is_derived, skip=not_in(model))
+    with Live.opened(socket.format(rank=rank)) as live:
+        sharding = Sharding(rank, size, model.config.num_key_value_heads, local_experts(model))
+        engine = f"sglang {sglang.__version__} rank {rank}"
+        live.attach(model, SGLANG, sharding, engine, derived=is_derived, skip=not_in(model))
     return live
 
 

@@ -158,13 +158,13 @@ class WorkerExtension:
 
     def wsync_attach(self, socket: str, timeout: float = 60.0) -> int:
         """`socket` with {rank}; bytes per version. Refuses layouts that are not the checkpoint's."""
-        live = Live(socket.format(rank=self.rank))
         model = self.get_model()
-        check_layout(model, *_deep_gemm_scales(live, timeout))
-        skip = not_in(model)
-        engine = f"vllm {_version()} rank {self.rank}"
-        sharding = _sharding(model, self.model_config)
-        size = live.attach(model, VLLM, sharding, engine, derived=is_derived, skip=skip, timeout=timeout)
+        with Live.opened(socket.format(rank=self.rank)) as live:
+            check_layout(model, *_deep_gemm_scales(live, timeout))
+            skip = not_in(model)
+            engine = f"vllm {_version()} rank {self.rank}"
+            sharding = _sharding(model, self.model_config)
+            size = live.attach(model, VLLM, sharding, engine, derived=is_derived, skip=skip, timeout=timeout)
         self._wsync = live
         return size
 
@@ -184,7 +184,7 @@ class WorkerExtension:
         return self._wsync.rollout.serving_version
 
     def wsync_detach(self) -> None:
-        self._wsync.rollout.close()
+        self._wsync.close()
 
 
 def attach(llm: Any, socket: str = "unix:///run/wsync/rollout-{rank}.sock", timeout: float = 60.0) -> int:
