@@ -278,6 +278,53 @@ def test_a_module_without_memory_is_materialized_when_the_plan_is_known(pair: tu
     assert (trained - served).abs().max() < 0.1 * trained.abs().max()
 
 
+class Rotary(torch.nn.Module):
+    """What models compute themselves and checkpoints do not have, beside what they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(8, dtype=torch.bfloat16), requires_grad=False)
+        self.register_buffer("inv_freq", torch.arange(4.0), persistent=False)
+        self.register_buffer("nothing", None)
+        self.register_buffer("table", torch.zeros(4))
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_buffers_that_checkpoints_do_not_have_stay_as_they_are(
+    pair: tuple[wsync.Trainer, wsync.Rollout], meta: bool
+) -> None:
+    trainer, rollout = pair
+    net = Rotary()
+    net.weight.fill_(2)
+    net.table.fill_(3)
+    with torch.device("meta" if meta else "cpu"):
+        engine = Rotary()
+    assert trainer.register(net).tensors == 2
+    asked: list[str] = []
+
+    def allocate(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(name)
+        return torch.empty_like(tensor, device="cpu")
+
+    torch_nn.attach(rollout, engine, allocate=allocate if meta else None)
+    assert asked == (["weight", "table"] if meta else [])
+    assert engine.inv_freq.is_meta == meta and (meta or torch.equal(engine.inv_freq, torch.arange(4.0)))
+    assert carry(trainer, rollout, 1).applied
+    assert (engine.weight == 2).all() and (engine.table == 3).all()
+
+
+def test_what_no_output_fills_needs_no_memory(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    trainer.register({"weight": torch.full((8,), 2, dtype=torch.bfloat16)})  # parameters only, as of named_parameters()
+    engine = Rotary()
+    engine.table = engine.table.to("meta")
+    with pytest.raises(wsync.CatalogMismatch, match="'table': no output goes there"):
+        torch_nn.attach(rollout, engine)
+    torch_nn.attach(rollout, engine, allow_partial=True)
+    assert engine.table.is_meta
+    assert carry(trainer, rollout, 1).applied and (engine.weight == 2).all()
+
+
 def test_sharded_dtensors_are_refused_and_replicated_ones_taken(trainer: wsync.Trainer) -> None:
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh

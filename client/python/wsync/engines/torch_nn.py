@@ -29,8 +29,9 @@ def attach(
     """Attaches every parameter and persistent buffer of `module`; its CPU parameters move to shared memory.
 
     A module built on the "meta" device has shapes and no memory: `allocate(name, meta)` gives the tensor for each of
-    its parameters and buffers just in time, when the plan is known and fits, and nothing is ever initialised twice. By
-    default there are none.
+    its parameters and persistent buffers just in time, when the plan is known and fits, and nothing is ever initialised
+    twice. By default there are none. Buffers that checkpoints do not have (`persistent=False`), and with `allow_partial`
+    what no output fills, stay as they are: those on the meta device are the caller's to compute.
 
     CatalogMismatch lists outputs without a parameter, and parameters (unless `allow_partial`) that no output fills.
     """
@@ -42,7 +43,7 @@ def attach(
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     used = {placement.parameter for placement in placements}
     check(placements, shapes, derived=lambda name: allow_partial and name not in used)
-    _materialize(module, parameters, allocate)
+    _materialize(module, parameters, used, allocate)
     return rollout.attach(
         bind(placements, parameters),
         engine=engine,
@@ -53,10 +54,13 @@ def attach(
 
 
 def _materialize(
-    module: Any, parameters: dict[str, Tensor], allocate: Callable[[str, Tensor], Tensor] | None
+    module: Any, parameters: dict[str, Tensor], used: set[str], allocate: Callable[[str, Tensor], Tensor] | None
 ) -> None:
-    """Puts what `allocate` gives in the place of tensors on the meta device, in the module and in `parameters`."""
-    absent = [name for name, tensor in parameters.items() if getattr(tensor, "is_meta", False)]
+    """Puts what `allocate` gives in the place of tensors on the meta device, in the module and in `parameters`.
+
+    Of those in `used` only: memory that nothing fills would be served as it is.
+    """
+    absent = [name for name, tensor in parameters.items() if name in used and getattr(tensor, "is_meta", False)]
     if absent and allocate is None:
         raise MemoryNotShareable(
             f"{len(absent)} parameters have no memory, such as '{absent[0]}' on the meta device",
