@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +87,81 @@ def test_buffers_are_not_filled_while_the_version_before_is_read(cluster: Cluste
     with pytest.raises(wsync.TooFewReplicas):
         first.committed()
     sender.close()
+
+
+RANKS = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+
+import wsync
+from wsync.streams import Sender
+
+
+def fsdp1(model, original):
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    model = FSDP(model, use_orig_params=original, device_id=torch.device("cpu"))
+    with FSDP.summon_full_params(model):
+        yield model, [(wsync.names.unwrapped(name), p.detach()) for name, p in model.named_parameters()]
+
+
+def fsdp2(model, original):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    yield model, ((name, p.full_tensor()) for name, p in model.named_parameters())
+
+
+def run(rank, folder, socket):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    sender = Sender(socket)
+    for i, (shard, original) in enumerate([(fsdp1, False), (fsdp1, True), (fsdp2, True)]):
+        torch.manual_seed(i)
+        model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.Linear(256, 8)).to(torch.bfloat16)
+        if rank == 0:
+            torch.save(model.state_dict(), f"{folder}/whole-{i}.pt")
+        for sharded, weights in shard(model, original):
+            if rank == 0:
+                sender.send_and_wait(weights)
+            else:
+                list(weights)  # gathering needs every rank
+            dist.barrier()
+        try:
+            wsync.Trainer(socket).register(sharded, rename=wsync.names.unwrapped)
+        except wsync.MemoryNotShareable as error:
+            Path(f"{folder}/refused-{i}-{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    processes.spawn(run, args=tuple(sys.argv[1:]), nprocs=2)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_what_fsdp_shards_is_sent_while_it_is_whole_and_refused_in_parts(cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    socket = cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
+    receiver = Receiver(cluster.start_rollout())
+    command = [sys.executable, str(script), str(tmp_path), socket]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ranks:
+        for i in range(3):
+            got = dict(receiver.receive(timeout=120))
+            want = torch.load(tmp_path / f"whole-{i}.pt")
+            assert {name for name in got if not name.endswith("scale_inv")} == want.keys()
+            assert torch.equal(got["0.bias"], want["0.bias"]) and torch.equal(got["1.bias"], want["1.bias"])
+            weight = dequantized(got["0.weight"], got["0.weight_scale_inv"], torch.float32)
+            assert (weight - want["0.weight"].float()).abs().max() <= want["0.weight"].float().abs().max() / 16
+        output, _ = ranks.communicate(timeout=120)
+    assert ranks.returncode == 0, output
+    for rank in (0, 1):
+        refused = [(tmp_path / f"refused-{i}-{rank}").read_text() for i in range(3)]
+        assert "summon_full_params" in refused[0] and "summon_full_params" in refused[1]
+        assert "sharded DTensor" in refused[2]
+    receiver.close()

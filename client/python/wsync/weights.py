@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,6 +37,7 @@ def collect(
         name = rename(own_name) if rename else own_name
         if name is None:
             continue
+        _check_whole(name, tensor)
         view = view_of(tensor)
         # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
         order = None if view.contiguous else _strides(tensor)
@@ -47,6 +49,19 @@ def collect(
     if not weights:
         raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
     return weights, tied_names
+
+
+def _check_whole(name: str, tensor: Tensor) -> None:
+    """FSDP1 marks what it flattened; by itself a part of it looks like any other parameter."""
+    if not getattr(tensor, "_fsdp_flattened", False):
+        return
+    distributed = sys.modules["torch"].distributed
+    if hasattr(tensor, "_is_flat_param") or (distributed.is_initialized() and distributed.get_world_size() > 1):
+        raise MemoryNotShareable(
+            f"'{name}' of shape {tuple(tensor.shape)} is FSDP1's, which holds only this rank's part of it, flattened",
+            names=[name],
+            next_step="send it with wsync.streams.Sender within FSDP.summon_full_params(model)",
+        )
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
