@@ -136,10 +136,41 @@ def test_pipeline_stages_are_refused_with_what_to_set() -> None:
 def test_sglang_layouts_of_one_tensor_parallel_group_pass() -> None:
     layers = {f"model.layers.0.mlp.{name}": SimpleNamespace(tp_size=4) for name in ("gate_up_proj", "down_proj")}
     layers["model.layers.0.self_attn.fused_qkv_a_proj_with_mqa"] = SimpleNamespace(tp_size=1)  # whole everywhere
+    group = SimpleNamespace(world_size=4)  # newer versions keep that instead
+    layers["model.layers.1.self_attn.qkv_proj"] = SimpleNamespace(tp_group=group, kv_tp_group=group)
     sglang.check_parallel(Module(**layers, norm=SimpleNamespace()), 4)
     for spread, over in ((1, 4), (4, 1), (2, 1)):
         sglang.check_parallel(Module(experts=SimpleNamespace(moe_ep_size=spread, moe_tp_size=over)), 4)
     sglang.check_parallel(Module(experts=SimpleNamespace(moe_ep_size=4)), 4)  # before it said more
+
+
+@pytest.mark.parametrize("groups", [{"tp_group": None}, {"tp_group": 4, "kv_tp_group": 1}, {"tp_group": 2, "tp_size": 4}])
+def test_sglang_modules_that_say_their_group_are_judged_by_that(groups: dict[str, int | None]) -> None:
+    ranks = {k: v if v is None or k == "tp_size" else SimpleNamespace(world_size=v) for k, v in groups.items()}
+    with pytest.raises(wsync.UnsupportedLayout, match=r"qkv_proj' is cut over \d of 4 ranks"):
+        sglang.check_parallel(Module(**{"model.layers.0.self_attn.qkv_proj": SimpleNamespace(**ranks)}), 4)
+
+
+def test_sglangs_arguments_are_read_where_its_version_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def retired() -> None:
+        raise RuntimeError("get_global_server_args() is retired")
+
+    def unpublished() -> None:
+        raise ValueError("nothing is published")
+
+    def versions(**modules: object) -> None:
+        for name in ("sglang", "sglang.srt", "sglang.srt.runtime_context", "sglang.srt.server_args"):
+            monkeypatch.setitem(sys.modules, name, modules.get(name.rpartition(".")[2], SimpleNamespace()))
+
+    versions(runtime_context=SimpleNamespace(get_server_args=lambda: "new"),
+             server_args=SimpleNamespace(get_global_server_args=retired))  # fmt: skip
+    assert sglang._server_args() == "new"
+    versions(server_args=SimpleNamespace(get_global_server_args=lambda: "older"))
+    assert sglang._server_args() == "older"
+    versions(runtime_context=SimpleNamespace(get_server_args=unpublished))
+    assert sglang._server_args() is None
+    versions()
+    assert sglang._server_args() is None
 
 
 @pytest.mark.parametrize(("spread", "over"), [(2, 2), (1, 2), (1, 1)])
@@ -286,7 +317,7 @@ def test_experts_that_are_moved_about_are_refused() -> None:
     sglang.check_experts(None)
     for name, value in (
         ("enable_eplb", True), ("ep_num_redundant_experts", 8), ("init_expert_location", "a.json"),
-        ("elastic_ep_backend", "mooncake"),
+        ("elastic_ep_backend", "mooncake"), ("dwdp_size", 2),
     ):  # fmt: skip
         with pytest.raises(wsync.UnsupportedLayout, match=name.replace("_", "-")):
             sglang.check_experts(SimpleNamespace(**{**plain, name: value}))

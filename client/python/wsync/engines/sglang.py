@@ -108,16 +108,27 @@ def check_parallel(model: Any, tp_size: int, server_args: Any = None) -> None:
                 names=[name],
                 next_step=f"run with --ep-size 1 or --ep-size {tp_size}, and leave --moe-dp-size out",
             )
-        over = getattr(module, "tp_size", tp_size)
-        if name.rpartition(".")[2] in _CUT and over != tp_size:
+        others = _ranks_of(module) - {tp_size}
+        if name.rpartition(".")[2] in _CUT and others:
             raise UnsupportedLayout(
-                f"'{name}' is cut over {over} of {tp_size} ranks", names=[name], next_step=_leave_out(server_args, tp_size)
+                f"'{name}' is cut over {min(others)} of {tp_size} ranks",
+                names=[name],
+                next_step=_leave_out(server_args, tp_size),
             )
+
+
+def _ranks_of(module: Any) -> set[int]:
+    """How many ranks a module says that it is cut over."""
+    groups = [getattr(module, name) for name in ("tp_group", "kv_tp_group") if hasattr(module, name)]
+    if groups:
+        return {1 if group is None else int(group.world_size) for group in groups}
+    return {module.tp_size} if hasattr(module, "tp_size") else set()  # before 0.5.2x
 
 
 def _leave_out(server_args: Any, tp_size: int) -> str:
     usual = {
         "enable_dp_attention": (False, None),
+        "attn_dp_size": (1, None),
         "enable_dp_lm_head": (False, None),
         "attn_cp_size": (1, None),
         "moe_dense_tp_size": (tp_size, None),
@@ -139,6 +150,7 @@ def check_experts(server_args: Any) -> None:
         "--ep-num-redundant-experts": getattr(server_args, "ep_num_redundant_experts", 0),
         "--init-expert-location": located != "trivial",
         "--elastic-ep-backend": getattr(server_args, "elastic_ep_backend", None),
+        "--dwdp-size": getattr(server_args, "dwdp_size", 1) > 1,
     }
     given = [flag for flag, is_set in flags.items() if is_set]
     if given:
@@ -180,17 +192,22 @@ def _ranks() -> tuple[int, int]:
     if parallel.attn_tp_size != parallel.tp_size:
         raise UnsupportedLayout(
             f"attention is cut over {parallel.attn_tp_size} of {parallel.tp_size} ranks",
-            next_step="run without --enable-dp-attention and context parallelism",
+            next_step="run without data-parallel attention (--attn-dp-size, --enable-dp-attention) and context parallelism",
         )
     return parallel.tp_rank, parallel.tp_size
 
 
 def _server_args() -> Any:
     try:
-        from sglang.srt.server_args import get_global_server_args
-
-        return get_global_server_args()
-    except (ImportError, ValueError):  # before 0.5.4; a model without a server
+        from sglang.srt.runtime_context import get_server_args
+    except ImportError:  # older
+        try:
+            from sglang.srt.server_args import get_global_server_args as get_server_args
+        except ImportError:  # before 0.5.4
+            return None
+    try:
+        return get_server_args()
+    except (RuntimeError, ValueError):  # a model without a server
         return None
 
 
