@@ -1,7 +1,7 @@
 """The training process's side: register the weights once, publish a version per step.
 
     trainer = wsync.Trainer("unix:///run/wsync/trainer.sock")
-    trainer.register(model.named_parameters())
+    trainer.register(model)                 # or its (name, tensor) pairs
     sync = trainer.publish(version=step)    # returns at once
     sync.released()                         # weights may change again
     report = sync.committed()               # what each replica made of it

@@ -122,7 +122,7 @@ def _ranks_of(module: Any) -> set[int]:
     groups = [getattr(module, name) for name in ("tp_group", "kv_tp_group") if hasattr(module, name)]
     if groups:
         return {1 if group is None else int(group.world_size) for group in groups}
-    return {module.tp_size} if hasattr(module, "tp_size") else set()  # before 0.5.2x
+    return {module.tp_size} if hasattr(module, "tp_size") else set()  # older
 
 
 def _leave_out(server_args: Any, tp_size: int) -> str:
