@@ -159,7 +159,7 @@ class Trainer:
             if self._id == lost and self._found_agent(era):
                 again = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
                 if self._era != era:
-                    with contextlib.suppress(grpc.RpcError, ValueError):  # a channel that was closed took it back
+                    with contextlib.suppress(grpc.RpcError, ValueError):  # gone, or closed: nobody can
                         self._call_unregister(again, _AGAIN_TIMEOUT)
                 else:
                     self._id = again
@@ -198,9 +198,9 @@ class Trainer:
         4/5 of the agent's coordinator.stage_timeout_ms fails the version (PublishFailed).
 
         WeightsMoved before anything is read, with the names: a weight lies elsewhere, or the registered module has another
-        parameter in its place. StreamUnsupported: the weights lie on the CPU. An agent
-        that restarted since is registered with again. One that dies fails the version within a second (after
-        `reconnect_timeout`, where nothing was released yet), one that is stopped within five: AgentGone.
+        parameter in its place. StreamUnsupported: the weights lie on the CPU. An agent that restarted since is registered
+        with again. One that dies fails the version within a second (after `reconnect_timeout`, where nothing was released
+        yet), one that is stopped within five: AgentGone.
         """
         if version < 1:
             raise ValueError(f"version {version}: versions begin with 1")

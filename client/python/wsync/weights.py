@@ -113,7 +113,7 @@ def _together(private: list[Weight], copied: list[Weight]) -> Iterator[None]:
     yield
     for tensor, owner in views:
         whole = owner.source.detach().view(-1).view(tensor.dtype)
-        tensor.data = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        tensor.data = whole.as_strided(tensor.shape, tensor.stride(), whole.storage_offset() + tensor.storage_offset())
 
 
 def _make_copies(weights: list[Weight], dtypes: dict[str, Any]) -> None:
