@@ -86,6 +86,30 @@ def test_a_version_arrives_as_sglangs_loader_makes_it_of_the_same_checkpoint(
         assert tensor.data_ptr() == addresses[name], f"{name} moved: CUDA graphs would read the old memory"
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", tiny.MAKERS)
+def test_what_the_check_of_parallelism_asks_after_exists(kind: str, cluster: Cluster, tmp_path: Path) -> None:
+    """A module that says nothing of its ranks is not refused: the names must be this version's."""
+    from sglang.srt.server_args import ServerArgs
+
+    model = hopper.sglang_model(tiny.write(kind, 1, tmp_path, cluster)[1], rank=1, ranks=2, **OPTIONS[kind])
+    adapter.check_parallel(model, 2)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if name.rpartition(".")[2] in adapter._CUT:
+            assert adapter._ranks_of(module) == {2}, name
+    experts = [module for module in modules.values() if hasattr(module, "w13_weight")]
+    assert all((module.moe_ep_size, module.moe_tp_size) == (1, 2) for module in experts) and bool(experts) == (kind != "qwen2")
+    with pytest.raises(wsync.UnsupportedLayout, match="of 4 ranks"):
+        adapter.check_parallel(model, 4)
+    arguments = {
+        "attn_dp_size", "attn_cp_size", "enable_dp_lm_head", "moe_dense_tp_size", "moe_a2a_backend", "enable_eplb",
+        "ep_num_redundant_experts", "init_expert_location", "elastic_ep_backend", "dwdp_size",
+    }  # fmt: skip
+    assert all(hasattr(ServerArgs, name) for name in arguments)
+    assert adapter._server_args().attn_dp_size == 1
+
+
 def take(model: Any, sync: Any, version: int, rank: int) -> None:
     """What a worker's scheduler does with the three requests of a session."""
     updater = updater_of(model, rank)
