@@ -112,6 +112,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   void WatchEngine();
   absl::Time NextLook() const;
   bool IsAttached(const std::string& attachment_id) const;
+  absl::Status WhyNotAttached(const std::string& attachment_id) const;
   EngineStream* engine_stream() const { return engine_ ? engine_->stream.get() : nullptr; }
   // Ends the engine's stream with `status` and forgets it; the state hears of it unless it said so itself.
   void LetEngineGo(const absl::Status& status, bool tell_state = true);
@@ -136,6 +137,10 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Time ask_for_room_at_ = absl::InfiniteFuture();  // again, after there was none for the plan
   std::vector<Waiter> waiters_;
   std::optional<Engine> engine_;
+  struct {  // the last that was let go before it opened its update stream, where it will hear of it
+    std::string attachment_id;
+    absl::Status why;
+  } untold_;
   bool draining_ = false;
   std::function<void()> on_idle_;  // Drain waits for the end of what runs
 };

@@ -131,6 +131,12 @@ bool SinkController::IsAttached(const std::string& attachment_id) const {
   return engine_ && !engine_->attachment_id.empty() && engine_->attachment_id == attachment_id;
 }
 
+absl::Status SinkController::WhyNotAttached(const std::string& attachment_id) const {
+  if (attachment_id.empty() || attachment_id != untold_.attachment_id) return NoSuchAttachment();
+  if (absl::IsFailedPrecondition(untold_.why)) return untold_.why;  // the catalog changed: as on an open stream
+  return absl::NotFoundError(absl::StrCat("this attachment is over: ", untold_.why.message(), ": attach again"));
+}
+
 void SinkController::Detach(std::string attachment_id, std::function<void(absl::Status)> done) {
   Post([this, attachment_id = std::move(attachment_id), done = std::move(done)] {
     if (!IsAttached(attachment_id)) return done(NoSuchAttachment());
@@ -147,14 +153,18 @@ void SinkController::LetEngineGo(const absl::Status& status, bool tell_state) {
   status.ok() ? LogInfo("engine detached", fields) : LogWarn("engine let go", fields);
   if (tell_state) Step(sink::EngineLost{reason});
   receiver_.Detach();
-  if (engine.stream != nullptr) engine.stream->Finish(status);
+  if (engine.stream != nullptr) {
+    engine.stream->Finish(status);
+  } else if (!status.ok()) {
+    untold_ = {engine.attachment_id, status};
+  }
 }
 
 // ---- the Updates stream
 
 void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) {
   Post([this, attachment_id = std::move(attachment_id), stream = std::move(stream)] {
-    if (!IsAttached(attachment_id)) return stream->Finish(NoSuchAttachment());
+    if (!IsAttached(attachment_id)) return stream->Finish(WhyNotAttached(attachment_id));
     if (engine_->stream != nullptr) {
       return stream->Finish(absl::AlreadyExistsError("this attachment has an update stream already"));
     }

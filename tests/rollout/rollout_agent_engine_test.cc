@@ -177,6 +177,22 @@ TEST_F(RolloutAgentTest, UpdatesOfAnUnknownAttachmentAreNotFound) {
   EXPECT_EQ(engine.End().error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+// As on a stream that is open: the client must not take it for an attachment that never was.
+TEST_F(RolloutAgentTest, AnEngineThatIsLetGoBeforeItOpensItsUpdatesHearsWhy) {
+  MakeReady();
+  engine_.reset();
+  coordinator_->AwaitReady(false);
+  ScriptedEngine late(agent_->local_address());
+  ASSERT_TRUE(late.Attach(Request()).ok());
+  coordinator_->SendCatalog(*PlanOf(SmallCatalog(7)));
+  coordinator_->Await(
+      [](const v1::MemberMessage& m) { return m.ready().reason().find("catalog changed") != std::string::npos; });
+  late.OpenUpdates();
+  const grpc::Status end = late.End();
+  EXPECT_EQ(end.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(end.error_message(), HasSubstr("catalog changed: attach again"));
+}
+
 TEST_F(RolloutAgentTest, LosingTheUpdateStreamDetaches) {
   MakeReady();
   engine_.reset();

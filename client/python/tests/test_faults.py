@@ -52,7 +52,7 @@ def test_an_address_that_is_no_local_socket_is_refused_at_once() -> None:
 def test_no_trainer_is_a_deadline_that_says_what_is_missing(cluster: Cluster) -> None:
     with wsync.Rollout(cluster.start_rollout()) as rollout:
         with pytest.raises(wsync.DeadlineExceeded, match="no catalog yet"):
-            rollout.plan(timeout=0.5)
+            rollout.plan(timeout=2.0)
 
 
 def test_no_replica_fails_the_publish_with_the_reason(cluster: Cluster) -> None:
