@@ -37,16 +37,32 @@ using ::testing::HasSubstr;
 
 using Resources = GroupTest;
 
+// What a sanitizer itself cannot do without, or takes hours for; null: none of it is in this build.
+const char* SanitizerWithoutDescriptors() {
 #if defined(__has_feature)
 #if __has_feature(undefined_behavior_sanitizer)
-#define WSYNC_UNDER_UBSAN
+  return "UBSan asks a pipe whether memory can be read, and takes an agent that cannot have one for broken";
 #endif
 #endif
+  return nullptr;
+}
+
+const char* SanitizerWithoutMaps() {
+#ifdef __SANITIZE_THREAD__
+  return "TSan reads /proc/self/maps when a thread begins, and ends a process that cannot";
+#endif
+  return SanitizerWithoutDescriptors();
+}
+
+const char* SanitizerWithSoMany() {
+#ifdef __SANITIZE_THREAD__
+  return "TSan compares each report about gRPC with every suppression, and there is one for every message";
+#endif
+  return nullptr;
+}
 
 TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
-#ifdef WSYNC_UNDER_UBSAN
-  GTEST_SKIP() << "UBSan asks a pipe whether memory can be read, and takes an agent that cannot have one for broken";
-#endif
+  if (const char* why = SanitizerWithoutDescriptors()) GTEST_SKIP() << why;
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   const pid_t pid = group_->agents().rollout_pid(1);
   rlimit before{};
@@ -73,9 +89,7 @@ TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
 
 // gRPC gives a listener up for good when it cannot accept: nobody could ever join or attach again.
 TEST_F(Resources, AnAgentThatCouldNotAcceptForWantOfDescriptorsExitsForItsSupervisor) {
-#ifdef WSYNC_UNDER_UBSAN
-  GTEST_SKIP() << "UBSan asks a pipe whether memory can be read, and takes an agent that cannot have one for broken";
-#endif
+  if (const char* why = SanitizerWithoutMaps()) GTEST_SKIP() << why;
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   const pid_t trainer = group_->agents().trainer_pid();
   const pid_t rollout = group_->agents().rollout_pid(1);
@@ -120,6 +134,7 @@ TEST_F(Resources, ASinkTenTimesSlowerThanTheOthersCostsTimeAndNothingElse) {
 }
 
 TEST_F(Resources, TenThousandIdleConnectionsHoldUpNobody) {
+  if (const char* why = SanitizerWithSoMany()) GTEST_SKIP() << why;
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 1}));
   const int64_t wanted = FromEnvironment("WSYNC_FAULT_CONNECTIONS", 10'000);
   const rlimit many{static_cast<rlim_t>(wanted) + 1000, static_cast<rlim_t>(wanted) + 1000};
@@ -247,6 +262,7 @@ TEST(SharedMemory, AFullOneIsAnErrorThatSaysSoAndNoCrash) {
 // ---- size
 
 TEST_F(Resources, AHugeCatalogIsRegisteredPlannedAndMoved) {
+  if (const char* why = SanitizerWithSoMany()) GTEST_SKIP() << why;
   const int64_t count = FromEnvironment("WSYNC_FAULT_TENSORS", 100'000);
   auto agents = cli::LocalCluster::Start({.rollouts = 1});
   ASSERT_TRUE(agents.ok()) << agents.status();
