@@ -70,6 +70,8 @@ absl::StatusOr<ExportReport> ExportCheckpoint(const ExportRequest& request) {
   if (!options.ok()) return options.status();
   auto engine = EngineClient::Connect(request.socket, absl::Seconds(5));
   if (!engine.ok()) return engine.status();
+  ProgressBar bar("export");
+  bar.Wait("a trainer to register its weights");
   const auto outputs = (*engine)->GetOutputs(request.timeout);
   if (!outputs.ok()) return outputs.status();
   auto memory = EngineMemory::Create(*outputs);
@@ -77,7 +79,9 @@ absl::StatusOr<ExportReport> ExportCheckpoint(const ExportRequest& request) {
   const auto attached =
       (*engine)->Attach("wsync export", {(*memory)->handle()}, (*memory)->Destinations(), false, request.timeout);
   if (!attached.ok()) return attached.status();
+  bar.Wait("a version to be published");
   const auto applied = WaitForApplied(**engine, 1, request.timeout);
+  bar.Clear();
   if (!applied.ok()) return applied.status();
   const absl::Status detached = (*engine)->Detach();  // before the writing: the agent is free for the next engine
 

@@ -25,8 +25,16 @@ void ProgressBar::Update(double fraction, std::string_view note) {
   const int filled = static_cast<int>(fraction * kWidth);
   const std::string bar =
       absl::StrCat(Paint(std::string(filled, '='), Color::kGreen, color_), std::string(kWidth - filled, ' '));
-  const std::string line = absl::StrFormat("\r\033[K%s [%s] %3.0f%%  %s", label_, bar, fraction * 100, note);
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  Show(absl::StrFormat("%s [%s] %3.0f%%  %s", label_, bar, fraction * 100, note));
+}
+
+void ProgressBar::Wait(std::string_view for_what) {
+  if (enabled_) Show(absl::StrFormat("%s: waiting for %s", label_, for_what));
+}
+
+void ProgressBar::Show(const std::string& line) {
+  const std::string whole = absl::StrCat("\r\033[K", line);
+  std::fwrite(whole.data(), 1, whole.size(), stderr);
   std::fflush(stderr);
 }
 

@@ -13,9 +13,12 @@ class ProgressBar {
   ~ProgressBar();  // clears the line
   // `fraction` in [0, 1]; `note` is shown behind it: "1.2 GB/s", "2/2 staged".
   void Update(double fraction, std::string_view note);
+  void Wait(std::string_view for_what);  // "waiting for a version": nothing is under way yet
   void Clear();
 
  private:
+  void Show(const std::string& line);
+
   std::string label_;
   bool enabled_;
   bool color_;

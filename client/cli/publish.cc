@@ -94,6 +94,7 @@ ExitCode Run(const PublishArguments& arguments) {
                             p.applied_replicas(), "/", p.replicas(), " applied"));
   };
   SayIfInterrupted(version);
+  bar.Wait("the agent to begin, which it does once enough replicas are ready");
   const auto report = (*client)->Publish(version, observer);
   bar.Clear();
   if (!report.ok()) {
