@@ -161,7 +161,8 @@ def test_a_cancelled_wait_does_not_end_the_publication(cluster: Cluster) -> None
     randomize(weights, 1)
 
     async def main() -> None:
-        async with wsync.aio.Trainer(cluster.start_trainer()) as trainer:
+        agent = cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
+        async with wsync.aio.Trainer(agent) as trainer:
             await trainer.register(weights)
             sync = await trainer.publish(1)
             waits = [asyncio.create_task(wait(30)) for wait in (sync.released, sync.committed)]
