@@ -11,11 +11,12 @@
 namespace wsync {
 namespace {
 
-// A step that comes this much later than promised means that our process stood still (stopped, or starved), and that
-// heartbeats may be waiting unread. Well above a scheduler's delay, well below any sensible heartbeat timeout.
-constexpr absl::Duration kLateStep = absl::Milliseconds(500);
-// While weights may be read, steps come this often.
-constexpr absl::Duration kUnreleasedTick = absl::Milliseconds(250);
+// While somebody depends on us, steps come this often: a longer gap means that our process stood still (stopped, or
+// starved).
+constexpr absl::Duration kTick = absl::Milliseconds(250);
+// After such a gap heartbeats may be waiting unread. Well above a tick and a scheduler's delay, well below any sensible
+// heartbeat timeout.
+constexpr absl::Duration kUnread = absl::Milliseconds(750);
 // What members that gave us up while we stood still take to join again. Without it the next version would go to
 // whoever is back first, and in ring mode nobody else gets it.
 constexpr absl::Duration kReturnGrace = absl::Milliseconds(500);
@@ -35,16 +36,15 @@ Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
     : options_(std::move(options)), now_(now), group_(options_.heartbeat_timeout) {}
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
-  still_ = Unreleased() ? now - now_ : absl::ZeroDuration();
-  // Of live members something is heard every second.
-  if (!group_.members().empty() && now - now_ > options_.heartbeat_timeout / 2) all_back_ = now + kReturnGrace;
+  still_ = ticking_ ? now - now_ : absl::ZeroDuration();
   now_ = std::max(now_, now);
-  if (now_ - promised_ > kLateStep) group_.Forgive(now_);
+  if (still_ > kUnread) group_.Forgive(now_);
+  if (still_ > options_.heartbeat_timeout / 2) all_back_ = now_ + kReturnGrace;
   out_.clear();
   std::visit([this](const auto& what) { On(what); }, event);
   if (StoodStill()) CallOff();
   Advance();
-  promised_ = NextDeadline();
+  ticking_ = Ticks();
   return std::move(out_);
 }
 
@@ -88,11 +88,13 @@ void Coordinator::Impl::TellRounds(const std::vector<event::Lost>& losses) {
   }
 }
 
+bool Coordinator::Impl::Ticks() const { return Unreleased() || !group_.members().empty(); }
+
 absl::Time Coordinator::Impl::NextDeadline() const {
   absl::Time next = std::min({group_.NextSilence(), group_.NextForget(), NextCatchUp()});
   if (round_.has_value()) next = std::min(next, round_->deadline());
   if (catch_up_.has_value()) next = std::min(next, catch_up_->deadline());
-  if (Unreleased()) next = std::min(next, now_ + kUnreleasedTick);
+  if (Ticks()) next = std::min(next, now_ + kTick);
   if (publish_.has_value() && publish_->stage != RunningPublish::Stage::kRunning) {
     next = std::min(next, publish_->deadline);
     if (publish_->stage == RunningPublish::Stage::kWaiting && Grace() > now_) next = std::min(next, Grace());

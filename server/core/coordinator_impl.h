@@ -97,8 +97,9 @@ class Coordinator::Impl {
   // ---- publish.cc
   absl::Duration StageBudget() const;  // for the bytes of one version
   int64_t Needed() const;              // replicas, to decide
-  bool Unreleased() const;             // a publish whose weights may still be read
-  bool StoodStill() const;             // so long that its callers may have given up
+  bool Unreleased() const;
+  bool Ticks() const;       // a publish whose weights may still be read
+  bool StoodStill() const;  // so long that its callers may have given up
   void CallOff();
   absl::Status CheckPublish(uint64_t version) const;
   std::vector<Group::Replica> Candidates() const;
@@ -135,9 +136,9 @@ class Coordinator::Impl {
 
   CoordinatorOptions options_;
   absl::Time now_;
-  absl::Duration still_;                          // since the step before, while weights may have been read
-  absl::Time promised_ = absl::InfiniteFuture();  // when the next step was due at the latest
-  absl::Time all_back_ = absl::InfinitePast();    // who left while we stood still has joined again by then
+  bool ticking_ = false;                        // since the step before
+  absl::Duration still_;                        // how long nothing came, though a tick was due
+  absl::Time all_back_ = absl::InfinitePast();  // who left while we stood still has joined again by then
   Actions out_;
   Group group_;
   uint64_t epoch_ = 0;

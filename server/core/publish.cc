@@ -90,7 +90,10 @@ void Coordinator::Impl::On(const event::CallersGone& event) {
       absl::StrCat(event.who, " before the weights were released, and may have changed them; publish it again")));
 }
 
-bool Coordinator::Impl::StoodStill() const { return Unreleased() && still_ > kCallersPatience; }
+// While the publish ran: one that is read only now was asked for by somebody who waits.
+bool Coordinator::Impl::StoodStill() const {
+  return Unreleased() && publish_->requested < now_ && still_ > kCallersPatience;
+}
 
 void Coordinator::Impl::CallOff() {
   AbortPublish(absl::AbortedError(

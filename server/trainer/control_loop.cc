@@ -70,8 +70,11 @@ void ControlLoop::Loop() {
       if (tasks_.empty() && stopping_) return;
       batch.swap(tasks_);
     }
+    for (const Task& task : batch) {
+      const Turns::Scope turn(&turns_);
+      task();
+    }
     const Turns::Scope turn(&turns_);
-    for (const Task& task : batch) task();
     // After the tasks: a heartbeat that waited in the queue counts before silence does.
     if (MonotonicNow() >= coordinator_.NextDeadline()) Step(event::Tick{});
     due = coordinator_.NextDeadline();

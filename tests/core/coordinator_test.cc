@@ -41,7 +41,7 @@ TEST_F(CoordinatorTest, AReconnectReplacesItsFormerConnection) {
 
 TEST_F(CoordinatorTest, ANewProcessReplacesOneThatWasSilentForHalfTheTimeout) {
   Join(1, "a", "r1");
-  now_ += absl::Milliseconds(1600);
+  Pass(absl::Milliseconds(1600), {1});
   Join(2, "a", "r1");
   EXPECT_THAT(To<action::SendWelcome>(), ElementsAre(2));
 }

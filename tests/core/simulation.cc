@@ -268,8 +268,8 @@ void World::Publish() {
   Step(event::Publish{version});
   if (faults_ && random.Chance(0.03) && awaited_ == version) Step(event::Publish{version});
   if (faults_ && random.Chance(0.02)) {
-    At(Delay(), [this, version] {
-      if (awaited_ == version) HangUp();
+    At(Delay(), [this, version] {  // on an agent that can hear it: see proto/README.md
+      if (awaited_ == version && !agent_.stopped()) HangUp();
     });
   }
 }
