@@ -97,10 +97,12 @@ TEST_F(Resources, AnAgentThatCouldNotAcceptForWantOfDescriptorsExitsForItsSuperv
     const rlimit none{3, 3};
     ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &none, nullptr), 0);
   }
+  const absl::Time begun = MonotonicNow();
   (void)group_->agents().Status();                 // a new connection to the trainer agent
   ASSERT_TRUE(group_->StartEngine(1).ok());        // and one to the rollout agent
   EXPECT_EQ(AwaitExit(trainer), kExitForRestart);  // both said why, on descriptors that they had
   EXPECT_EQ(AwaitExit(rollout), kExitForRestart);
+  std::printf("RESOURCE|no descriptor to accept with|both ended|%.2f\n", absl::ToDoubleSeconds(MonotonicNow() - begun));
   ASSERT_TRUE(group_->agents().RestartTrainer().ok());
   group_->agents().KillRollout(1);
   ASSERT_TRUE(group_->agents().StartRollout(1).ok());

@@ -164,6 +164,7 @@ TEST_F(Restart, ARolloutAgentWhoseControlThreadHangsExitsForItsSupervisorAndTheO
   EXPECT_TRUE(published->ok()) << published->message;
   EXPECT_THAT(published->message, HasSubstr("rollout-1"));
   EXPECT_LT(published->took, Scaled(kStopped));
+  std::printf("RESTART|hung rollout agent|committed without it after|%.2f\n", absl::ToDoubleSeconds(published->took));
   EXPECT_EQ(AwaitExit(pid), kExitForRestart);
   group_->agents().KillRollout(1);
   ASSERT_TRUE(group_->agents().StartRollout(1).ok());

@@ -140,11 +140,14 @@ def test_an_update_that_was_left_to_its_thread_keeps_what_the_agent_says_of_it(f
 def test_what_was_taken_of_an_attachment_that_is_over_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aio, "_SLICE", 10.0)
     script = Script()
+    waiting = threading.Event()
 
     async def main() -> None:
         async with attached(folder, script) as rollout:
+            take = rollout.sync.updates
+            monkeypatch.setattr(rollout.sync, "updates", lambda **kw: (waiting.set(), take(**kw))[1])
             task = asyncio.create_task(anext(rollout.updates()))
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(waiting.wait, 30)
             await cancelled(task)
             say(script, "apply", 1)
             await asyncio.to_thread(eventually, lambda: bool(rollout._taken), "the thread took it")
@@ -166,7 +169,7 @@ def test_a_cancelled_wait_does_not_end_the_publication(cluster: Cluster) -> None
             await trainer.register(weights)
             sync = await trainer.publish(1)
             waits = [asyncio.create_task(wait(30)) for wait in (sync.released, sync.committed)]
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0)  # both wait now
             for task in waits:
                 await cancelled(task)
             assert not sync.sync.released_future.cancel() and not sync.sync.committed_future.cancel()

@@ -85,10 +85,14 @@ def test_it_costs_its_own_replica_one_version_at_most(
             assert left_out == {"rollout-0"}
         except wsync.PublishFailed as failed:  # it said itself that it failed, and the policy is `all`
             assert "rollout-0" in str(failed)
-        assert time.monotonic() - began < LIMITS[kind] + SLACK
+            left_out = set()
+        took = time.monotonic() - began
+        print(f"LAYERS|{kind}|{step}|{took:.2f}")
+        assert took < LIMITS[kind] + SLACK
     finally:
         victim.end()
-    assert other.rollout.serving_version in (0, 1)
+    if left_out:
+        eventually(lambda: other.rollout.serving_version == 1, "the other engine heard of it")
 
     victim = Victim(cluster)
     try:
