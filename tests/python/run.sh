@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs client/python's tests: tests/python/run.sh BIN ENV [pytest options...]. BIN holds the daemons, ENV becomes a
-# virtual environment that later runs use again. WSYNC_TEST_TORCH=1 installs torch and transformers as well (5.7 GB
-# to fetch, 5 GB on disk, 4 minutes); without them the tests that train skip.
+# virtual environment that later runs use again. WSYNC_TEST_TORCH=1 installs torch and transformers as well (5.7 GB on
+# disk, 2 to 4 minutes); without them the tests that train skip.
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 bin=$(cd "$1" && pwd)

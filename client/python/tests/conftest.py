@@ -51,6 +51,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def assert_helpful(error: pytest.ExceptionInfo[wsync.WsyncError], *names: str) -> None:
+    """It says what to do, and names these."""
+    assert error.value.next_step and error.value.next_step in str(error.value)
+    assert set(names) <= set(error.value.names), error.value.names
+
+
 class Cluster:
     """One trainer agent and some rollout agents in a folder of their own."""
 

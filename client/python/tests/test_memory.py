@@ -135,4 +135,4 @@ def test_a_missing_driver_is_said() -> None:
     if os.path.exists("/dev/nvidia0"):
         pytest.skip("this machine has a driver")
     with pytest.raises(wsync.MemoryNotShareable):
-        wsync.memory.CudaDriver()
+        wsync.cuda_driver.CudaDriver()

@@ -11,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import wsync  # noqa: E402
-from conftest import Cluster  # noqa: E402
 from wsync.engines import torch_nn  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.engines.vllm import refresh_mla  # noqa: E402

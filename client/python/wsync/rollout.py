@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 
 from . import _rpc, _wire, memory
-from .catalog import Output, Plan, Timings, hash_text, output_from
+from .catalog import Output, Plan, hash_text, output_from
 from .destinations import Destination, Engine
 from .errors import (
     AgentError,
@@ -37,7 +37,7 @@ from .errors import (
 from .layer_window import Allocate, LayerWindow
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
-from .updates import Detached, Event, Outcome, Update, UpdateStream
+from .updates import Detached, Event, Update, UpdateStream
 
 
 @dataclass(frozen=True, slots=True)

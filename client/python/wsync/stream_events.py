@@ -14,8 +14,8 @@ import threading
 from typing import Any
 
 from . import _wire
+from .cuda_driver import cuda_driver
 from .errors import StreamUnsupported, WrongDevice
-from .memory import cuda_driver
 
 Stream = Any  # a torch.cuda.Stream
 
