@@ -38,6 +38,7 @@ PROMPT, LENGTH, SAMPLES = 4, 8, 64
 # Block FP8 rounds a weight by at most 1/16 of itself, mostly far less; through this model's two layers the worst of 512
 # tokens is off by 0.06 nat at first and less as the policy sharpens.
 LOGPROB_BOUND = 0.2
+ATTACHED = b"attached"  # what the rollout process says before its first samples
 
 
 def tiny_qwen2(seed: int) -> Qwen2ForCausalLM:
@@ -100,6 +101,7 @@ def rollout_process(arguments: argparse.Namespace) -> None:
     with wsync.Rollout(arguments.rollout_socket) as rollout, Connection(arguments.samples, readable=False) as trainer:
         model = serving_model(rollout.plan().by_name).to(arguments.rollout_device)
         wsync.engines.torch_nn.attach(rollout, model, engine="tiny_rl")
+        trainer.send_bytes(ATTACHED)
         for update in rollout.updates(timeout=120):
             outcome = update.apply()  # this thread is the engine: while it is here, nothing is generated
             tokens = sample(model, seed=outcome.version)
@@ -120,15 +122,19 @@ def send(to: Connection, version: int, pause_ms: float, tokens: torch.Tensor, sc
     to.send_bytes(scores.to("cpu", torch.float32).contiguous().numpy().tobytes())
 
 
-def receive(sender: Connection, device: str) -> tuple[int, float, torch.Tensor, torch.Tensor]:
+def receive_bytes(sender: Connection) -> bytes:
     if not sender.poll(120):
         raise SystemExit("tiny_rl: the rollout process sent nothing for 120 s")
     try:
-        version, pause_ms = sender.recv_bytes().decode().split()
-        tokens = torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.int64).view(SAMPLES, PROMPT + LENGTH)
-        scores = torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.float32).view(SAMPLES, LENGTH)
+        return sender.recv_bytes()
     except EOFError:
         raise SystemExit("tiny_rl: the rollout process has ended") from None
+
+
+def receive(sender: Connection, device: str) -> tuple[int, float, torch.Tensor, torch.Tensor]:
+    version, pause_ms = receive_bytes(sender).decode().split()
+    tokens = torch.frombuffer(bytearray(receive_bytes(sender)), dtype=torch.int64).view(SAMPLES, PROMPT + LENGTH)
+    scores = torch.frombuffer(bytearray(receive_bytes(sender)), dtype=torch.float32).view(SAMPLES, LENGTH)
     return int(version), float(pause_ms), tokens.to(device), scores.to(device)
 
 
@@ -145,6 +151,7 @@ def train(arguments: argparse.Namespace, samples: Connection) -> None:
         else:
             registration = trainer.register(model)
         print(f"{registration.tensors} tensors, {registration.quantized_tensors} as FP8, {registration.payload_bytes} bytes")
+        assert receive_bytes(samples) == ATTACHED  # a publish waits for replicas, not for an engine that still starts
         for step in range(1, arguments.steps + 1):
             weights = model.named_parameters() if arguments.through_host else None
             sync = trainer.publish(version=step, weights=weights)
