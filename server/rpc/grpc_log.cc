@@ -3,6 +3,7 @@
 #include <grpc/support/log.h>
 
 #include <atomic>
+#include <memory>
 #include <string>
 
 #include "absl/strings/match.h"
@@ -13,11 +14,16 @@
 namespace wsync {
 namespace {
 
-std::atomic<bool> listener_ended = false;
+// Why a connection was not accepted, which is the end of the listener; null: none was refused.
+std::atomic<const std::string*> listener_ended = nullptr;
 
 void Take(gpr_log_func_args* args) {
   const absl::string_view text = args->message;
-  if (absl::StartsWith(text, "Failed accept4")) listener_ended = true;
+  if (absl::StartsWith(text, "Failed accept4")) {
+    const std::string* none = nullptr;
+    auto why = std::make_unique<const std::string>(text);
+    if (listener_ended.compare_exchange_strong(none, why.get())) (void)why.release();  // for as long as the process
+  }
   const LogFields fields = {{"from", absl::StrCat(args->file, ":", args->line)}};
   const std::string message = absl::StrCat("gRPC: ", text);
   if (args->severity == GPR_LOG_SEVERITY_ERROR)
@@ -27,13 +33,19 @@ void Take(gpr_log_func_args* args) {
 
 }  // namespace
 
-void TakeGrpcLog() { gpr_set_log_function(Take); }
+void TakeGrpcLog() {
+  gpr_set_log_function(Take);
+  gpr_log_verbosity_init();
+  // Whatever GRPC_VERBOSITY says: an end of a listener is told as an error, and nowhere else.
+  if (gpr_should_log(GPR_LOG_SEVERITY_ERROR) == 0) gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
+}
 
 absl::Status ListenersHealth() {
-  if (!listener_ended) return absl::OkStatus();
+  const std::string* const why = listener_ended;
+  if (why == nullptr) return absl::OkStatus();
   return absl::InternalError(
-      "a listener has ended, since a connection could not be accepted: is the limit of open files (ulimit -n) too "
-      "low?");
+      absl::StrCat("a listener has ended, since a connection could not be accepted: ", *why,
+                   "; if it had too many open files, raise their limit (ulimit -n, LimitNOFILE) or look who connects"));
 }
 
 }  // namespace wsync

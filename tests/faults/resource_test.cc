@@ -90,7 +90,9 @@ TEST_F(Resources, AnAgentWithoutDescriptorsFailsAVersionAndTakesTheNext) {
 // gRPC gives a listener up for good when it cannot accept: nobody could ever join or attach again.
 TEST_F(Resources, AnAgentThatCouldNotAcceptForWantOfDescriptorsExitsForItsSupervisor) {
   if (const char* why = SanitizerWithoutMaps()) GTEST_SKIP() << why;
+  ASSERT_EQ(setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/1), 0);  // it is noticed by what gRPC says of it
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
+  unsetenv("GRPC_VERBOSITY");
   const pid_t trainer = group_->agents().trainer_pid();
   const pid_t rollout = group_->agents().rollout_pid(1);
   for (const pid_t pid : {trainer, rollout}) {
