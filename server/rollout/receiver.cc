@@ -15,8 +15,24 @@ namespace {
 
 // The sink's state, which knows the engine, gives up long before.
 constexpr absl::Duration kEnginePauseLimit = absl::Minutes(1);
+constexpr double kSlowestCopy = 500e6;  // bytes per second, of a machine that swaps
 
 }  // namespace
+
+class Receiver::AtWork {
+ public:
+  AtWork(Receiver* receiver, const Watched& watched) : receiver_(receiver) { Set(watched); }
+  ~AtWork() { Set({}); }
+  AtWork(const AtWork&) = delete;
+  AtWork& operator=(const AtWork&) = delete;
+
+ private:
+  void Set(const Watched& watched) {
+    MutexLock lock(&receiver_->mu_);
+    receiver_->watched_ = watched;
+  }
+  Receiver* const receiver_;
+};
 
 Receiver::Receiver(Backend* backend, ReceiverOptions options)
     : backend_(backend), options_(options), thread_("wsync-receive") {}
@@ -156,6 +172,7 @@ absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
 }
 
 absl::Status Receiver::ConnectNow(uint64_t job, const SessionSpec& session) {
+  const AtWork at_work(this, {job, "connecting", options_.end_limit});
   if (absl::Status status = CancelledStatus(job); !status.ok()) return status;
   if (absl::Status status = WSYNC_FAILPOINT("rollout.connect"); !status.ok()) return status;
   if (GoOnIn(session)) return absl::OkStatus();
@@ -196,6 +213,9 @@ absl::Status Receiver::AwaitEnginePaused(uint64_t job) {
 }
 
 sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle>& after) {
+  const double bytes = work_.memory == nullptr ? 0 : static_cast<double>(work_.memory->bytes());
+  const absl::Duration limit = options_.pause_timeout + options_.end_limit + absl::Seconds(bytes / kSlowestCopy);
+  const AtWork at_work(this, {job, "applying", limit, Watched::Counts::kAtOnce});
   absl::Status usable = WSYNC_FAILPOINT("rollout.apply");
   usable.Update(CheckUsable("apply"));
   if (!usable.ok()) return sink::ApplyDone{usable};
@@ -205,6 +225,7 @@ sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle
 }
 
 sink::Received Receiver::ReceiveNow(uint64_t job, const LayerCalls& layers) {
+  const AtWork at_work(this, {job, "receiving", options_.end_limit});
   absl::Status status = CancelledStatus(job);
   if (status.ok()) status = CheckUsable("receive");
   const std::shared_ptr<Transport> session = transport();
@@ -250,8 +271,10 @@ sink::Received Receiver::ReceiveThroughWindow(uint64_t job, const ReceiveContext
 }
 
 absl::StatusOr<Hash128> Receiver::VerifyNow(uint64_t job) {
+  const AtWork at_work(this, {job, "verifying", options_.end_limit, Watched::Counts::kOvertaken});
   if (absl::Status status = CheckUsable("verify"); !status.ok()) return status;
-  return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(), [this, job] { return !IsNewest(job); });
+  return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(),
+                                  [this, job] { return !IsNewest(job) || !CancelledStatus(job).ok(); });
 }
 
 absl::Status Receiver::CheckUsable(const char* what) const {
@@ -276,6 +299,18 @@ void Receiver::Cancel(const absl::Status& why) {
   }
   loans_.Cancel(why);
   if (session != nullptr) session->Cancel(why);
+}
+
+absl::Status Receiver::Look(absl::Time now) {
+  MutexLock lock(&mu_);
+  using Counts = Watched::Counts;
+  const bool counts = watched_.job != 0 && (watched_.counts == Counts::kAtOnce || watched_.job <= cancelled_through_ ||
+                                            (watched_.counts == Counts::kOvertaken && watched_.job < jobs_));
+  const absl::Duration late = late_.Look(counts ? watched_.job : 0, now);
+  if (!counts || late < watched_.limit) return absl::OkStatus();
+  const char* const since = watched_.counts == Counts::kAtOnce ? "it began" : "that was called off";
+  return absl::InternalError(absl::StrCat("the receive thread is still ", watched_.what, " ",
+                                          absl::FormatDuration(watched_.limit), " after ", since));
 }
 
 int64_t Receiver::received_bytes() const {

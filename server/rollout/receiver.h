@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "server/backend/backend.h"
 #include "server/backend/client_events.h"
+#include "server/core/seen_running.h"
 #include "server/core/sync.h"
 #include "server/rollout/attachment.h"
 #include "server/rollout/catalog_assembler.h"
@@ -36,6 +37,9 @@ struct ReceiverOptions {
   // For an engine with a layer window to give memory for a layer, or to take one. Below the coordinator's default for
   // staging (8 s), so that it is this sink, which knows engine and layer, that says what is the matter.
   absl::Duration layer_timeout = absl::Seconds(6);
+  // What was called off is over by then: well beyond what it takes to notice. An apply, which nobody calls off, has
+  // this for its copies, after the engine's pause, and more for many bytes.
+  absl::Duration end_limit = absl::Seconds(8);
 };
 
 struct PlanResult {
@@ -86,6 +90,9 @@ class Receiver {
   // Ends every Connect and Receive called so far with `why`, soon. Apply runs on: half a copy is worse than none.
   void Cancel(const absl::Status& why);
 
+  // One thread, a few times a second. INTERNAL: its thread hangs in the device or the network, which nothing but a new
+  // process mends.
+  absl::Status Look(absl::Time now);
   int64_t received_bytes() const;  // since the last Connect
   int64_t bucket() const { return bucket_.load(std::memory_order_relaxed); }
 
@@ -93,6 +100,15 @@ class Receiver {
   void Stop();
 
  private:
+  // What the thread is at, as far as it is watched.
+  struct Watched {
+    enum class Counts : uint8_t { kCalledOff, kOvertaken, kAtOnce };
+    uint64_t job = 0;  // 0: nothing
+    const char* what = "";
+    absl::Duration limit;
+    Counts counts = Counts::kCalledOff;  // when the limit begins
+  };
+  class AtWork;  // for as long as it lives
   struct Work {  // the receiver's thread only
     std::shared_ptr<const Plan> plan;
     std::shared_ptr<const Plan> wanted;      // for which there was no room
@@ -136,6 +152,8 @@ class Receiver {
   uint64_t jobs_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t cancelled_through_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t detached_through_ ABSL_GUARDED_BY(mu_) = 0;
+  Watched watched_ ABSL_GUARDED_BY(mu_);
+  SeenRunning late_ ABSL_GUARDED_BY(mu_);
   absl::Status cancelled_why_ ABSL_GUARDED_BY(mu_);
   // Of the newest Receive.
   bool paused_ ABSL_GUARDED_BY(mu_) = false;

@@ -36,11 +36,14 @@ class EncodedBuckets {
     added_.SignalAll();
   }
 
-  // The encode of that bucket, once it was started; nullopt when the version was abandoned. REQUIRES: it will be
-  // started, or the version abandoned.
-  std::optional<CompletionPtr> Await(size_t bucket) {
+  // The encode of that bucket, once it was started; nullopt when the version was abandoned, or who asks called off.
+  std::optional<CompletionPtr> Await(size_t bucket, const std::stop_token& called_off) {
+    const std::stop_callback wake(called_off, [this] {
+      MutexLock lock(&mu_);
+      added_.SignalAll();
+    });
     MutexLock lock(&mu_);
-    while (bucket >= encodes_.size() && !abandoned_) added_.Wait(&mu_);
+    while (bucket >= encodes_.size() && !abandoned_ && !called_off.stop_requested()) added_.Wait(&mu_);
     if (bucket >= encodes_.size()) return std::nullopt;
     return encodes_[bucket].done;
   }

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,9 @@ Publisher::Publisher(PublisherOptions options, Backend* backend, std::function<v
       backend_(backend),
       report_(std::move(report)),
       encoder_(backend, options.mode, options.ring_slots),
+      // In full mode a version whose session is called off is encoded to its end, for the next one.
+      at_work_("encode",
+               options.mode == SourceMode::kRing ? WatchedJob::Ends::kOnceCancelled : WatchedJob::Ends::kOnceDropped),
       sender_(options.mode == SourceMode::kRing
                   ? nullptr
                   : std::make_unique<Sender>(backend, &session_progress_,
@@ -84,8 +88,17 @@ void Publisher::CheckContent(const action::CheckContent& check, std::shared_ptr<
 }
 
 void Publisher::Cancel(const action::CancelSource& cancel) {
-  for (const auto& job : LiveJobs()) {
-    if (job->start().epoch != cancel.epoch) continue;
+  const std::vector<std::shared_ptr<SourceJob>> jobs = LiveJobs();
+  const auto wanted = [&](const SourceJob& job) {
+    if (job.start().epoch == cancel.epoch) return true;
+    // What encodes a version for earlier attempts encodes it in vain now.
+    return cancel.drop_version && !job.is_check() &&
+           std::any_of(jobs.begin(), jobs.end(), [&](const std::shared_ptr<SourceJob>& other) {
+             return other->start().epoch == cancel.epoch && other->start().version == job.start().version;
+           });
+  };
+  for (const auto& job : jobs) {
+    if (!wanted(*job)) continue;
     job->Cancel(cancel.reason, cancel.drop_version, SourceJob::Report::kNo);
     if (cancel.drop_version && !job->is_check()) {
       (void)Push({nullptr, [this, version = job->start().version] { Forget(version); }});
@@ -106,6 +119,16 @@ std::vector<std::shared_ptr<SourceJob>> Publisher::LiveJobs() const {
     if (command.job != nullptr) jobs.push_back(command.job);
   }
   return jobs;
+}
+
+absl::Status Publisher::Look(absl::Time now) {
+  absl::Status status;
+  {
+    MutexLock lock(&mu_);
+    status = at_work_.Look(now);
+  }
+  if (sender_ != nullptr) status.Update(sender_->Look(now));
+  return status;
 }
 
 SourceProgress Publisher::Progress() const {
@@ -135,8 +158,11 @@ void Publisher::Run() {
       queue_.pop_front();
       // A check runs beside the version that is being sent.
       if (command.job != nullptr) (command.job->is_check() ? checking_ : current_) = command.job;
+      at_work_.Begin(command.job);
     }
     command.run();
+    MutexLock lock(&mu_);
+    at_work_.End();
   }
   ring_session_ = nullptr;
 }
@@ -204,8 +230,10 @@ absl::Status Publisher::OpenOrder(const SourceJob& job) {
 absl::Status Publisher::AwaitStart(const SourceJob& job) const {
   StreamOrder* const order = job.order();
   if (order == nullptr) return absl::OkStatus();
+  // An image is encoded to its end for the next session, a ring is not.
+  const bool goes_on = options_.mode == SourceMode::kFull;
   return order->AwaitStart(options_.start_timeout,
-                           [&job] { return job.dropped() ? job.cancelled() : absl::OkStatus(); });
+                           [&job, goes_on] { return goes_on && !job.dropped() ? absl::OkStatus() : job.cancelled(); });
 }
 
 absl::StatusOr<Hash128> Publisher::FinishEncoding(const SourceJob& job, absl::Time deadline) {

@@ -30,6 +30,7 @@
 #include "server/trainer/session.h"
 #include "server/trainer/source_job.h"
 #include "server/trainer/stream_order.h"
+#include "server/trainer/watched_job.h"
 
 namespace wsync {
 
@@ -73,6 +74,8 @@ class Publisher {
   void CheckContent(const action::CheckContent& check, std::shared_ptr<StreamOrder> order = nullptr);
 
   SourceProgress Progress() const;
+  // One thread, a few times a second. INTERNAL: one of its threads hangs; see WatchedJob.
+  absl::Status Look(absl::Time now);
   void Stop();
 
  private:
@@ -139,6 +142,7 @@ class Publisher {
   std::shared_ptr<SourceJob> unreleased_ ABSL_GUARDED_BY(mu_);  // its encoding has not ended: it is not `sent` yet
   bool sent_early_ ABSL_GUARDED_BY(mu_) = false;                // unreleased_ is on the wire already
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  WatchedJob at_work_ ABSL_GUARDED_BY(mu_);
   SourceProgress progress_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<EncodedBuckets> encodes_ ABSL_GUARDED_BY(mu_);  // of progress_.version
 

@@ -59,6 +59,11 @@ void Sender::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+absl::Status Sender::Look(absl::Time now) {
+  MutexLock lock(&mu_);
+  return at_work_.Look(now);
+}
+
 void Sender::Run() {
   pthread_setname_np(pthread_self(), "wsync-send");
   while (true) {
@@ -67,6 +72,7 @@ void Sender::Run() {
       MutexLock lock(&mu_);
       while (!next_.has_value() && !closing_ && !stopping_) changed_.Wait(&mu_);
       task = std::exchange(next_, std::nullopt);
+      at_work_.Begin(task.has_value() ? task->job : nullptr);
     }
     if (!task.has_value()) {
       session_ = nullptr;
@@ -80,6 +86,7 @@ void Sender::Run() {
     if (!status.ok()) session_ = nullptr;  // the peers see its end, and the memory is free again
     done_(*task, status);
     MutexLock lock(&mu_);
+    at_work_.End();
     if (next_.has_value()) continue;
     if (job_ == task->job) job_ = nullptr;
     running_ = false;
@@ -96,8 +103,11 @@ absl::Status Sender::Serve(const SendTask& task) {
   for (size_t k = 0; k < buckets.size(); ++k) {
     std::byte* const wire = task.image.data + buckets[k].image_offset;
     const int64_t bytes = buckets[k].wire_bytes;
-    const std::optional<CompletionPtr> started = task.encodes->Await(k);
-    if (!started.has_value()) return absl::CancelledError("the version was abandoned");
+    const std::optional<CompletionPtr> started = task.encodes->Await(k, task.job->send_token());
+    if (!started.has_value()) {
+      const absl::Status why = task.job->cancelled();
+      return why.ok() ? absl::CancelledError("the version was abandoned") : why;
+    }
     CompletionPtr encoded = *started;
     WSYNC_CORRUPTION_POINT("trainer.wire", wire, encoded == nullptr || encoded->Poll() ? bytes : 0);
     (void)WSYNC_BUCKET_FAILPOINT("trainer.broadcast", static_cast<int64_t>(k), static_cast<int64_t>(buckets.size()));

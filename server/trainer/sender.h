@@ -18,6 +18,7 @@
 #include "server/trainer/encoder.h"
 #include "server/trainer/session.h"
 #include "server/trainer/source_job.h"
+#include "server/trainer/watched_job.h"
 
 namespace wsync {
 
@@ -43,6 +44,8 @@ class Sender {
   // Quiesce, and no session is open any more.
   void Close();
   void Stop();
+  // See WatchedJob.
+  absl::Status Look(absl::Time now);
 
  private:
   void Run();
@@ -56,7 +59,8 @@ class Sender {
   std::optional<SendTask> next_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<SourceJob> job_ ABSL_GUARDED_BY(mu_);  // of the newest task, until it is done; null: nobody wants one
   bool running_ ABSL_GUARDED_BY(mu_) = false;            // a task waits or runs
-  bool closing_ ABSL_GUARDED_BY(mu_) = false;            // the session is to be closed
+  WatchedJob at_work_ ABSL_GUARDED_BY(mu_){"send", WatchedJob::Ends::kOnceCancelled};
+  bool closing_ ABSL_GUARDED_BY(mu_) = false;  // the session is to be closed
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::unique_ptr<Session> session_;  // the thread's own
   std::thread thread_;

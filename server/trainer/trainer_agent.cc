@@ -304,6 +304,7 @@ absl::Status TrainerAgent::Health() const {
   absl::Status health = WSYNC_FAILPOINT("trainer.health");
   health.Update(parts_->backend->health());
   health.Update(parts_->loop.Look(MonotonicNow()));
+  health.Update(parts_->publisher.Look(MonotonicNow()));
   return health;
 }
 

@@ -174,7 +174,7 @@ class FakeTransport final : public Transport {
     script_->session_ = session_;
     script_->delivered_ = 0;
     ++script_->sessions_;
-    while (script_->hold_connect_ && session_->cancelled.ok()) {
+    while (script_->hold_connect_ && (script_->deaf_ || session_->cancelled.ok())) {
       if (!script_->changed_.WaitUntil(&script_->mu_, deadline))
         return absl::DeadlineExceededError("rank 0 is missing");
     }

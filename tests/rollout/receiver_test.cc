@@ -94,6 +94,30 @@ TEST_F(ReceiverTest, CancelEndsARunningConnectAndJobsThatWaitButNotLaterOnes) {
   EXPECT_TRUE(Receive(7).status.ok());
 }
 
+// For ever in the network, say. Nothing but a new process gets rid of it.
+TEST_F(ReceiverTest, AThreadThatDoesNotEndWhatWasCalledOffIsTold) {
+  MakeReady(SinkMode::kStaged);
+  absl::Time now = absl::UnixEpoch();
+  const auto look = [&](absl::Duration during) {
+    absl::Status last;
+    for (const absl::Time end = now + during; now < end;) last = receiver_->Look(now += absl::Milliseconds(250));
+    return last;
+  };
+  script_.HoldConnect(true, /*deaf=*/true);
+  Answer<sink::Connected> connected;
+  receiver_->Connect({"token", 1, 2, "nowhere"}, connected.Callback());
+  AwaitSessions(1);
+  EXPECT_TRUE(look(absl::Minutes(1)).ok()) << "it is wanted, and has deadlines";
+  receiver_->Cancel(absl::AbortedError("no"));
+  EXPECT_TRUE(look(ReceiverOptions().end_limit).ok());
+  const absl::Status told = look(absl::Milliseconds(250));
+  EXPECT_TRUE(absl::IsInternal(told));
+  EXPECT_THAT(told.message(), HasSubstr("the receive thread is still connecting 8s after that was called off"));
+  script_.HoldConnect(false);
+  connected.Get();
+  EXPECT_TRUE(look(absl::Minutes(1)).ok());
+}
+
 TEST_F(ReceiverTest, ConnectHasADeadline) {
   Use({.connect_timeout = absl::Milliseconds(50)});
   script_.HoldConnect(true);

@@ -88,6 +88,11 @@ class ReceiverTest : public ::testing::Test {
     receiver_->Apply(answer.Callback());
     return answer.Get();
   }
+  void AwaitSessions(int64_t sessions) {
+    const absl::Time deadline = MonotonicNow() + kPatience;
+    while (script_.sessions() < sessions && MonotonicNow() < deadline) std::this_thread::yield();
+    ASSERT_EQ(script_.sessions(), sessions);
+  }
   void AwaitReceived(int64_t buckets) {
     const absl::Time deadline = MonotonicNow() + kPatience;
     while (script_.received() < buckets && MonotonicNow() < deadline) std::this_thread::yield();

@@ -71,9 +71,10 @@ void Script::FailConnect(const absl::Status& why) {
   fail_connect_ = why;
 }
 
-void Script::HoldConnect(bool hold) {
+void Script::HoldConnect(bool hold, bool deaf) {
   MutexLock lock(&mu_);
   hold_connect_ = hold;
+  deaf_ = deaf;
   changed_.SignalAll();
 }
 

@@ -38,11 +38,11 @@ class Script {
 
   FakeClientEvents events;  // that the engine lends
 
-  void SetVersion(uint64_t version);          // what the source sends from now on, beginning with bucket 0
-  void DeliverUpTo(int64_t buckets);          // of a session; later ones wait. kAll at first
-  void Corrupt(int64_t bucket);               // one byte of it, once
-  void FailConnect(const absl::Status& why);  // once
-  void HoldConnect(bool hold);
+  void SetVersion(uint64_t version);               // what the source sends from now on, beginning with bucket 0
+  void DeliverUpTo(int64_t buckets);               // of a session; later ones wait. kAll at first
+  void Corrupt(int64_t bucket);                    // one byte of it, once
+  void FailConnect(const absl::Status& why);       // once
+  void HoldConnect(bool hold, bool deaf = false);  // deaf: a cancel does not end it either
   void HoldApply(bool hold);
   void FailApply(int64_t bucket);  // once
   void FailAllocation(bool fail);
@@ -87,6 +87,7 @@ class Script {
   int64_t fail_apply_ ABSL_GUARDED_BY(mu_) = -1;
   absl::Status fail_connect_ ABSL_GUARDED_BY(mu_);
   bool hold_connect_ ABSL_GUARDED_BY(mu_) = false;
+  bool deaf_ ABSL_GUARDED_BY(mu_) = false;
   bool hold_apply_ ABSL_GUARDED_BY(mu_) = false;
   bool fail_allocation_ ABSL_GUARDED_BY(mu_) = false;
   int64_t applied_ ABSL_GUARDED_BY(mu_) = 0;

@@ -33,6 +33,7 @@ struct FakeBackend::Shared {
   bool hold_encodes ABSL_GUARDED_BY(mu) = false;
   bool hold_sends ABSL_GUARDED_BY(mu) = false;
   bool hold_connects ABSL_GUARDED_BY(mu) = false;
+  bool deaf ABSL_GUARDED_BY(mu) = false;
   bool fail_allocations ABSL_GUARDED_BY(mu) = false;
   std::map<int64_t, absl::Status> encode_errors ABSL_GUARDED_BY(mu);
   std::vector<Operation> operations ABSL_GUARDED_BY(mu);
@@ -232,7 +233,7 @@ class FakeBackend::FakeTransport final : public Transport {
   }
   absl::Status Connect(absl::Time deadline) override {
     MutexLock lock(&shared_->mu);
-    while (shared_->hold_connects && cancelled_.ok() && MonotonicNow() < deadline) {
+    while (shared_->hold_connects && (shared_->deaf || (cancelled_.ok() && MonotonicNow() < deadline))) {
       shared_->changed.WaitUntil(&shared_->mu, deadline);
     }
     if (!cancelled_.ok()) return cancelled_;
@@ -281,9 +282,10 @@ void FakeBackend::HoldSends(bool hold) {
   shared_->Pump();
 }
 
-void FakeBackend::HoldConnects(bool hold) {
+void FakeBackend::HoldConnects(bool hold, bool deaf) {
   MutexLock lock(&shared_->mu);
   shared_->hold_connects = hold;
+  shared_->deaf = deaf;
   shared_->Pump();
 }
 

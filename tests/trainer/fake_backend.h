@@ -48,7 +48,7 @@ class FakeBackend final : public Backend {
   // ---- the test's hand
   void HoldEncodes(bool hold);
   void HoldSends(bool hold);
-  void HoldConnects(bool hold);
+  void HoldConnects(bool hold, bool deaf = false);       // deaf: a cancel does not end them either
   void FailEncode(int64_t bucket, absl::Status status);  // OK: no more
   void FailAllocations(bool fail);
   std::vector<Operation> operations(Operation::Kind kind);  // in the order they were asked for

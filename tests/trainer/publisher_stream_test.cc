@@ -45,6 +45,21 @@ TEST_F(PublisherTest, AStreamThatNeverGetsThereFailsTheVersionInTimeAndTheNextOn
   }
 }
 
+TEST_F(PublisherTest, ASessionThatIsCalledOffDoesNotWaitForTheTrainersStream) {
+  for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
+    const size_t sent = events_.Count<event::SourceSent>();
+    Open(mode, {.start_timeout = absl::Hours(1)});
+    Start(1, 7, Order());
+    ASSERT_TRUE(after_->IsAwaited());
+    ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 1; }));
+    Cancel(1, false);
+    EXPECT_TRUE(Eventually([&] { return backend_.open_sessions() == 0; }));
+    Start(2, 7, OrderAfter("after"));
+    after_->Come();
+    EXPECT_EQ(events_.Await<event::SourceSent>(sent).epoch, 2u) << "the version itself is wanted";
+  }
+}
+
 TEST_F(PublisherTest, AVersionThatIsDroppedDoesNotWaitForTheTrainersStream) {
   for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
     const size_t sent = events_.Count<event::SourceSent>();

@@ -128,6 +128,44 @@ TEST_F(PublisherTest, CancelReachesASessionThatConnects) {
   EXPECT_LT(MonotonicNow() - asked, absl::Seconds(2)) << "the connect timeout is 11 s";
 }
 
+// For ever in the network, say. Nothing but a new process gets rid of it.
+TEST_F(PublisherTest, AThreadThatDoesNotEndWhatWasCalledOffIsTold) {
+  for (const SourceMode mode : {SourceMode::kFull, SourceMode::kRing}) {
+    absl::Time now = absl::UnixEpoch();
+    const auto look = [&](absl::Duration during) {
+      absl::Status last;
+      for (const absl::Time end = now + during; now < end;) last = publisher_->Look(now += absl::Milliseconds(250));
+      return last;
+    };
+    Open(mode);
+    backend_.HoldConnects(true, /*deaf=*/true);
+    Start(1, 7, true);
+    ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 1; }));
+    EXPECT_TRUE(look(absl::Minutes(1)).ok()) << "it is wanted, and has deadlines";
+    Cancel(1, false);
+    EXPECT_TRUE(look(WatchedJob::kEndLimit).ok());
+    const absl::Status told = look(absl::Milliseconds(250));
+    EXPECT_TRUE(absl::IsInternal(told));
+    EXPECT_THAT(std::string(told.message()), HasSubstr("thread does not end version 7, which was called off 8s ago"));
+    backend_.HoldConnects(false);
+    ASSERT_TRUE(Eventually([&] { return backend_.open_sessions() == 0; }));
+    Flush();
+    EXPECT_TRUE(look(absl::Minutes(1)).ok());
+  }
+}
+
+TEST_F(PublisherTest, DropReachesTheEncodeOfAnEarlierAttempt) {
+  Open(SourceMode::kFull);
+  backend_.HoldEncodes(true);
+  Start(1, 7, true);
+  ASSERT_TRUE(Eventually([&] { return backend_.encodes() == kBuckets; }));
+  Cancel(1, false);
+  Start(2, 7, true);
+  Cancel(2, true);
+  EXPECT_TRUE(Eventually([&] { return backend_.operations(Kind::kEncode).back().done->Poll().has_value(); }));
+  backend_.HoldEncodes(false);
+}
+
 TEST_F(PublisherTest, CancelOfAStartThatWaitsKeepsItFromBeginning) {
   Open(SourceMode::kFull);
   backend_.HoldEncodes(true);
