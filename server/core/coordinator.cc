@@ -33,7 +33,7 @@ absl::Time Coordinator::NextDeadline() const { return impl_->NextDeadline(); }
 StatusSnapshot Coordinator::Snapshot(absl::Time now) const { return impl_->Snapshot(now); }
 
 Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
-    : options_(std::move(options)), now_(now), group_(options_.heartbeat_timeout) {}
+    : options_(std::move(options)), now_(now), started_(now), group_(options_.heartbeat_timeout) {}
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
   still_ = ticking_ ? now - now_ : absl::ZeroDuration();
@@ -96,8 +96,8 @@ absl::Time Coordinator::Impl::NextDeadline() const {
   if (catch_up_.has_value()) next = std::min(next, catch_up_->deadline());
   if (Ticks()) next = std::min(next, now_ + kTick);
   if (publish_.has_value() && publish_->stage != RunningPublish::Stage::kRunning) {
-    next = std::min(next, publish_->deadline);
-    if (publish_->stage == RunningPublish::Stage::kWaiting && Grace() > now_) next = std::min(next, Grace());
+    const bool waiting = publish_->stage == RunningPublish::Stage::kWaiting;
+    next = std::min(next, waiting && Grace() > now_ ? Grace() : publish_->deadline);
   }
   return next;
 }
@@ -225,6 +225,7 @@ void Coordinator::Impl::On(const event::Joined& event) {
   }
   Member& member = group_.Add(now_, event.member, event.info);
   if (!plan_.has_value()) member.reason = kNoCatalog;
+  former_group_ = std::max<int64_t>(former_group_, event.info.group);
   AdoptServing(member);
   out_.push_back(action::SendWelcome{event.member, committed_});
   if (plan_.has_value()) out_.push_back(action::SendCatalog{event.member});

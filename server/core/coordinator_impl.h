@@ -104,6 +104,7 @@ class Coordinator::Impl {
   absl::Status CheckPublish(uint64_t version) const;
   std::vector<Group::Replica> Candidates() const;
   absl::Time Grace() const;
+  absl::Time FormerGroupBack() const;
   void AdvancePublish();
   void StartAttempt();
   Round NewRound(const std::vector<Group::Replica>& replicas, uint64_t version, RoundOptions options);
@@ -139,6 +140,8 @@ class Coordinator::Impl {
   bool ticking_ = false;                        // since the step before
   absl::Duration still_;                        // how long nothing came, though a tick was due
   absl::Time all_back_ = absl::InfinitePast();  // who left while we stood still has joined again by then
+  const absl::Time started_;
+  int64_t former_group_ = 0;  // sinks that an earlier coordinator had, as those say that joined since
   Actions out_;
   Group group_;
   uint64_t epoch_ = 0;

@@ -44,6 +44,7 @@ struct MemberInfo {
   // Its engine is paused while it receives, and no network lies between it and the source: a data plane that takes many
   // multiprocessors disturbs nobody, and is faster.
   bool wide = false;
+  int32_t group = 0;  // sinks of the last version it took part in, itself included; 0: of none yet
 };
 
 // The plan as far as the coordinator cares.

@@ -17,6 +17,9 @@ constexpr int kRetries = 2;
 // How long a publish waits for a replica that is just applying a catch-up, before it goes on without it: applying takes
 // milliseconds, and an engine that needs longer must not hold up the trainer.
 constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
+// What the sinks of a coordinator that was started again take to be back: by default their longest pause between two
+// attempts is 2 s.
+constexpr absl::Duration kRejoinGrace = absl::Milliseconds(2500);
 // A trainer gives up an agent that is silent for three seconds or more, and trains on: its hanging up may be read here
 // after the weights were.
 constexpr absl::Duration kCallersPatience = absl::Seconds(2);
@@ -134,9 +137,17 @@ std::vector<Group::Replica> Coordinator::Impl::Candidates() const {
   return ready;
 }
 
+// A version that goes to whoever is back first is one that, in ring mode, nobody else gets.
+absl::Time Coordinator::Impl::FormerGroupBack() const {
+  const auto ready = std::count_if(group_.members().begin(), group_.members().end(),
+                                   [](const auto& member) { return member.second.ready; });
+  return ready < former_group_ ? started_ + kRejoinGrace : absl::InfinitePast();
+}
+
 // Until then a publish waits for replicas that it need not wait for.
 absl::Time Coordinator::Impl::Grace() const {
-  return std::max(all_back_, catch_up_.has_value() ? publish_->requested + kCatchUpGrace : absl::InfinitePast());
+  return std::max({all_back_, FormerGroupBack(),
+                   catch_up_.has_value() ? publish_->requested + kCatchUpGrace : absl::InfinitePast()});
 }
 
 void Coordinator::Impl::AdvancePublish() {
@@ -152,7 +163,7 @@ void Coordinator::Impl::AdvancePublish() {
   const std::vector<Group::Replica> ready = Candidates();
   const int64_t needed = std::max<int64_t>(options_.quorum, options_.min_replicas);
   const bool enough = static_cast<int64_t>(ready.size()) >= needed;
-  if (!late && (!enough || now_ < Grace())) return;
+  if (now_ < Grace() || (!enough && !late)) return;
   if (enough) {
     StartAttempt();
   } else {

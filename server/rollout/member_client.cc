@@ -93,7 +93,7 @@ void MemberClient::Open(absl::Time now) {
   stream_ = std::make_unique<MemberStream>(NewChannel(options_.address, options_.credentials), std::move(handlers));
   v1::MemberMessage message;
   *message.mutable_join() = options_.join;
-  *message.mutable_join()->mutable_serving() = delegate_->Serving();
+  delegate_->Introduce(message.mutable_join());
   stream_->Send(std::move(message));
 }
 

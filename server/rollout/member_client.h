@@ -31,7 +31,7 @@ class MemberStream;
 class MemberDelegate {
  public:
   virtual ~MemberDelegate() = default;
-  virtual v1::ServedVersion Serving() = 0;  // for the join
+  virtual void Introduce(v1::Join* join) = 0;  // what changes from one join to the next: `serving`, `group`
   virtual v1::Heartbeat MakeHeartbeat() = 0;
   virtual void OnLinked() = 0;
   virtual void OnUnlinked(const std::string& reason) = 0;
@@ -42,7 +42,7 @@ class MemberDelegate {
 struct MemberClientOptions {
   std::string address;
   std::shared_ptr<grpc::ChannelCredentials> credentials;
-  v1::Join join;                                      // without `serving`
+  v1::Join join;                                      // without what Introduce adds
   absl::Duration attempt_timeout = absl::Seconds(5);  // from dialling to the welcome
   absl::Duration reconnect_max = absl::Seconds(2);
 };

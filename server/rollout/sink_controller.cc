@@ -82,6 +82,12 @@ void SinkController::Drain(absl::Duration grace) {
   });
 }
 
+absl::Status SinkController::Look(absl::Time now) {
+  absl::Status status = thread_->Look(now);
+  status.Update(receiver_.Look(now));
+  return status;
+}
+
 absl::Time SinkController::NextDeadline() const {
   absl::Time next = std::min({state_.NextDeadline(), member_.NextDeadline(), ask_for_room_at_, NextLook()});
   for (const Waiter& waiter : waiters_) next = std::min(next, waiter.caller.deadline);
@@ -104,7 +110,10 @@ void SinkController::Tick() {
 
 // ---- the coordinator's side
 
-v1::ServedVersion SinkController::Serving() { return ToProto(state_.serving()); }
+void SinkController::Introduce(v1::Join* join) {
+  *join->mutable_serving() = ToProto(state_.serving());
+  join->set_group(group_);
+}
 
 v1::Heartbeat SinkController::MakeHeartbeat() {
   v1::Heartbeat beat;
@@ -209,6 +218,7 @@ void SinkController::OnRoundMessage(const v1::CoordinatorMessage& message) {
   if (message.has_verify()) return OnVerify(message.verify().id());
   if (message.has_begin()) (void)WSYNC_FAILPOINT("rollout.begin");
   if (message.has_commit()) (void)WSYNC_FAILPOINT("rollout.commit");
+  if (message.has_begin()) group_ = message.begin().world() - 1;
   if (const std::optional<sink::Event> event = FromProto(message)) Step(*event);
 }
 

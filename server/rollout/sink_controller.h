@@ -36,8 +36,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   // Lets a running apply end, gives up what else runs, says goodbye to the coordinator and lets the engine go; all of
   // it within `grace` and a little. LocalApi still answers (UNAVAILABLE) until the destructor. Not on the thread.
   void Drain(absl::Duration grace);
-  // One thread, a few times a second: whether the control thread gets through its work. See Turns.
-  absl::Status Look(absl::Time now) { return thread_->Look(now); }
+  // One thread, a few times a second: whether its threads get through their work. See Turns, Receiver::Look.
+  absl::Status Look(absl::Time now);
 
   void AwaitPlan(Caller caller, std::function<void(absl::StatusOr<std::shared_ptr<const Plan>>)> done) override;
   void Attach(Caller caller, AttachSpec spec, std::function<void(absl::StatusOr<Attached>)> done) override;
@@ -57,7 +57,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   struct Engine {  // attached, or about to be
     std::string name;
     std::string attachment_id;  // empty: still being checked
-    // Until its update stream is open, whose end then says the same at once. Null: another pid namespace's.
+    // Its update stream's end mostly says the same sooner; but a child of it may hold that open. Null: another pid
+    // namespace's.
     std::shared_ptr<const ClientProcess> process;
     absl::Time attached_at;
     absl::Time look_at;  // whether it lives
@@ -68,7 +69,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   };
 
   // MemberDelegate
-  v1::ServedVersion Serving() override;
+  void Introduce(v1::Join* join) override;
   v1::Heartbeat MakeHeartbeat() override;
   void OnLinked() override;
   void OnUnlinked(const std::string& reason) override;
@@ -108,7 +109,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Status EngineSlotFree() const;
   // Lets an engine go that attached and did not come for its updates, for the sake of one that is here.
   void MakeWayForEngine();
-  // Lets it go if its process ended before it came for its updates; when to look again.
+  // Lets it go if its process has ended; when to look again.
   void WatchEngine();
   absl::Time NextLook() const;
   bool IsAttached(const std::string& attachment_id) const;
@@ -141,6 +142,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
     std::string attachment_id;
     absl::Status why;
   } untold_;
+  int32_t group_ = 0;  // sinks of the last version that was begun here
   bool draining_ = false;
   std::function<void()> on_idle_;  // Drain waits for the end of what runs
 };

@@ -169,7 +169,6 @@ void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<Engi
       return stream->Finish(absl::AlreadyExistsError("this attachment has an update stream already"));
     }
     engine_->stream = stream;
-    engine_->process.reset();
     Step(sink::EngineOpened{});
   });
 }

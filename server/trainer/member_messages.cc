@@ -88,6 +88,7 @@ event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules&
   joined.info.device_id = join.device_id();
   joined.info.wide = join.idle_receiver() && join.host() == rules.host;
   joined.info.serving = FromProto(join.serving());
+  joined.info.group = join.group();
   return joined;
 }
 

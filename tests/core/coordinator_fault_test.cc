@@ -111,6 +111,46 @@ TEST_F(CoordinatorFaultTest, ReplicasThatLeftWhileTheProcessStoodStillAreWaitedF
   EXPECT_THAT(To<action::SendBegin>(), ElementsAre(3, 4));
 }
 
+// The same, where the former coordinator died: its sinks say how many they were.
+TEST_F(CoordinatorFaultTest, ACoordinatorThatWasStartedAgainWaitsForTheFormerGroup) {
+  options_.source_retains = false;
+  options_.min_replicas_wait = absl::Milliseconds(100);  // shorter than that takes nothing from it
+  Register();
+  const auto join = [this](MemberId member, int32_t group) {
+    MemberInfo info{.name = absl::StrCat("sink-", member), .replica = absl::StrCat("r", member)};
+    info.serving = Content(6);
+    info.group = group;
+    Step(event::Joined{member, info});
+    Ready(member, 6);
+  };
+  join(1, 2);
+  Publish(7);
+  EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+  Pass(absl::Milliseconds(500));
+  EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+  join(2, 2);
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1, 2));
+}
+
+TEST_F(CoordinatorFaultTest, AFormerGroupThatIsNotBackIsWaitedForInVainButOnce) {
+  Register();
+  MemberInfo info{.name = "sink-1", .replica = "r1"};
+  info.serving = Content(6);
+  info.group = 3;
+  Step(event::Joined{1, info});
+  Ready(1, 6);
+  Publish(7);
+  Pass(absl::Milliseconds(2400));
+  EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+  Pass(absl::Milliseconds(100));
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1));
+  Release(7);
+  Staged(1, 7);
+  Applied(1, 7);
+  Publish(8);
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1));
+}
+
 // Its silence is not ours, however seldom hearts beat.
 TEST_F(CoordinatorFaultTest, AMemberThatFallsSilentHoldsUpNoPublish) {
   Sinks(1);

@@ -42,6 +42,7 @@ void Sink::Start() {
   running = true;
   ++pid;
   serving = {};
+  group = 0;
   torn = false;
   Connect();
 }
@@ -58,6 +59,7 @@ void Sink::Connect() {
   cut = false;
   up = down = world->now;
   MemberInfo info{name, replica, rank, replica_size, "host-" + name, pid, "host", "simulation", serving};
+  info.group = group;
   Send(event::Joined{stream, info});
   Heartbeat(stream);
 }
@@ -144,6 +146,7 @@ void Sink::Begin(const action::SendBegin& begin) {
   epoch = begin.epoch;
   version = begin.version;
   session = begin.session;
+  group = begin.world - 1;
   if (!attached) return Fail(MemberPhase::kConnect, absl::FailedPreconditionError("no engine attached"));
   if (bad_luck == 1) {
     AfterWork(absl::Milliseconds(4),

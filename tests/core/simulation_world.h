@@ -86,6 +86,7 @@ struct Sink {
   State state = State::kIdle;
   uint64_t epoch = 0, version = 0;
   std::string session;
+  int32_t group = 0;
   uint64_t work = 0;  // counts begins and aborts: a step of earlier work does not happen
   Hash128 staged;
   int bad_luck = 0;  // the next receive: 1 fails, 2 is damaged and noticed, 3 is damaged unnoticed, 4 is slow, 5 stalls

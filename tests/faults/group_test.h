@@ -56,7 +56,7 @@ class GroupTest : public ::testing::Test {
   }
   // As a supervisor does; what it exited with.
   static int AwaitExit(pid_t pid) {
-    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(10));
+    const absl::Time deadline = MonotonicNow() + Scaled(absl::Seconds(15));
     int status = 0;
     while (waitpid(pid, &status, WNOHANG) == 0) {
       if (MonotonicNow() > deadline) return -1;

@@ -139,6 +139,42 @@ TEST_F(Restart, AWedgedRolloutAgentExitsForItsSupervisorAndTheOthersGoOn) {
   Commit();
 }
 
+// The same, and nobody knows: the backend thinks all is well.
+TEST_F(Restart, ATrainerAgentWhoseSendThreadHangsExitsForItsSupervisor) {
+  const pid_t pid = group_->agents().trainer_pid();
+  ASSERT_TRUE(ArmFailpoint(pid, "trainer.bucket.middle", Fault::kHang, 0).ok());
+  Commit();  // everything is on the wire by then, and nobody misses the thread
+  const auto published = group_->Publish(++version_, Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_FALSE(published->ok());
+  const absl::Time answered = MonotonicNow();
+  EXPECT_EQ(AwaitExit(pid), kExitForRestart);
+  std::printf("RESTART|hung send thread|publish answered after, agent ended after|%.2f %.2f\n",
+              absl::ToDoubleSeconds(published->took),
+              absl::ToDoubleSeconds(published->took + MonotonicNow() - answered));
+  ASSERT_TRUE(group_->agents().RestartTrainer().ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
+
+TEST_F(Restart, ARolloutAgentWhoseReceiveThreadHangsExitsForItsSupervisorAndTheOthersGoOn) {
+  const pid_t pid = group_->agents().rollout_pid(1);
+  ASSERT_TRUE(ArmFailpoint(pid, "rollout.bucket.middle", Fault::kHang, 0).ok());
+  const absl::Time begun = MonotonicNow();
+  const auto published = group_->Publish(++version_, Scaled(absl::Seconds(10)));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_TRUE(published->ok()) << published->message;
+  EXPECT_THAT(published->message, HasSubstr("rollout-1"));
+  EXPECT_LT(published->took, Scaled(kHardLimit));
+  EXPECT_EQ(AwaitExit(pid), kExitForRestart);
+  std::printf("RESTART|hung receive thread|agent ended after|%.2f\n", absl::ToDoubleSeconds(MonotonicNow() - begun));
+  group_->agents().KillRollout(1);
+  ASSERT_TRUE(group_->agents().StartRollout(1).ok());
+  EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(15))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
+
 // The thread that an agent thinks with never comes back from a piece of work; its connections go on answering.
 TEST_F(Restart, ATrainerAgentWhoseControlThreadHangsExitsForItsSupervisor) {
   const pid_t pid = group_->agents().trainer_pid();

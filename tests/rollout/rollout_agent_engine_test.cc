@@ -170,6 +170,30 @@ TEST_F(RolloutAgentTest, EngineThatDiesBeforeItOpenedItsUpdatesIsLetGoWithinASec
   Serve(1, 1);
 }
 
+// A child that it left behind keeps its connection open, say.
+TEST_F(RolloutAgentTest, EngineThatDiesIsLetGoThoughItsStreamLivesOn) {
+  StartAgent();
+  Join();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    while (true) pause();
+  }
+  v1::AttachRequest request = Request();
+  request.mutable_header()->set_pid(child);
+  ScriptedEngine killed(agent_->local_address());
+  ASSERT_TRUE(killed.Attach(request).ok());
+  killed.OpenUpdates();
+  coordinator_->AwaitReady(true);
+  kill(child, SIGKILL);
+  EXPECT_THAT(coordinator_->AwaitReady(false).reason(), HasSubstr("its process has ended"));
+  EXPECT_EQ(killed.End().error_code(), grpc::StatusCode::ABORTED);
+  waitpid(child, nullptr, 0);
+  AttachEngine();
+  coordinator_->AwaitReady(true);
+  Serve(1, 1);
+}
+
 TEST_F(RolloutAgentTest, UpdatesOfAnUnknownAttachmentAreNotFound) {
   StartAgent();
   ScriptedEngine engine(agent_->local_address());

@@ -38,7 +38,9 @@ TEST_F(RolloutAgentTest, RestartedCoordinatorLearnsTheServingVersion) {
   Serve(5, 7);
   coordinator_.reset();
   StartCoordinator();
-  EXPECT_EQ(coordinator_->AwaitJoin().serving().version(), 7u);
+  const v1::Join join = coordinator_->AwaitJoin();
+  EXPECT_EQ(join.serving().version(), 7u);
+  EXPECT_EQ(join.group(), 1) << "that coordinator waits a moment for as many";
   coordinator_->Welcome();
   coordinator_->SendCatalog(*plan_);
   EXPECT_EQ(coordinator_->AwaitReady(true).serving().version(), 7u);
