@@ -24,7 +24,7 @@ class DeviceBuffer final : public Buffer {
     bytes_ = bytes;
   }
   ~DeviceBuffer() override {
-    if (device_->MakeCurrent().ok()) cudaFree(data_);
+    if (device_->MakeCurrent().ok()) device_->Check(cudaFree(data_), "cudaFree", "a buffer").IgnoreError();
   }
 
  private:
@@ -62,7 +62,8 @@ class CudaMemory::Mapping {
   Mapping(std::shared_ptr<const Device> device, void* base, int64_t bytes)
       : device_(std::move(device)), base_(base), bytes_(bytes) {}
   ~Mapping() {
-    if (device_->MakeCurrent().ok()) cudaIpcCloseMemHandle(base_);
+    if (!device_->MakeCurrent().ok()) return;
+    device_->Check(cudaIpcCloseMemHandle(base_), "cudaIpcCloseMemHandle", "a mapping").IgnoreError();
   }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;

@@ -272,7 +272,8 @@ void NcclSession::EndCommunicator() {
     MutexLock call(&call_mu_);  // nobody is inside NCCL now, and nobody finds a communicator from here on
     comm = std::exchange(comm_, nullptr);
   }
-  if (comm != nullptr && device_->MakeCurrent().ok()) nccl_->CommAbort(comm);
+  // What it returns tells of the session that was broken, not of its end; that is seen below.
+  if (comm != nullptr && device_->MakeCurrent().ok()) (void)nccl_->CommAbort(comm);
   // The kernels have been told to quit; what is behind them in the stream goes as well.
   Backoff backoff;
   while (device_->MakeCurrent().ok() && cudaStreamQuery(stream_->get()) == cudaErrorNotReady) {

@@ -26,7 +26,8 @@ absl::StatusOr<std::unique_ptr<Stream>> Stream::Create(std::shared_ptr<const Dev
 }
 
 Stream::~Stream() {
-  if (device_->MakeCurrent().ok()) cudaStreamDestroy(stream_);
+  if (!device_->MakeCurrent().ok()) return;
+  device_->Check(cudaStreamDestroy(stream_), "cudaStreamDestroy", "a stream").IgnoreError();
 }
 
 absl::Status Stream::Synchronize(std::string_view what) const {
@@ -47,7 +48,7 @@ absl::StatusOr<std::unique_ptr<PinnedBuffer>> PinnedBuffer::Create(std::shared_p
 }
 
 PinnedBuffer::~PinnedBuffer() {
-  if (device_->MakeCurrent().ok()) cudaFreeHost(data_);
+  if (device_->MakeCurrent().ok()) device_->Check(cudaFreeHost(data_), "cudaFreeHost", "a buffer").IgnoreError();
 }
 
 // ---- EventPool
@@ -55,7 +56,9 @@ PinnedBuffer::~PinnedBuffer() {
 EventPool::~EventPool() {
   if (!device_->MakeCurrent().ok()) return;
   MutexLock lock(&mu_);
-  for (const cudaEvent_t event : free_) cudaEventDestroy(event);
+  for (const cudaEvent_t event : free_) {
+    device_->Check(cudaEventDestroy(event), "cudaEventDestroy", "an event").IgnoreError();
+  }
 }
 
 absl::StatusOr<cudaEvent_t> EventPool::Take() {

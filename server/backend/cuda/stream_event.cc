@@ -41,7 +41,9 @@ absl::StatusOr<std::unique_ptr<CudaStreamEvent>> CudaStreamEvent::Open(const std
         "(containers: ipc=host)?"));
   }
   EventPtr event(new Event(opened), [device](const Event* owned) {
-    if (device->MakeCurrent().ok()) cudaEventDestroy(owned->get());
+    if (device->MakeCurrent().ok()) {
+      device->Check(cudaEventDestroy(owned->get()), "cudaEventDestroy", "an event").IgnoreError();
+    }
     delete owned;
   });
   return std::unique_ptr<CudaStreamEvent>(new CudaStreamEvent(device, std::move(event)));
