@@ -18,11 +18,14 @@
 #include "tests/faults/group_test.h"
 #include "tests/faults/private_network.h"
 #include "tests/faults/proxy.h"
+#include "tests/faults/strangers.h"
 
 namespace wsync::faults {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 const absl::Duration kCutOff = absl::Seconds(5) + kSlack;
 constexpr absl::Duration kHeld = absl::Seconds(6);
@@ -135,26 +138,16 @@ TEST_F(Proxied, AHalfOpenConnectionIsNoticedBySilence) {
   Commit();
 }
 
-// What scrapers and scanners send, at every port that a job has open: the coordinator's, where the data plane is, too.
+// At every port that a job's agents have open: the coordinator's, where the data plane is, too.
 TEST_F(Proxied, StrangersAtThePortsChangeNothing) {
-  const std::vector<std::string> greetings = {
-      "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
-      "",  // a port probe
-      std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11),
-      "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + std::string("\xff\xff\xff\x04\x00\x00\x00\x00\x00", 9),
-      std::string(100'000, '\0'),
-      "SSH-2.0-OpenSSH_9.2\r\n"};
+  const pid_t trainer = group_->agents().trainer_pid();
+  ASSERT_THAT(ListeningAddresses(trainer), SizeIs(1));
+  for (int i = 0; i < 2; ++i) EXPECT_THAT(ListeningAddresses(group_->agents().rollout_pid(i)), IsEmpty());
   for (int round = 0; round < 3; ++round) {
     group_->BeginPublish(++version_);
     std::vector<int> open;
-    for (const std::string& greeting : greetings) {
-      for (int i = 0; i < 5; ++i) {
-        const int fd = ConnectTcp(group_->agents().coordinator());
-        if (fd < 0) continue;
-        (void)!send(fd, greeting.data(), greeting.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-        open.push_back(fd);
-      }
-    }
+    for (const std::string& address : ListeningAddresses(trainer)) Greet(address, 5, &open);
+    EXPECT_THAT(open, SizeIs(5 * Greetings().size()));
     const auto published = group_->AwaitPublished(Scaled(kHardLimit));
     for (const int fd : open) close(fd);
     ASSERT_TRUE(published.has_value());

@@ -1,12 +1,21 @@
 // Faults on two GPUs: whoever is killed or stopped in the middle of NCCL's work, memory that somebody else has, bits
 // that change in live weights. Survivors are free within the limits that tests/faults/README.md gives, nothing is torn,
 // and the next version arrives.
+#include <unistd.h>
+
+#include <atomic>
 #include <csignal>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "server/core/clock.h"
 #include "tests/faults/child_process.h"
+#include "tests/faults/strangers.h"
 #include "tests/faults/wsync_command.h"
 #include "tests/gpu/gpu_faults.h"
 
@@ -123,6 +132,80 @@ TEST_F(GpuMemoryFaults, FullGpuUnderASinkFailsWhatNeedsACommunicatorAndTheOldVer
   }
   ASSERT_NO_FATAL_FAILURE(WaitUntilSettled());
   ASSERT_NO_FATAL_FAILURE(CommitAndCompare(4));
+}
+
+// Somebody takes what there is, gives it back and takes it again, on both GPUs, while versions go over.
+TEST_F(GpuMemoryFaults, MemoryThatComesAndGoesDuringVersionsChangesNothing) {
+  ASSERT_NO_FATAL_FAILURE(StartInSync());
+  ASSERT_NO_FATAL_FAILURE(CommitAndCompare(1));
+  std::atomic<bool> done = false;
+  std::atomic<int> taken = 0;
+  std::vector<std::thread> others;
+  for (const int device : {0, 1}) {
+    others.emplace_back([&done, &taken, device] {
+      while (!done) {
+        const MemoryHog hog(device, kNextToNothing);
+        ++taken;
+        absl::SleepFor(absl::Milliseconds(5));
+      }
+    });
+  }
+  uint64_t version = 1;
+  for (const absl::Time end = MonotonicNow() + absl::Seconds(5); MonotonicNow() < end && !HasFatalFailure();) {
+    CommitAndCompare(++version);
+  }
+  done = true;
+  for (std::thread& other : others) other.join();
+  std::printf("%d versions while memory was taken %d times\n", static_cast<int>(version) - 1, taken.load());
+  EXPECT_GT(taken, 4);
+}
+
+// ---- strangers
+
+// NCCL listens, too: for the ranks of a communicator in the making, and between them.
+TEST_F(GpuFaults, StrangersAtEveryPortChangeNothing) {
+  ASSERT_NO_FATAL_FAILURE(StartInSync());
+  std::atomic<bool> done = false;
+  std::set<std::string> found;
+  std::thread strangers([&] {
+    while (!done) {
+      std::vector<int> open;
+      for (const Side side : {Side::kTrainer, Side::kRollout}) {
+        for (const std::string& address : faults::ListeningAddresses(PidOf(side))) {
+          faults::Greet(address, 1, &open);
+          found.insert(absl::StrCat(NameOf(side), " ", address));
+        }
+      }
+      absl::SleepFor(absl::Milliseconds(2));
+      for (const int fd : open) close(fd);
+    }
+  });
+  uint64_t version = 0;
+  std::string failures;
+  for (int group = 0; group < 3; ++group) {  // each makes a communicator
+    for (int i = 0; i < 10; ++i) {
+      Train(static_cast<uint32_t>(++version));
+      const auto report = Publish(version);
+      if (!report.ok()) {
+        absl::StrAppend(&failures, report.status().message(), "\n");
+        continue;
+      }
+      EXPECT_TRUE(engine_->WaitForVersion(version));
+      EXPECT_TRUE(engine_->Memory() == Expected());
+    }
+    done = group == 2;
+    if (done) strangers.join();
+    kill(PidOf(Side::kRollout), SIGKILL);
+    StartAgain(Side::kRollout);
+    WaitUntilSettled();
+  }
+  std::printf("strangers at %d ports: %s\n", static_cast<int>(found.size()), absl::StrJoin(found, ", ").c_str());
+  EXPECT_EQ(failures, "");
+  EXPECT_GT(found.size(), 2u) << "NCCL's were among them";
+  Train(static_cast<uint32_t>(++version));
+  ASSERT_TRUE(Publish(version).ok());
+  ASSERT_TRUE(engine_->WaitForVersion(version));
+  EXPECT_TRUE(engine_->Memory() == Expected());
 }
 
 // ---- what is served

@@ -36,6 +36,8 @@ class GpuFaults : public GpuCluster {
   void WaitUntilSettled();
   void StartAgain(Side side);  // as a supervisor does
 
+  pid_t PidOf(Side side) const;
+
  private:
   struct Answer {
     absl::StatusOr<v1::VersionReport> report;
@@ -44,7 +46,6 @@ class GpuFaults : public GpuCluster {
   void Arm(Side side, Fault fault, Step step);
   void AwaitFired(Side side, Fault fault, Step step, uint64_t version);
   void Judge(Side side, Fault fault, const Answer& answer, absl::Duration unblocked) const;
-  pid_t PidOf(Side side) const;
   std::string LogPathOf(Side side) const;
 
   int fired_before_ = 0;

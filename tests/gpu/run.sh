@@ -107,10 +107,10 @@ part_faults() {
     trainer=$!
     limited 140 faults-rollout "$bin/faults_gpu_test" --gtest_filter="*Cells*/Rollout*" || status=1
     wait "$trainer" || status=1
-    limited 80 faults-memory "$bin/faults_gpu_test" --gtest_filter="GpuMemoryFaults.*" || status=1
+    limited 120 faults-others "$bin/faults_gpu_test" --gtest_filter="GpuMemoryFaults.*:GpuFaults.*" || status=1
     limited "${SOAK_LIMIT:-60}" faults-soak "$bin/soak_gpu_test" || status=1
   fi
-  cat "$out"/faults*.log | grep -E "^GPUCELL|^SOAK|refused after|OK \]" | sed 's/^/  /'
+  cat "$out"/faults*.log | grep -E "^GPUCELL|^SOAK|refused after|strangers at|memory was taken|OK \]" | sed 's/^/  /'
   return $status
 }
 
