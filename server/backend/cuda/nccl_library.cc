@@ -101,7 +101,7 @@ absl::Status NcclLibrary::Check(ncclResult_t result, const std::string& call) co
       return absl::FailedPreconditionError(text);
     default:
       return absl::InternalError(
-          !absl::StrContains(text, "out of memory")
+          !absl::StrContains(text, "out of memory") && !absl::StrContains(text, "calloc")  // how NCCL says it
               ? text
               : absl::StrCat(text,
                              "; a communicator takes up to 1 GB: free some of this GPU's memory ('wsync plan "
