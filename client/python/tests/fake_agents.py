@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -83,7 +84,13 @@ class FakeAgent:
 
     def __init__(self, folder: Path, service: str, methods: dict[str, grpc.RpcMethodHandler]) -> None:
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
-        health = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+        self.health_takes = 0.0  # seconds
+
+        def check(request: bytes, context: grpc.ServicerContext) -> bytes:
+            time.sleep(self.health_takes)
+            return b""
+
+        health = grpc.unary_unary_rpc_method_handler(check)
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": health}),

@@ -113,6 +113,21 @@ def test_a_registration_that_is_on_its_way_when_the_weights_are_taken_back_is_ta
         agent.agent.stop()
 
 
+@pytest.mark.parametrize("patience", [0.8, 30.0])
+def test_an_agent_that_takes_its_time_to_answer_is_registered_with_again(folder: Path, patience: float) -> None:
+    agent = ForgetfulAgent(folder)
+    agent.gate.set()
+    try:
+        with wsync.Trainer(agent.agent.socket, reconnect_timeout=patience) as trainer:
+            trainer.register(shared_arrays({"x.weight": (4, 4)}))
+            agent.agent.health_takes = 0.5  # as on a loaded machine
+            with pytest.raises(wsync.AgentUnavailable):  # it loses the second publish as well
+                trainer.publish(1).committed(30)
+            assert agent.entered.is_set(), "it was there, and was not found"
+    finally:
+        agent.agent.stop()
+
+
 # ---- what is said of it
 
 

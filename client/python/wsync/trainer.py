@@ -14,6 +14,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -166,16 +168,28 @@ class Trainer:
             return self._id if self._era == era else ""
 
     def _found_agent(self, era: int) -> bool:
+        """One check that takes as long as it needs: an agent on a loaded machine is there, and slow to say so."""
+        found: Future[None] = Future()
+        threading.Thread(target=self._look_for_agent, args=(era, found), name="wsync-reconnect", daemon=True).start()
+        while self._era == era and not found.done():
+            with contextlib.suppress(FutureTimeout):
+                found.exception(_SLICE)
+        if self._era == era:
+            found.result()
+        return self._era == era
+
+    def _look_for_agent(self, era: int, found: Future[None]) -> None:
         give_up = time.monotonic() + self._reconnect_timeout
-        while self._era == era:
+        while self._era == era and not found.done():
             left = give_up - time.monotonic()
             try:
-                self._connection.wait(max(min(left, _SLICE), 0.0))
-                return self._era == era
-            except AgentUnavailable:
-                if left <= _SLICE:
-                    raise
-        return False
+                self._connection.wait(max(left, 0.0))
+                found.set_result(None)
+            except AgentUnavailable as absent:  # with time left: it died over the check
+                if left <= 0:
+                    found.set_exception(absent)
+            except BaseException as error:
+                found.set_exception(error)
 
     @property
     def registration(self) -> Registration | None:
