@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import wsync  # noqa: E402
+from conftest import assert_helpful  # noqa: E402
 from wsync.engines import torch_nn  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.engines.vllm import refresh_mla  # noqa: E402
@@ -147,6 +148,82 @@ def test_a_tie_that_was_cut_is_found(trainer: wsync.Trainer) -> None:
     with pytest.raises(wsync.WeightsMoved) as error:
         trainer.publish(1)
     assert error.value.names == ("embed_tokens.weight",)
+
+
+def test_a_tie_of_modules_that_was_cut_is_found(trainer: wsync.Trainer) -> None:
+    net = Net()
+    net.up_again = net.up_proj
+    assert trainer.register(net).tied.keys() == {"lm_head.weight", "up_again.weight", "up_again.bias"}
+    net.up_again = torch.nn.Linear(HIDDEN, 3 * HIDDEN, dtype=torch.bfloat16)
+    with pytest.raises(wsync.WeightsMoved) as error:
+        trainer.publish(1)
+    assert set(error.value.names) == {"up_proj.weight", "up_proj.bias"}
+
+
+def test_every_name_of_a_tied_weight_can_be_sent(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    engine.lm_head.weight = torch.nn.Parameter(torch.zeros_like(engine.lm_head.weight), requires_grad=False)
+    once = trainer.register(net)
+    assert once.tied == {"lm_head.weight": "embed_tokens.weight"}
+    both = trainer.register(net, tied="all", replace=True)
+    assert (both.tensors, both.tied) == (once.tensors + 1, {})
+    torch_nn.attach(rollout, engine)
+    assert carry(trainer, rollout, 1).applied
+    for served in (engine.embed_tokens, engine.lm_head):
+        assert torch.equal(served.weight, net.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("sent", ["embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("meta", [False, True])
+def test_an_engine_takes_its_tied_weight_under_either_name(
+    pair: tuple[wsync.Trainer, wsync.Rollout], sent: str, meta: bool
+) -> None:
+    trainer, rollout = pair
+    net = Net()
+    with torch.device("meta" if meta else "cpu"):
+        engine = served_net()
+    trainer.register(net, rename=lambda name: name if name == sent or "proj" in name or "norm" in name else None)
+    torch_nn.attach(rollout, engine, allocate=(lambda _, like: torch.empty_like(like, device="cpu")) if meta else None)
+    assert engine.lm_head.weight is engine.embed_tokens.weight
+    assert carry(trainer, rollout, 1).applied
+    assert torch.equal(engine.lm_head.weight, net.lm_head.weight)
+
+
+def test_an_engine_that_ties_refuses_both_names_unless_one_may_be_left(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    trainer.register(net, tied="all")
+    with pytest.raises(wsync.CatalogMismatch, match="one parameter") as error:
+        torch_nn.attach(rollout, engine)
+    assert_helpful(error, "embed_tokens.weight", "lm_head.weight")
+    torch_nn.attach(rollout, engine, allow_partial=True)
+    assert carry(trainer, rollout, 1).applied
+    assert torch.equal(engine.lm_head.weight, net.lm_head.weight)
+
+
+def test_what_shares_a_weights_memory_goes_with_it_to_shared_memory(trainer: wsync.Trainer) -> None:
+    net = Net()
+    net.lm_head.weight = torch.nn.Parameter(net.embed_tokens.weight.data)  # tied, and a parameter of its own
+    assert trainer.register(net).tied == {"lm_head.weight": "embed_tokens.weight"}
+    assert net.lm_head.weight.data_ptr() == net.embed_tokens.weight.data_ptr()
+    trainer.publish(1)
+    net.lm_head.weight.data = net.lm_head.weight.data.clone()
+    with pytest.raises(wsync.WeightsMoved) as error:
+        trainer.publish(2)
+    assert error.value.names == ("lm_head.weight",)
+
+
+def test_copies_are_filled_from_a_module_with_ties(trainer: wsync.Trainer) -> None:
+    net = Net()
+    trainer.register(net, copy="always")
+    trainer.publish(1, weights=net)
+    assert torch.equal(trainer._copies[0].lent, net.embed_tokens.weight)
+
+
+def test_names_that_are_made_one_are_one_weight(trainer: wsync.Trainer) -> None:
+    registration = trainer.register(Net(), rename=lambda name: name.replace("lm_head", "embed_tokens"))
+    assert registration.tensors == 6 and not registration.tied
 
 
 def test_a_module_that_is_wrapped_or_extended_holds_what_was_registered(

@@ -28,7 +28,7 @@ class Held:
         self._keys: list[str] = []
         self._were: list[Any] = []
         self._paths: dict[str, int] = {}
-        for path, holder in module.named_modules():
+        for path, holder in module.named_modules(remove_duplicate=False):
             for place in (holder._parameters, holder._buffers, holder._modules):
                 for key, value in place.items() if isinstance(place, dict) else ():  # not so of TorchScript
                     if id(value) in self._names:
@@ -59,6 +59,6 @@ class Held:
 
 
 def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
-    for path, holder in module.named_modules():
+    for path, holder in module.named_modules(remove_duplicate=False):
         for place in (holder._parameters, holder._buffers):
             yield from ((f"{path}.{key}", tensor) for key, tensor in place.items())

@@ -182,9 +182,12 @@ def garbage_free() -> Iterator[None]:
 
 
 def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
-    """Pairs (name, tensor) of a mapping, an iterable of pairs, or a torch module's parameters and buffers."""
+    """Pairs (name, tensor) of a mapping, an iterable of pairs, or a torch module's parameters and persistent buffers.
+
+    A tied tensor of a module comes under each of its names.
+    """
     if hasattr(tensors, "named_parameters"):
-        return [*tensors.named_parameters(), *_persistent_buffers(tensors)]
+        return [*tensors.named_parameters(remove_duplicate=False), *_persistent_buffers(tensors)]
     if isinstance(tensors, Mapping):
         return list(tensors.items())
     if isinstance(tensors, Iterable):
@@ -194,4 +197,4 @@ def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
 
 def _persistent_buffers(module: Any) -> list[tuple[str, Tensor]]:
     saved = module.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+    return [(name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in saved]

@@ -37,7 +37,7 @@ from .held import Held
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
-from .weights import CopyPolicy, Weight, collect, copy_into, lend, refresh
+from .weights import CopyPolicy, Tie, Weight, collect, copy_into, lend, refresh
 
 # For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
 _AGAIN_TIMEOUT = 5.0
@@ -118,7 +118,8 @@ class Trainer:
         (their `.data`). "if_needed": what cannot be lent (non-contiguous, private numpy) is copied, and copied again
         by each publish. "always": everything is, and may change right after publish returned.
 
-        `tied`: of names for the same memory in the same shape, dtype and order of elements, send "first" or "all". A view
+        `tied`: of names for the same memory in the same shape, dtype and order of elements, send the "first", as
+        checkpoints of transformers do, or "all", for engines that hold each: the bytes are carried once per name. A view
         that differs in one of them is no tie, and is sent under its own name.
 
         CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process holds
@@ -126,8 +127,8 @@ class Trainer:
         """
         self._connection.check_open("register")
         with garbage_free():
-            weights, tied_names = collect(tensors, rename, tied)
-            lend(weights, copy, cast)
+            weights, ties = collect(tensors, rename, tied)
+            lend(weights, ties, copy, cast)
             handles = memory.Handles()
             places = [handles.locate(weight.name, weight.view) for weight in weights]
             request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
@@ -139,12 +140,16 @@ class Trainer:
             self._id = reply.registration_id
         self._weights = weights
         self._copies = [weight for weight in weights if weight.copied]
-        self._addresses = Addresses([(w.name, w.lent) for w in weights if not w.copied and w.view.torch])
-        module = hasattr(tensors, "named_modules")
-        self._held = Held(tensors, {id(weight.source): weight.name for weight in weights}) if module else None
+        self._addresses = Addresses(
+            [(w.name, w.lent) for w in weights if not w.copied and w.view.torch]
+            + [(tie.name, tie.source) for tie in ties if not tie.weight.copied and tie.view.torch and tie.apart]
+        )
+        names = {id(tie.source): tie.name for tie in reversed(ties)}  # reversed: the first of a tensor's names stays
+        names |= {id(weight.source): weight.name for weight in reversed(weights)}
+        self._held = Held(tensors, names) if hasattr(tensors, "named_modules") else None
         self._devices = {weight.view.device for weight in weights}
         self._events = LentEvents(handles.uuid)
-        self._registration = _registration(reply, tied_names, self._copies)
+        self._registration = _registration(reply, ties, self._copies)
         return self._registration
 
     def _call_register(self, request: list[Any], timeout: float) -> Any:
@@ -204,7 +209,8 @@ class Trainer:
         """Makes the present content of the registered weights version `version` (above 0, only grows).
 
         Returns at once; what comes of it is told by the publication. The weights must not change before `released`.
-        `weights`: (name, tensor) pairs to fill registered copies from, under the registered names: gathered shards.
+        `weights`: (name, tensor) pairs to fill registered copies from, under the registered names: gathered shards. Names
+        that `registration.tied` left out are left out.
         `synchronize`: wait for the GPU work queued so far first, which may still write the weights.
 
         `stream`: a torch.cuda.Stream; instead of waiting here, the agent reads the weights when everything that is in
@@ -248,7 +254,8 @@ class Trainer:
 
     def _refresh(self, weights: Tensors | None) -> None:
         if weights is not None:
-            self._fill(named(weights))
+            tied = self._registration.tied if self._registration else {}
+            self._fill([(name, tensor) for name, tensor in named(weights) if name not in tied])
         elif self._copies:
             refresh(self._copies)
 
@@ -366,7 +373,7 @@ def _chunks(entries: list[Any], header: Any) -> Iterator[Any]:
         yield request(tensors=entries[begin : begin + step])
 
 
-def _registration(reply: Any, tied: dict[str, str], copies: list[Weight]) -> Registration:
+def _registration(reply: Any, ties: list[Tie], copies: list[Weight]) -> Registration:
     return Registration(
         tensors=reply.tensors,
         quantized_tensors=reply.quantized_tensors,
@@ -375,6 +382,6 @@ def _registration(reply: Any, tied: dict[str, str], copies: list[Weight]) -> Reg
         buckets=reply.buckets,
         plan_hash=hash_text(reply.plan_hash),
         committed_version=reply.committed.version,
-        tied=tied,
+        tied={tie.name: tie.weight.name for tie in ties if tie.name != tie.weight.name},
         copied=tuple(weight.name for weight in copies),
     )

@@ -27,12 +27,27 @@ class Weight:
         return self.lent is not self.source
 
 
+@dataclass(slots=True)
+class Tie:
+    """Another name, and maybe another tensor, for the memory of a weight: not sent."""
+
+    name: str
+    source: Tensor
+    view: View
+    weight: Weight
+
+    @property
+    def apart(self) -> bool:
+        """A tensor of its own, that could be moved alone."""
+        return self.source is not self.weight.source
+
+
 def collect(
     tensors: Tensors, rename: Callable[[str], str | None] | None, tied: str
-) -> tuple[list[Weight], dict[str, str]]:
+) -> tuple[list[Weight], list[Tie]]:
     weights: list[Weight] = []
-    tied_names: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    ties: list[Tie] = []
+    seen: dict[tuple[Any, ...], Weight] = {}
     for own_name, tensor in named(tensors):
         name = rename(own_name) if rename else own_name
         if name is None:
@@ -42,13 +57,14 @@ def collect(
         # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
         order = None if view.contiguous else _strides(tensor)
         memory_of = (view.address, view.shape, view.dtype, view.device, order)
-        if tied == "first" and view.nbytes and seen.setdefault(memory_of, name) != name:
-            tied_names[name] = seen[memory_of]
+        weight = Weight(name, tensor, tensor, view)
+        if tied == "first" and view.nbytes and seen.setdefault(memory_of, weight) is not weight:
+            ties.append(Tie(name, tensor, view, seen[memory_of]))
             continue
-        weights.append(Weight(name, tensor, tensor, view))
+        weights.append(weight)
     if not weights:
         raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
-    return weights, tied_names
+    return weights, ties
 
 
 def _check_whole(name: str, tensor: Tensor) -> None:
@@ -68,7 +84,9 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(plain(tensor).stride() if is_torch(tensor) else tensor.strides)
 
 
-def lend(weights: list[Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None) -> None:
+def lend(
+    weights: list[Weight], ties: list[Tie], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None
+) -> None:
     """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
     private: list[Weight] = []
     copied: list[Weight] = []
@@ -93,7 +111,12 @@ def lend(weights: list[Weight], copy: CopyPolicy, cast: Callable[[str, Tensor], 
             else:
                 private.append(weight)
     with _together(private, copied):
-        memory.share_viewed([(weight.name, weight.source, weight.view) for weight in private], "registered weights")
+        moved = {id(weight) for weight in private}
+        memory.share_viewed(
+            [(weight.name, weight.source, weight.view) for weight in private]
+            + [(tie.name, tie.source, tie.view) for tie in ties if tie.apart and id(tie.weight) in moved],
+            "registered weights",
+        )
     _make_copies(copied, dtypes)
     for weight in copied:
         weight.view = view_of(weight.lent)

@@ -33,15 +33,18 @@ def attach(
     twice. By default there are none. Buffers that checkpoints do not have (`persistent=False`), and with `allow_partial`
     what no output fills, stay as they are: those on the meta device are the caller's to compute.
 
+    A tied parameter is filled by the output of any of its names; where several come, `allow_partial` takes the first.
+
     CatalogMismatch lists outputs without a parameter, and parameters (unless `allow_partial`) that no output fills.
     """
     parameters = dict(named(module))
     outputs = rollout.plan(timeout).outputs
     if allow_partial:
-        outputs = tuple(output for output in outputs if output.name in parameters)
+        taken = {id(parameters[output.name]): output for output in reversed(outputs) if output.name in parameters}
+        outputs = tuple(output for output in outputs if taken.get(id(parameters.get(output.name))) is output)
     placements = place(outputs, naming)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     used = {placement.parameter for placement in placements}
+    shapes = {name: tuple(parameters[name].shape) for name in _one_name_each(parameters, used)}
     check(placements, shapes, derived=lambda name: allow_partial and name not in used)
     _materialize(module, parameters, used, allocate)
     return rollout.attach(
@@ -51,6 +54,22 @@ def attach(
         layer_events=layer_events,
         timeout=timeout,
     )
+
+
+def _one_name_each(parameters: dict[str, Tensor], used: set[str]) -> list[str]:
+    """Of a tied parameter's names the one in `used`, or else the first."""
+    names: dict[int, str] = {}
+    for name, tensor in parameters.items():
+        other = names.setdefault(id(tensor), name)
+        if other in used and name in used and name != other:
+            raise CatalogMismatch(
+                f"'{other}' and '{name}' are one parameter of the engine, and the plan has both: they may differ",
+                names=[other, name],
+                next_step="register with tied='first', untie the engine's, or attach with allow_partial=True to take one",
+            )
+        if name in used:
+            names[id(tensor)] = name
+    return list(names.values())
 
 
 def _materialize(
