@@ -49,10 +49,20 @@ def test_impossible_catalogs_are_refused_with_names(trainer: wsync.Trainer, clus
     assert_helpful(error, "x.weight")
     with pytest.raises(wsync.CatalogMismatch):
         trainer.register({"n" * 600: weights["x.weight"]})
-    with pytest.raises(TypeError, match="complex"):
+    with pytest.raises(TypeError, match="'x'.*complex"):
         trainer.register({"x": np.zeros(3, np.complex64)})
-    with pytest.raises(TypeError, match="list"):
+    with pytest.raises(TypeError, match="'x'.*list"):
         trainer.register({"x": [1, 2]})
+    with pytest.raises(TypeError, match="'x'.*complex"):
+        trainer.register({"x": np.zeros(3)}, cast=lambda name, array: np.dtype(np.complex64))
+    with pytest.raises(TypeError, match="expected .name, tensor. pairs"):
+        trainer.register(list(weights.values()))
+    with pytest.raises(TypeError, match="5"):
+        trainer.register({5: weights["x.weight"]})
+    trainer.register({"x": np.zeros(3, np.float32)}, copy="always")
+    for given in ([1, 2, 3], np.zeros(4), np.zeros(3, np.complex64), np.array(["a", "b", "c"])):
+        with pytest.raises((TypeError, wsync.CatalogMismatch), match="'x'"):
+            trainer.publish(1, weights={"x": given})
     assert cluster.alive("trainer")
 
 

@@ -11,10 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import wsync  # noqa: E402
-from conftest import assert_helpful  # noqa: E402
+from conftest import Cluster, assert_helpful  # noqa: E402
 from wsync.engines import torch_nn  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.engines.vllm import refresh_mla  # noqa: E402
+from wsync.streams import Sender  # noqa: E402
 
 HIDDEN = 128
 
@@ -274,6 +275,41 @@ def test_non_contiguous_parameters_are_refused_or_copied_as_asked(pair: tuple[ws
     assert trainer.register(Net(), copy="always", replace=True).copied[0] == "embed_tokens.weight"
 
 
+def test_tensors_that_cannot_be_sent_are_named(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    with pytest.raises(wsync.MemoryNotShareable, match="'x.weight'") as error:
+        trainer.register({"x.weight": torch.eye(128).to_sparse()})
+    assert_helpful(error, "x.weight")
+    for wrong in (torch.zeros(3, dtype=torch.complex64), [1, 2]):
+        with pytest.raises(TypeError, match="'x.bias'"):
+            trainer.register({"x.bias": wrong})
+    for cast in (torch.complex64, "bfloat16", 3):
+        with pytest.raises(TypeError, match="'x.bias'"):
+            trainer.register({"x.bias": torch.zeros(3)}, cast=lambda name, tensor, dtype=cast: dtype)
+    with pytest.raises(TypeError, match="'x.bias'.*same library"):
+        trainer.register({"x.bias": torch.zeros(3).numpy()}, cast=lambda name, array: torch.bfloat16)
+    with pytest.raises(TypeError, match="named_parameters"):
+        trainer.register(Net().parameters())
+    trainer.register({"x.bias": torch.zeros(3)}, copy="always")
+    for given in ([1, 2, 3], torch.zeros(4), None):
+        with pytest.raises((TypeError, wsync.CatalogMismatch), match="'x.bias'"):
+            trainer.publish(1, weights={"x.bias": given})
+    trainer.register({"x.bias": torch.zeros(3).numpy()}, copy="always", cast=lambda _, array: array.dtype, replace=True)
+    with pytest.raises(TypeError, match="'x.bias'"):
+        trainer.publish(1, weights={"x.bias": torch.zeros(3, dtype=torch.bfloat16)})
+    with pytest.raises(TypeError, match="'x.bias'"):
+        rollout.attach({"x.bias": [1, 2, 3]})
+
+
+def test_a_view_of_bytes_that_are_no_multiple_of_its_elements_is_copied(trainer: wsync.Trainer) -> None:
+    codes = torch.arange(7, dtype=torch.uint8)
+    odd = codes[:6].view(torch.int16)[::2]
+    want = odd.clone()
+    assert trainer.register({"x.codes": codes, "x.odd": odd}, copy="if_needed").copied == ("x.odd",)
+    assert torch.equal(odd, want)
+    codes.fill_(1)
+    assert (odd == 0x0101).all(), "it would be copied from memory that nobody writes any more"
+
+
 def test_what_was_copied_may_change_once_publish_returned(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
     trainer, rollout = pair
     net, engine = Net(), served_net()
@@ -401,7 +437,7 @@ def test_what_no_output_fills_needs_no_memory(pair: tuple[wsync.Trainer, wsync.R
     assert carry(trainer, rollout, 1).applied and (engine.weight == 2).all()
 
 
-def test_sharded_dtensors_are_refused_and_replicated_ones_taken(trainer: wsync.Trainer) -> None:
+def test_sharded_dtensors_are_refused_and_replicated_ones_taken(trainer: wsync.Trainer, cluster: Cluster) -> None:
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -413,9 +449,16 @@ def test_sharded_dtensors_are_refused_and_replicated_ones_taken(trainer: wsync.T
         sharded = distribute_tensor(torch.randn(128, 128), mesh, [Shard(0)])
         with pytest.raises(wsync.MemoryNotShareable, match="sharded DTensor") as error:
             trainer.register({"x.weight": sharded})
-        assert "full_tensor" in error.value.next_step
+        assert_helpful(error, "x.weight")
+        assert "'x.weight'" in str(error.value) and "full_tensor" in error.value.next_step
+        trainer.register({"x.weight": torch.zeros(128, 128)}, copy="always")
+        with pytest.raises(wsync.MemoryNotShareable, match="'x.weight'") as error:
+            trainer.publish(1, weights={"x.weight": sharded})
+        assert_helpful(error, "x.weight")
+        with pytest.raises(wsync.MemoryNotShareable, match="'x.weight'"):
+            Sender(cluster.socket("trainer")).send([("x.weight", sharded)])
         replicated = distribute_tensor(torch.randn(128, 128), mesh, [Replicate()])
-        assert trainer.register({"x.weight": replicated}, copy="always").quantized_tensors == 1
+        assert trainer.register({"x.weight": replicated}, copy="always", replace=True).quantized_tensors == 1
     finally:
         destroy_process_group()
 

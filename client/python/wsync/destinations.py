@@ -36,7 +36,7 @@ class Lent:
     """Destinations as messages, and what keeps their memory alive. Private CPU tensors are moved to shared memory."""
 
     def __init__(self, destinations: list[Destination], purpose: str) -> None:
-        views = [d.target if isinstance(d.target, View) else view_of(d.target) for d in destinations]
+        views = [d.target if isinstance(d.target, View) else view_of(d.target, d.output) for d in destinations]
         on_torch = [(d.output, view.tensor, view) for d, view in zip(destinations, views, strict=True) if view.torch]
         # A tensor may be the target of several destinations; its first view stands for it.
         self.each = {id(tensor): (output, tensor) for output, tensor, _ in reversed(on_torch)}

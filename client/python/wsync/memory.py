@@ -141,7 +141,7 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
     another shape as well. MemoryNotShareable names tensors that cannot be moved: numpy arrays, and parts of a larger
     storage, which others may look at.
     """
-    share_viewed([(name, tensor, view_of(tensor)) for name, tensor in named_tensors], purpose)
+    share_viewed([(name, tensor, view_of(tensor, name)) for name, tensor in named_tensors], purpose)
 
 
 def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> None:

@@ -37,7 +37,7 @@ class Sender:
         names, changed = [], self.trainer.registration is None
         for name, tensor in weights:
             names.append(name)
-            changed |= not self._fill(name, plain(tensor).detach())
+            changed |= not self._fill(name, plain(tensor, name).detach())
         if changed or names != self._order:
             self._buffers = {name: self._buffers[name] for name in names}
             self._order = []  # until they are registered

@@ -42,24 +42,31 @@ def is_torch(tensor: Tensor) -> bool:
     return torch is not None and isinstance(tensor, torch.Tensor)
 
 
-def dtype_of(dtype: Any) -> Dtype:
-    """The Dtype of a torch or numpy dtype, or of its name. TypeError for one that the wire does not know."""
-    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+def dtype_of(dtype: Any, name: str = "") -> Dtype:
+    """The Dtype of a torch or numpy dtype, or of its name. TypeError for one that the wire does not know.
+
+    `name`: here and below, of the tensor that it is about, for the error.
+    """
+    text = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
     try:
-        return _BY_NAME[name]
+        return _BY_NAME[text]
     except KeyError:
-        raise TypeError(f"dtype {dtype} cannot be moved; known are {', '.join(_BY_NAME)}") from None
+        raise TypeError(f"{_of(name)}dtype {dtype} cannot be moved; known are {', '.join(_BY_NAME)}") from None
 
 
 _dtypes: dict[Any, Dtype] = {}  # names of dtypes are slow where there are 18,867 tensors
 
 
-def cached_dtype(dtype: Any) -> Dtype:
+def cached_dtype(dtype: Any, name: str = "") -> Dtype:
     """`dtype_of`, for many."""
     found = _dtypes.get(dtype)
     if found is None:
-        found = _dtypes[dtype] = dtype_of(dtype)
+        found = _dtypes[dtype] = dtype_of(dtype, name)
     return found
+
+
+def _of(name: str) -> str:
+    return f"'{name}': " if name else ""
 
 
 @dataclass(slots=True)  # not frozen: that makes it three times as slow, and there are 37,491
@@ -92,32 +99,47 @@ def torch_dtype(dtype: Dtype) -> Any:
     return getattr(torch, _NAMES[dtype])
 
 
-def view_of(tensor: Tensor) -> View:
-    """Describes a torch tensor or numpy array. MemoryNotShareable for sharded DTensors, TypeError for anything else."""
+def view_of(tensor: Tensor, name: str = "") -> View:
+    """Describes a torch tensor or numpy array. TypeError for anything else.
+
+    MemoryNotShareable for sharded DTensors, and for tensors that are not laid out in memory (sparse ones).
+    """
     if is_torch(tensor):
-        return _torch_view(tensor)
-    interface = getattr(tensor, "__array_interface__", None)
-    if interface is None:
-        raise TypeError(f"expected a torch.Tensor or a numpy.ndarray, got {type(tensor).__name__}")
-    dtype = cached_dtype(tensor.dtype)
+        return _torch_view(plain(tensor, name), name)
+    check_type(tensor, name)
+    dtype = cached_dtype(tensor.dtype, name)
     shape = tuple(tensor.shape)
     strides = tuple(stride // dtype.itemsize for stride in tensor.strides)
     contiguous = bool(tensor.flags.c_contiguous)
     pitch = _row_pitch(shape, strides, dtype)
-    return View(dtype, shape, interface["data"][0], "cpu", contiguous, pitch, tensor, tensor.nbytes)
+    address = tensor.__array_interface__["data"][0]
+    return View(dtype, shape, address, "cpu", contiguous, pitch, tensor, tensor.nbytes)
 
 
-def _torch_view(tensor: Tensor) -> View:
-    tensor = plain(tensor)
-    dtype = cached_dtype(tensor.dtype)
+def check_type(tensor: Tensor, name: str) -> None:
+    """TypeError for what is neither a torch tensor nor a numpy array."""
+    if not is_torch(tensor) and not hasattr(tensor, "__array_interface__"):
+        raise TypeError(f"{_of(name)}expected a torch.Tensor or a numpy.ndarray, got {type(tensor).__name__}")
+
+
+def _torch_view(tensor: Tensor, name: str) -> View:
+    dtype = cached_dtype(tensor.dtype, name)
     shape = tuple(tensor.shape)
-    contiguous = tensor.is_contiguous()
+    try:
+        contiguous = tensor.is_contiguous()
+        address = tensor.data_ptr()
+    except RuntimeError as error:
+        raise MemoryNotShareable(
+            f"{_of(name)}a tensor of layout {tensor.layout} is not laid out in memory: {error}",
+            names=[name] if name else [],
+            next_step="give a dense tensor",
+        ) from error
     if contiguous:
         pitch: int | None = (shape[-1] if shape else 1) * ITEMSIZE[dtype]
     else:
         pitch = _row_pitch(shape, tensor.stride(), dtype)
     device = "cpu" if tensor.is_cpu else str(tensor.device)
-    return View(dtype, shape, tensor.data_ptr(), device, contiguous, pitch, tensor, tensor.nbytes, True)
+    return View(dtype, shape, address, device, contiguous, pitch, tensor, tensor.nbytes, True)
 
 
 def _row_pitch(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype) -> int | None:
@@ -132,13 +154,14 @@ def _row_pitch(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype) -
     return (strides[-2] if shape[-2] > 1 or len(shape) > 2 else shape[-1]) * dtype.itemsize
 
 
-def plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor, name: str = "") -> Tensor:
     """A replicated DTensor's own copy; any other tensor as it is. MemoryNotShareable for sharded DTensors."""
     if not hasattr(tensor, "placements"):
         return tensor
     if not all(placement.is_replicate() for placement in tensor.placements):
         raise MemoryNotShareable(
-            f"a sharded DTensor (placements {tensor.placements}) holds only a part of the weight",
+            f"{_of(name)}a sharded DTensor (placements {tensor.placements}) holds only a part of the weight",
+            names=[name] if name else [],
             next_step="give its full_tensor(): to Sender, or to publish(version, weights=...) for a registered buffer",
         )
     return tensor.to_local()
@@ -153,7 +176,7 @@ class Addresses:
 
     def __init__(self, tensors: list[tuple[str, Tensor]]) -> None:
         self._names = [name for name, _ in tensors]
-        self._tensors = [plain(tensor) for _, tensor in tensors]
+        self._tensors = [plain(tensor, name) for name, tensor in tensors]
         self._were = self._now()
 
     def _now(self) -> list[int]:
@@ -188,11 +211,14 @@ def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
     """
     if hasattr(tensors, "named_parameters"):
         return [*tensors.named_parameters(remove_duplicate=False), *_persistent_buffers(tensors)]
-    if isinstance(tensors, Mapping):
-        return list(tensors.items())
-    if isinstance(tensors, Iterable):
-        return list(tensors)
-    raise TypeError(f"expected (name, tensor) pairs, a mapping or a module, got {type(tensors).__name__}")
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"expected (name, tensor) pairs, a mapping or a module, got {type(tensors).__name__}")
+    pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
+    for pair in pairs:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
+            what = f"{pair[0]!r} for a name" if isinstance(pair, tuple) and pair else type(pair).__name__
+            raise TypeError(f"expected (name, tensor) pairs, such as module.named_parameters(), got {what}")
+    return pairs
 
 
 def _persistent_buffers(module: Any) -> list[tuple[str, Tensor]]:

@@ -285,7 +285,7 @@ class Trainer:
                 next_step="give every registered copy, under the name it was registered with",
             )
         for name, tensor in tensors:
-            copy_into(by_name[name].lent, tensor)
+            copy_into(by_name[name].lent, tensor, name)
 
     # ---- ending
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from . import memory
 from .errors import CatalogMismatch, MemoryNotShareable
-from .tensors import Tensor, Tensors, View, is_torch, named, plain, view_of
+from .tensors import Tensor, Tensors, View, cached_dtype, check_type, is_torch, named, plain, view_of
 
 CopyPolicy = Literal["never", "if_needed", "always"]
 
@@ -53,7 +53,7 @@ def collect(
         if name is None:
             continue
         _check_whole(name, tensor)
-        view = view_of(tensor)
+        view = view_of(tensor, name)
         # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
         order = None if view.contiguous else _strides(tensor)
         memory_of = (view.address, view.shape, view.dtype, view.device, order)
@@ -93,8 +93,7 @@ def lend(
     dtypes: dict[str, Any] = {}
     for weight in weights:
         view = weight.view
-        dtype = cast(weight.name, weight.source) if cast else None
-        dtypes[weight.name] = weight.source.dtype if dtype is None else dtype
+        dtypes[weight.name] = _dtype_to_send(weight, cast)
         if copy == "always" or dtypes[weight.name] != weight.source.dtype:
             copied.append(weight)
         elif not view.contiguous:
@@ -119,7 +118,18 @@ def lend(
         )
     _make_copies(copied, dtypes)
     for weight in copied:
-        weight.view = view_of(weight.lent)
+        weight.view = view_of(weight.lent, weight.name)
+
+
+def _dtype_to_send(weight: Weight, cast: Callable[[str, Tensor], Any] | None) -> Any:
+    own = weight.source.dtype
+    dtype = cast(weight.name, weight.source) if cast else None
+    if dtype is None:
+        return own
+    cached_dtype(dtype, weight.name)
+    if weight.view.torch != (type(dtype).__module__ == "torch"):
+        raise TypeError(f"'{weight.name}': cast gives {dtype!r} for a tensor of {own!r}: give a dtype of the same library")
+    return dtype
 
 
 @contextlib.contextmanager
@@ -135,8 +145,9 @@ def _together(private: list[Weight], copied: list[Weight]) -> Iterator[None]:
                 views.append((weight.source, owner))
     yield
     for tensor, owner in views:
-        whole = owner.source.detach().view(-1).view(tensor.dtype)
-        tensor.data = whole.as_strided(tensor.shape, tensor.stride(), whole.storage_offset() + tensor.storage_offset())
+        if tensor.untyped_storage().data_ptr() != owner.view.address:
+            moved = owner.source.untyped_storage()
+            tensor.data = tensor.new_empty(0).set_(moved, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def _make_copies(weights: list[Weight], dtypes: dict[str, Any]) -> None:
@@ -155,13 +166,23 @@ def _make_copies(weights: list[Weight], dtypes: dict[str, Any]) -> None:
 
 def refresh(weights: list[Weight]) -> None:
     for weight in weights:
-        copy_into(weight.lent, weight.source)
+        copy_into(weight.lent, weight.source, weight.name)
 
 
-def copy_into(lent: Tensor, tensor: Tensor) -> None:
+def copy_into(lent: Tensor, tensor: Tensor, name: str) -> None:
+    """CatalogMismatch for another shape, TypeError for what is no tensor."""
+    check_type(tensor, name)
+    cached_dtype(tensor.dtype, name)
     if tuple(lent.shape) != tuple(tensor.shape):
-        raise CatalogMismatch(f"a weight of shape {tuple(tensor.shape)} was registered as {tuple(lent.shape)}")
-    if is_torch(lent):
-        lent.detach().copy_(plain(tensor).detach())
+        raise CatalogMismatch(
+            f"'{name}' of shape {tuple(tensor.shape)} was registered as {tuple(lent.shape)}", names=[name]
+        )
+    if not is_torch(lent):
+        try:
+            lent[...] = tensor
+        except TypeError as error:  # a torch tensor of a dtype that numpy does not have, or on a GPU
+            raise TypeError(f"'{name}' was registered as a numpy.ndarray: {error}") from error
+    elif is_torch(tensor):
+        lent.detach().copy_(plain(tensor, name).detach())
     else:
-        lent[...] = tensor
+        raise TypeError(f"'{name}' was registered as a torch.Tensor: expected one, got {type(tensor).__name__}")

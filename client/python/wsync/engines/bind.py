@@ -18,7 +18,7 @@ def bind(placements: Iterable[Placement], parameters: Mapping[str, Tensor]) -> l
     """
     placements = list(placements)
     used = dict.fromkeys(placement.parameter for placement in placements)
-    views = {name: view_of(parameters[name]) for name in used}
+    views = {name: view_of(parameters[name], name) for name in used}
     memory.share_viewed([(name, view.tensor, view) for name, view in views.items() if view.torch], "engine weights")
     odd = [name for name, view in views.items() if view.row_pitch is None]
     if odd:
