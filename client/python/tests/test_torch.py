@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -140,6 +141,51 @@ def test_parameters_that_were_replaced_are_not_published_as_they_were(
     assert error.value.names == ("model.down_proj.weight",)
     if copy == "always" and change is not delete_a_parameter:  # what is given need not come from the module
         trainer.publish(1, weights=[(f"model.{name}", tensor) for name, tensor in net.named_parameters()])
+
+
+class EqualToItsKind(torch.nn.Linear):
+    """As a dataclass is."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    __hash__ = torch.nn.Linear.__hash__
+
+
+def test_what_replaces_its_equal_is_another_all_the_same(trainer: wsync.Trainer) -> None:
+    net = Net()
+    net.scale = torch.nn.Parameter(torch.ones(1))
+    net.up_proj = EqualToItsKind(HIDDEN, 3 * HIDDEN, dtype=torch.bfloat16)
+    trainer.register(net)
+    trainer.publish(1)
+    net.scale = torch.nn.Parameter(torch.ones(1))
+    net.up_proj = EqualToItsKind(HIDDEN, 3 * HIDDEN, dtype=torch.bfloat16)
+    with pytest.raises(wsync.WeightsMoved) as error:
+        trainer.publish(2)
+    assert set(error.value.names) == {"scale", "up_proj.weight", "up_proj.bias"}
+
+
+def test_a_module_that_only_wsync_was_given_is_looked_at_as_well(trainer: wsync.Trainer) -> None:
+    net = Net()
+    trainer.register(torch.nn.ModuleDict({"actor": net}))
+    gc.collect()
+    replace_a_parameter(net)
+    with pytest.raises(wsync.WeightsMoved) as error:
+        trainer.publish(1)
+    assert error.value.names == ("actor.down_proj.weight",)
+
+
+def test_views_of_what_was_moved_are_found(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    trainer.register({"a.bias": torch.ones(64), "b.bias": torch.ones(64)})
+    fused = torch.nn.Parameter(wsync.SharedBuffer(512).tensor(0, torch.float32, (128,)), requires_grad=False)
+    rollout.attach({"a.bias": fused[:64], "b.bias": fused[64:]})
+    assert carry(trainer, rollout, 1).applied and (fused == 1).all()
+    fused.data = fused.data.clone()  # the views lie where they lay, and nobody reads them
+    trainer.publish(2)
+    with pytest.raises(wsync.DestinationsMoved) as error:
+        next(rollout.updates(timeout=30)).apply()
+    assert set(error.value.names) <= {"a.bias", "b.bias"} and error.value.names
 
 
 def test_a_tie_that_was_cut_is_found(trainer: wsync.Trainer) -> None:

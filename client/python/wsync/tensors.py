@@ -168,13 +168,18 @@ def plain(tensor: Tensor, name: str = "") -> Tensor:
 
 
 class Addresses:
-    """Where torch tensors lay, and whether they still do.
+    """Where torch tensors lay, and whether they still do; of a view also what it is a view of, which alone may be moved.
 
-    Asked per version: all of the cost is torch's own `data_ptr`, 80 ns a tensor. An engine is asked for twice as many as a
-    trainer, codes and scales. Nothing coarser would do: a parameter may be given other memory that was there all the time.
+    Asked per version: all of the cost is torch's own `data_ptr`, 45 ns a tensor, 85 where its memory was not looked at
+    since. An engine is asked for twice as many as a trainer, codes and scales. Nothing coarser would do: a parameter may be
+    given other memory that was there all the time.
     """
 
     def __init__(self, tensors: list[tuple[str, Tensor]]) -> None:
+        viewed = {id(base): (name, base) for name, tensor in tensors if (base := plain(tensor, name)._base) is not None}
+        for _, tensor in tensors:
+            viewed.pop(id(tensor), None)
+        tensors = [*tensors, *viewed.values()]
         self._names = [name for name, _ in tensors]
         self._tensors = [plain(tensor, name) for name, tensor in tensors]
         self._were = self._now()
@@ -189,7 +194,7 @@ class Addresses:
         now = self._now()
         if now == self._were:
             return []
-        return [name for name, a, b in zip(self._names, now, self._were, strict=True) if a != b]
+        return list(dict.fromkeys(name for name, a, b in zip(self._names, now, self._were, strict=True) if a != b))
 
 
 @contextlib.contextmanager
