@@ -119,6 +119,15 @@ def test_sglang_refuses_shuffled_experts_fused_shared_experts_and_marlin() -> No
         sglang.check_layout(Module(x=method("Fp8LinearMethod", use_marlin=True)))
 
 
+@pytest.mark.parametrize("copy", ["w_kc_qrep", "q_b_proj_qrep", "q_b_proj_qrep_weight"])
+def test_sglang_attention_that_keeps_other_copies_of_its_queries_is_refused(copy: str) -> None:
+    plain = {"kv_b_proj": object(), "w_kc_qrep": None, "q_b_proj_qrep": None, "q_b_proj_qrep_weight": None}
+    sglang.check_layout(Module(mla=SimpleNamespace(**plain)))
+    with pytest.raises(wsync.UnsupportedLayout, match="'mla'") as error:
+        sglang.check_layout(Module(mla=SimpleNamespace(**{**plain, copy: object()})))
+    assert error.value.names == ("mla",) and "--dcp-replicate-q-proj" in error.value.next_step
+
+
 class PPMissingLayer:
     """What both engines put in the place of a layer of another stage."""
 
@@ -189,13 +198,14 @@ def test_sglang_experts_that_are_cut_otherwise_than_by_all_ranks_are_refused(spr
         ("model.layers.3.mlp.shared_experts.down_proj", "moe_a2a_backend", "deepep"),
         ("model.layers.0.self_attn.o_proj", "enable_dp_attention", True),
         ("model.layers.0.self_attn.q_b_proj", "attn_cp_size", 4),
+        ("model.layers.0.self_attn.qkv_proj", "dcp_size", 4),
         ("lm_head", "enable_dp_lm_head", True),
     ],
 )
 def test_sglang_modules_that_are_cut_otherwise_are_refused_with_the_flag(name: str, argument: str, value: object) -> None:
     plain = {
-        "enable_dp_attention": False, "enable_dp_lm_head": False, "attn_cp_size": 1, "moe_dense_tp_size": None,
-        "moe_a2a_backend": "none",
+        "enable_dp_attention": False, "enable_dp_lm_head": False, "attn_cp_size": 1, "dcp_size": 1,
+        "moe_dense_tp_size": None, "moe_a2a_backend": "none",
     }  # fmt: skip
     model = Module(**{name: SimpleNamespace(tp_size=1)})
     with pytest.raises(wsync.UnsupportedLayout, match="cut over 1 of 4 ranks") as error:

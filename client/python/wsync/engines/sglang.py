@@ -29,6 +29,7 @@ from .mapping import SGLANG, Sharding
 
 _TIMEOUT = 120.0  # seconds that one update may take; SGLang's own request has no limit
 _PLAIN_MOE = {"auto", "triton", "deep_gemm", "cutlass"}  # whose experts' weights are the checkpoint's bytes
+_REPLICAS = ("w_kc_qrep", "q_b_proj_qrep", "q_b_proj_qrep_weight")  # of what other ranks have
 _lives: dict[int, Live] = {}  # by id of the model: a worker has one, and one more for a draft model
 
 
@@ -75,6 +76,12 @@ def check_layout(model: Any, moe_backend: str = "auto") -> None:
                 f"'{name}' keeps the shared experts among the routed ones",
                 names=[name],
                 next_step="run with --disable-shared-experts-fusion",
+            )
+        if any(getattr(module, replica, None) is not None for replica in _REPLICAS):
+            raise UnsupportedLayout(
+                f"'{name}' keeps the other ranks' queries in copies made once, which a version would not reach",
+                names=[name],
+                next_step="leave --dcp-replicate-q-proj out",
             )
         if not hasattr(module, "w13_weight"):
             continue
@@ -131,6 +138,7 @@ def _leave_out(server_args: Any, tp_size: int) -> str:
         "attn_dp_size": (1, None),
         "enable_dp_lm_head": (False, None),
         "attn_cp_size": (1, None),
+        "dcp_size": (1, None),  # decode context parallelism: keys and values are cut over fewer ranks
         "moe_dense_tp_size": (tp_size, None),
         "moe_a2a_backend": ("none", None),
     }
