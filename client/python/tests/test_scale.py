@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import wsync
 from conftest import Cluster
 from models import memory_for, shared_arrays
+from wsync.tensors import garbage_free
 
 TENSORS = 18_867
 
@@ -90,3 +92,30 @@ def test_what_a_publish_looks_at_of_a_module_and_an_apply_of_its_destinations() 
     print(f"\npublish {publish[0]:.2f} ms (CPU {publish[1]:.2f}), apply {apply[0]:.2f} ms (CPU {apply[1]:.2f})")
     assert held.replaced() == addresses.moved() == targets.moved() == []
     assert publish[1] < 15 and apply[1] < 15  # under 3 each on an idle machine
+
+
+def test_the_collector_is_off_until_the_last_thread_needs_it_no_more() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with garbage_free():
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    with garbage_free():
+        thread.start()
+        assert entered.wait(30) and not gc.isenabled()
+    assert not gc.isenabled(), "the other thread is not done"
+    with garbage_free():  # finds it off, and must not keep it so
+        leave.set()
+        thread.join()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with garbage_free():
+            pass
+        assert not gc.isenabled(), "it was off before"
+    finally:
+        gc.enable()

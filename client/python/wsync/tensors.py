@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -197,16 +198,30 @@ class Addresses:
         return list(dict.fromkeys(name for name, a, b in zip(self._names, now, self._were, strict=True) if a != b))
 
 
+_collector = threading.Lock()
+_needed_off = 0  # by so many threads
+_was_on = False  # before the first of them
+
+
 @contextlib.contextmanager
 def garbage_free() -> Iterator[None]:
-    """For code that makes very many objects, all of which stay: the collector would look at them again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+    """For code that makes very many objects, all of which stay: the collector would look at them again and again.
+
+    It is off for every thread, until the last one leaves.
+    """
+    global _needed_off, _was_on
+    with _collector:
+        if _needed_off == 0:
+            _was_on = gc.isenabled()
+            gc.disable()
+        _needed_off += 1
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        with _collector:
+            _needed_off -= 1
+            if _needed_off == 0 and _was_on:
+                gc.enable()
 
 
 def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
