@@ -163,5 +163,70 @@ def test_what_fsdp_shards_is_sent_while_it_is_whole_and_refused_in_parts(cluster
     for rank in (0, 1):
         refused = [(tmp_path / f"refused-{i}-{rank}").read_text() for i in range(3)]
         assert "summon_full_params" in refused[0] and "summon_full_params" in refused[1]
-        assert "sharded DTensor" in refused[2]
+        assert "'0.weight': a sharded DTensor" in refused[2]
+    receiver.close()
+
+
+WHOLE_RANKS = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp import ShardingStrategy
+
+import wsync
+
+
+def sharded(module, strategy):
+    cpu = torch.device("cpu")
+    return FSDP(module, use_orig_params=True, sharding_strategy=ShardingStrategy[strategy], device_id=cpu)
+
+
+def run(rank, folder, socket):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.Linear(256, 8)).to(torch.bfloat16)
+    if rank == 0:
+        torch.save(model.state_dict(), f"{folder}/whole.pt")
+    mixed = torch.nn.Sequential(sharded(torch.nn.Linear(8, 8), "FULL_SHARD"), torch.nn.Linear(8, 8))
+    whole, mixed = sharded(model, "NO_SHARD"), sharded(mixed, "NO_SHARD")
+    if rank == 0:
+        with wsync.Trainer(socket) as trainer:
+            for weights in (mixed, whole.named_parameters()):
+                try:
+                    trainer.register(weights, rename=wsync.names.unwrapped, copy="if_needed")
+                except wsync.MemoryNotShareable as error:
+                    with open(f"{folder}/refused", "a") as file:
+                        print(*error.names, error.next_step, file=file)
+            trainer.register(whole, rename=wsync.names.unwrapped, copy="if_needed")
+            trainer.publish(1).committed()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    processes.spawn(run, args=tuple(sys.argv[1:]), nprocs=2)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_what_fsdp_keeps_whole_is_registered_as_it_lies(cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(WHOLE_RANKS)
+    socket = cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
+    receiver = Receiver(cluster.start_rollout())
+    command = [sys.executable, str(script), str(tmp_path), socket]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ranks:
+        got = dict(receiver.receive(timeout=120))
+        output, _ = ranks.communicate(timeout=120)
+    assert ranks.returncode == 0, output
+    want = torch.load(tmp_path / "whole.pt")
+    assert torch.equal(got["0.bias"], want["0.bias"]) and torch.equal(got["1.bias"], want["1.bias"])
+    weight = dequantized(got["0.weight"], got["0.weight_scale_inv"], torch.float32)
+    assert (weight - want["0.weight"].float()).abs().max() <= want["0.weight"].float().abs().max() / 16
+    refused = (tmp_path / "refused").read_text().splitlines()
+    assert refused[0].startswith("0.weight ") and refused[1].startswith("0.weight ") and "NO_SHARD" in refused[1]
     receiver.close()

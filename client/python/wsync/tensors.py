@@ -242,5 +242,8 @@ def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
 
 
 def _persistent_buffers(module: Any) -> list[tuple[str, Tensor]]:
-    saved = module.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in saved]
+    """Those that checkpoints have. Not by state_dict(), for which FSDP1 gathers the weights, on all ranks or not at all."""
+    left_out = {
+        id(holder._buffers.get(key)) for holder in module.modules() for key in getattr(holder, "_non_persistent_buffers_set", ())
+    }
+    return [(name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if id(buffer) not in left_out]

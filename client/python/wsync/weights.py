@@ -48,11 +48,15 @@ def collect(
     weights: list[Weight] = []
     ties: list[Tie] = []
     seen: dict[tuple[Any, ...], Weight] = {}
-    for own_name, tensor in named(tensors):
+    pairs = named(tensors)
+    flattened = any(getattr(tensor, "_fsdp_flattened", False) for _, tensor in pairs)
+    whole = _kept_whole(tensors) if flattened and hasattr(tensors, "children") else set()
+    for own_name, tensor in pairs:
         name = rename(own_name) if rename else own_name
         if name is None:
             continue
-        _check_whole(name, tensor)
+        if id(tensor) not in whole:
+            _check_whole(name, tensor)
         view = view_of(tensor, name)
         # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
         order = None if view.contiguous else _strides(tensor)
@@ -76,8 +80,18 @@ def _check_whole(name: str, tensor: Tensor) -> None:
         raise MemoryNotShareable(
             f"'{name}' of shape {tuple(tensor.shape)} is FSDP1's, which holds only this rank's part of it, flattened",
             names=[name],
-            next_step="send it with wsync.streams.Sender within FSDP.summon_full_params(model)",
+            next_step="send it with wsync.streams.Sender within FSDP.summon_full_params(model); under NO_SHARD register the "
+            "module itself, with use_orig_params=True",
         )
+
+
+def _kept_whole(module: Any, kept: bool = False) -> set[int]:
+    """Ids of the parameters that FSDP1 has only put together (NO_SHARD): they say of themselves what parts say, too."""
+    strategy = getattr(module, "sharding_strategy", None)
+    if strategy is not None:  # the module is FSDP's: what is below goes by its strategy
+        kept = getattr(strategy, "name", "") == "NO_SHARD"
+    mine = (tensor for tensor in module._parameters.values() if not hasattr(tensor, "_is_flat_param"))
+    return set(map(id, mine if kept else ())).union(*(_kept_whole(child, kept) for child in module.children()))
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:

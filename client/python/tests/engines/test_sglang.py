@@ -102,7 +102,7 @@ def test_what_the_check_of_parallelism_asks_after_exists(kind: str, cluster: Clu
     assert all((module.moe_ep_size, module.moe_tp_size) == (1, 2) for module in experts) and bool(experts) == (kind != "qwen2")
     with pytest.raises(wsync.UnsupportedLayout, match="of 4 ranks"):
         adapter.check_parallel(model, 4)
-    mla = [module for module in modules.values() if hasattr(module, "kv_b_proj")]
+    mla = [module for module in modules.values() if hasattr(module, adapter._REPLICAS[0])]
     assert all(hasattr(module, name) for module in mla for name in adapter._REPLICAS) and bool(mla) == (kind == "deepseek_v3")
     arguments = {
         "attn_dp_size", "attn_cp_size", "enable_dp_lm_head", "moe_dense_tp_size", "moe_a2a_backend", "enable_eplb",
