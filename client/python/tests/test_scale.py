@@ -91,7 +91,7 @@ def test_what_a_publish_looks_at_of_a_module_and_an_apply_of_its_destinations() 
     apply = median(targets.moved)
     print(f"\npublish {publish[0]:.2f} ms (CPU {publish[1]:.2f}), apply {apply[0]:.2f} ms (CPU {apply[1]:.2f})")
     assert held.replaced() == addresses.moved() == targets.moved() == []
-    assert publish[1] < 15 and apply[1] < 15  # under 3 each on an idle machine
+    assert publish[1] < 15 and apply[1] < 15  # about 3 and 2 where little else runs
 
 
 def test_the_collector_is_off_until_the_last_thread_needs_it_no_more() -> None:
