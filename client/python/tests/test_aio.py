@@ -84,7 +84,7 @@ async def attached(folder: Path, script: Script) -> AsyncIterator[wsync.aio.Roll
 
 
 def say(script: Script, kind: str, version: int) -> None:
-    message = {"apply": "Apply", "applied": "AppliedUpdate"}[kind]
+    message = {"apply": "Apply", "applied": "AppliedUpdate", "torn": "Torn", "cancelled": "Cancelled"}[kind]
     script.say(_wire.message("UpdateEvent")(**{kind: _wire.message(message)(version=version)}))
 
 
@@ -101,8 +101,8 @@ def test_an_update_that_comes_to_a_cancelled_task_goes_to_the_next(folder: Path,
 
     async def main() -> None:
         async with attached(folder, script) as rollout:
-            take = rollout.sync.updates
-            monkeypatch.setattr(rollout.sync, "updates", lambda **kw: (waiting.set(), take(**kw))[1])
+            take = rollout.sync._updates
+            monkeypatch.setattr(rollout.sync, "_updates", lambda *args: (waiting.set(), take(*args))[1])
             task = asyncio.create_task(anext(rollout.updates()))
             await asyncio.to_thread(waiting.wait, 30)
             await cancelled(task)
@@ -117,24 +117,222 @@ def test_an_update_that_comes_to_a_cancelled_task_goes_to_the_next(folder: Path,
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_an_update_that_was_left_to_its_thread_keeps_what_the_agent_says_of_it(folder: Path) -> None:
+async def told(script: Script, kind: str) -> None:
+    """Returns when the agent was told this."""
+    while (await asyncio.to_thread(script.requests.get, True, 30)).WhichOneof("message") != kind:
+        pass
+
+
+async def not_told(script: Script) -> None:
+    await asyncio.sleep(0.3)
+    while not script.requests.empty():
+        assert script.requests.get().WhichOneof("message") == "hello"
+
+
+@pytest.mark.parametrize("end", ["applied", "cancelled"])
+def test_an_apply_that_is_cancelled_ends_when_the_agent_writes_no_more(folder: Path, end: str) -> None:
     script = Script()
 
     async def main() -> None:
         async with attached(folder, script) as rollout:
             say(script, "apply", 1)
             update = await anext(rollout.updates(timeout=30))
-            task = asyncio.create_task(update.apply(30))
-            await asyncio.to_thread(script.requests.get, True, 30)  # hello
-            await asyncio.to_thread(script.requests.get, True, 30)  # paused
-            await cancelled(task)
-            following = asyncio.create_task(anext(rollout.updates(timeout=30)))
-            await asyncio.sleep(0.1)
-            say(script, "applied", 1)
+            applying = asyncio.create_task(update.apply(30))
+            await told(script, "paused")
+            for _ in range(3):  # however often
+                applying.cancel()
+                await asyncio.sleep(0.1)
+            assert not applying.done(), "its engine would go on, and the agent may write"
+            say(script, end, 1)
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+            assert update.outcome is not None and update.outcome.applied == (end == "applied")
+            assert rollout.serving_version == (1 if end == "applied" else 0) and not rollout.torn
+            assert await update.apply(30) is update.outcome  # again: it has ended, and nobody is told anything
+            await not_told(script)
             say(script, "apply", 2)
-            assert (await following).version == 2 and rollout.serving_version == 1
+            assert (await anext(rollout.updates(timeout=30))).version == 2
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize("end", ["torn", "agent gone", "asked again", "time"])
+def test_an_apply_that_is_cancelled_and_ends_torn_says_so_instead(folder: Path, end: str) -> None:
+    script = Script()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            say(script, "apply", 1)
+            update = await anext(rollout.updates(timeout=30))
+            applying = asyncio.create_task(update.apply(1 if end == "time" else 30))
+            await told(script, "paused")
+            applying.cancel()
+            await asyncio.sleep(0.1)
+            if end == "agent gone":
+                script.hang_up()
+            elif end != "time":
+                say(script, "torn", 1)
+            if end == "asked again":
+                say(script, "apply", 2)
+            with pytest.raises(wsync.TornUpdate):
+                await asyncio.wait_for(asyncio.shield(applying), 5)  # it does not wait for another version
+            assert rollout.torn and rollout.serving_version == 0
+            await not_told(script)
+            if end == "asked again":
+                again = await anext(rollout.updates(timeout=30))
+                assert again.version == 2
+            elif end == "torn":
+                say(script, "apply", 2)
+                again = update  # waits on for the next complete version
+            else:
+                return
+            applying = asyncio.create_task(again.apply(30))
+            await told(script, "paused")
+            say(script, "applied", 2)
+            assert (await applying).version == 2 and not rollout.torn
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_apply_that_is_cancelled_while_it_waits_for_its_turn_never_tells_the_agent(folder: Path) -> None:
+    script = Script()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            say(script, "apply", 1)
+            update = await anext(rollout.updates(timeout=30))
+            gate = threading.Event()
+            hung = asyncio.create_task(rollout._turn.run("something", lambda _: gate.wait(30), 30))
+            await asyncio.sleep(0)
+            applying = asyncio.create_task(update.apply(30))
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(cancelled(applying), 1)
+            gate.set()
+            await hung
+            await not_told(script)
+            again = await anext(rollout.updates(timeout=30))  # the agent asks once: it would wait for ever
+            assert again.version == 1
+            applying = asyncio.create_task(again.apply(30))
+            await told(script, "paused")
+            say(script, "applied", 1)
+            assert (await applying).applied and (await update.apply(30)).applied
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_apply_that_is_cancelled_before_it_told_the_agent_never_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its thread already, and about to."""
+    script = Script()
+    entered, gate = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            say(script, "apply", 1)
+            update = await anext(rollout.updates(timeout=30))
+            apply = update.sync.apply
+            monkeypatch.setattr(update.sync, "apply", lambda left: (entered.set(), gate.wait(30), apply(left))[2])
+            applying = asyncio.create_task(update.apply(30))
+            await asyncio.to_thread(entered.wait, 30)
+            applying.cancel()
+            await asyncio.sleep(0.05)
+            gate.set()
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+            await not_told(script)
+            assert update.outcome is None and not rollout.torn
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_what_waits_behind_a_call_that_hangs_has_its_own_limit_and_says_so(folder: Path) -> None:
+    script = Script()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            say(script, "apply", 1)
+            update = await anext(rollout.updates(timeout=30))
+            applying = asyncio.create_task(update.apply(30))
+            await told(script, "paused")
+            behind = r"it waits behind apply of version 1, which began \d"
+            for call, doing in (
+                (lambda: update.apply(0.2), "apply of version 1 did not begin within 0.2 s"),
+                (lambda: rollout.confirm(0.2), "confirm did not begin within 0.2 s"),
+                (lambda: anext(update.layers(0.2)), "layers of version 1 did not begin within 0.2 s"),
+                (lambda: anext(rollout.updates(timeout=0.2)), "no update came from the rollout agent in time"),
+            ):
+                with pytest.raises(wsync.DeadlineExceeded, match=f"{doing}: {behind}"):
+                    await asyncio.wait_for(call(), 10)
+            say(script, "applied", 1)
+            assert (await applying).applied
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_layers_that_are_cancelled_or_left_end_when_the_agent_writes_no_more(folder: Path) -> None:
+    script = Script()
+
+    async def follow(update: aio.Update, leave: bool) -> None:
+        async with contextlib.aclosing(update.layers(30)) as layers:
+            async for _ in layers:
+                if leave:
+                    break
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            for version, leave in ((1, False), (2, True)):
+                say(script, "apply", version)
+                update = await anext(rollout.updates(timeout=30))
+                following = asyncio.create_task(follow(update, leave))
+                await told(script, "paused")
+                if leave:
+                    ready = _wire.message("LayerReady")(version=version, layer="model.layers.0", ready=1, layers=2)
+                    script.say(_wire.message("UpdateEvent")(layer_ready=ready))
+                else:
+                    following.cancel()
+                await asyncio.sleep(0.3)
+                assert not following.done() and rollout.sync._writing
+                say(script, "applied", version)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await following
+                assert update.outcome is not None and update.outcome.applied
+                assert rollout.torn == leave and rollout.serving_version == (0 if leave else version)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_real_agent_has_written_when_the_apply_that_was_cancelled_ends(cluster: Cluster) -> None:
+    weights = shared_arrays({f"model.layers.{i}.mlp.up_proj.weight": (1024, 1024) for i in range(4)})
+    trainer_socket = cluster.start_trainer()
+    rollout_socket = cluster.start_rollout(transfer__sink_mode="in_place")
+
+    async def main() -> None:
+        async with aio.Trainer(trainer_socket) as trainer, aio.Rollout(rollout_socket) as rollout:
+            await trainer.register(weights)
+            memory = memory_for(await rollout.plan())
+            await rollout.attach(memory)
+            for version in range(1, 11):
+                randomize(weights, version)
+                sync = await trainer.publish(version)
+                update = await anext(rollout.updates(timeout=30))
+                applying = asyncio.create_task(update.apply(30))
+                await asyncio.sleep(0.002 * version)
+                applying.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await applying
+                then = {name: array.copy() for name, array in memory.items()}
+                if update.outcome is None:  # the agent was told nothing
+                    update = await anext(rollout.updates(timeout=30))
+                    await update.apply(30)
+                else:
+                    assert update.outcome.applied and rollout.serving_version == version and not rollout.torn
+                    assert (await update.apply(0)).applied
+                    assert_same_weights(then, weights)
+                assert (await sync.committed()).applied
+                assert_same_weights(memory, weights)
+
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 def test_what_was_taken_of_an_attachment_that_is_over_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +342,8 @@ def test_what_was_taken_of_an_attachment_that_is_over_is_dropped(folder: Path, m
 
     async def main() -> None:
         async with attached(folder, script) as rollout:
-            take = rollout.sync.updates
-            monkeypatch.setattr(rollout.sync, "updates", lambda **kw: (waiting.set(), take(**kw))[1])
+            take = rollout.sync._updates
+            monkeypatch.setattr(rollout.sync, "_updates", lambda *args: (waiting.set(), take(*args))[1])
             task = asyncio.create_task(anext(rollout.updates()))
             await asyncio.to_thread(waiting.wait, 30)
             await cancelled(task)

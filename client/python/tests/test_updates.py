@@ -45,6 +45,36 @@ def test_an_update_that_is_not_waited_for_to_its_end_is_torn_until_that_is_heard
     assert sync.committed().applied  # the agent was told that the engine is paused, and went on
     hear(rollout)
     assert rollout.serving_version == 1 and not rollout.torn
+    assert update.outcome is not None and update.apply(timeout=0.0) is update.outcome  # asked again: it ended so
+
+
+def test_an_apply_that_ran_out_of_time_goes_on_where_it_was_when_it_is_called_again(pair: Pair) -> None:
+    trainer, rollout, _ = pair
+    sync = trainer.publish(1)
+    update = next(rollout.updates(timeout=30))
+    with pytest.raises(wsync.TornUpdate):
+        update.apply(timeout=0.0)
+    assert update.apply(timeout=30).version == 1 and rollout.serving_version == 1 and not rollout.torn
+    assert sync.committed().applied
+
+
+def test_an_update_that_was_not_applied_comes_again_until_it_is(pair: Pair) -> None:
+    trainer, rollout, _ = pair
+    sync = trainer.publish(1)
+    update = next(rollout.updates(timeout=30))
+    assert next(rollout.updates(timeout=30)) is update and rollout.poll() is update
+    assert update.apply().applied and rollout.poll() is None
+    assert sync.committed().applied
+
+
+def test_an_update_of_an_attachment_that_is_over_is_refused(pair: Pair) -> None:
+    trainer, rollout, _ = pair
+    trainer.publish(1)
+    update = next(rollout.updates(timeout=30))
+    rollout.attach(memory_for(rollout.plan()), layer_events=True)
+    with pytest.raises(wsync.NotAttached, match="version 1: the attachment that asked for it is over") as error:
+        update.apply(timeout=30)
+    assert "updates()" in error.value.next_step and not rollout.torn
 
 
 @pytest.mark.parametrize("where", ["callback", "loop"])

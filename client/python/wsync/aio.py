@@ -8,15 +8,21 @@
     async for update in rollout.updates():
         async with engine.paused():
             await update.apply()
+
+A task that is cancelled in `apply` or `layers` ends when the agent writes no more, so an engine's pause around it is long
+enough. Cancelled anywhere else it ends at once, and loses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from . import publication as _publication
@@ -28,6 +34,7 @@ from .errors import DeadlineExceeded
 from .layer_window import Layer
 
 _SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
+_LOOK = 0.005  # seconds between looks at whether another call has ended, which is rare to be waited for
 
 _T = TypeVar("_T")
 
@@ -86,39 +93,117 @@ class Trainer:
 
 
 class _Turn:
-    """One thread at a time follows an agent's updates: a task that is cancelled leaves its thread behind."""
+    """One call at a time follows an agent's updates, on a thread: a task that is cancelled may leave it behind."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()  # taken on an event loop's thread, given back on the worker's
+        self._worker = ThreadPoolExecutor(1, "wsync-aio")  # its own: the loop's may be full of others' work
+        self._doing, self._since = "", 0.0
 
-    async def run(self, what: Callable[[], _T]) -> _T:
-        return await asyncio.to_thread(self._run, what)
+    async def run(self, doing: str, what: Callable[[float], _T], timeout: float) -> _T:
+        """`what` is given the seconds that are left. Cancelled, it goes on without its task."""
+        work = self.start(what, await self.take(doing, timeout))
+        await asyncio.wait([work])
+        return work.result()
 
-    def _run(self, what: Callable[[], _T]) -> _T:
-        with self.lock:
-            return what()
+    async def take(self, doing: str, timeout: float) -> float:
+        """The seconds that are left. To be followed by `start`, without a wait between them."""
+        give_up = time.monotonic() + timeout
+        if not await self.free(doing, timeout):
+            raise DeadlineExceeded(f"{doing} did not begin within {timeout:.3g} s: it waits behind {self.at}")
+        return max(give_up - time.monotonic(), 0.0)
+
+    async def free(self, doing: str, timeout: float) -> bool:
+        """Takes the turn, where it comes in time. By looking: a thread that waits could not be called off."""
+        give_up = time.monotonic() + timeout
+        while not self._lock.acquire(blocking=False):
+            if time.monotonic() >= give_up:
+                return False
+            await asyncio.sleep(_LOOK)
+        self._doing, self._since = doing, time.monotonic()
+        return True
+
+    def start(self, what: Callable[[float], _T], timeout: float) -> asyncio.Future[_T]:
+        def work() -> _T:
+            try:
+                return what(timeout)
+            finally:
+                self._lock.release()
+
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._worker, contextvars.copy_context().run, work)
+        except BaseException:
+            self._lock.release()
+            raise
+        done.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody may be left to ask for it
+        return done
+
+    @property
+    def at(self) -> str:
+        return f"{self._doing}, which began {time.monotonic() - self._since:.1f} s ago"
 
 
 class Update:
     """See wsync.Update."""
 
-    def __init__(self, update: _updates.Update, turn: _Turn) -> None:
+    def __init__(self, update: _updates.Update, rollout: Rollout) -> None:
         self.sync = update
         self.version = update.version
         self.in_place = update.in_place
-        self._turn = turn
+        self._rollout = rollout.sync
+        self._turn = rollout._turn
 
     async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _updates.Outcome:
-        return await self._turn.run(lambda: self.sync.apply(timeout, **kwargs))
+        """As wsync.Update.apply; `on_layer` is called on another thread. `timeout` counts the wait for other calls as well.
+
+        Cancelled before the agent was told of the pause, it never is, and the update comes again from the next `updates()`
+        or is applied by another call. Afterwards the agent may write at any moment, so the task ends when it is known what
+        became of the version, within `timeout`: `outcome` has it. Then CancelledError is raised, but where the weights are
+        torn what `apply` ended with, TornUpdate mostly: the engine must stay paused. `asyncio.timeout` and `wait_for` take
+        that long, too.
+        """
+        doing = f"apply of version {self.version}"
+        return await self._whole(doing, lambda left: self.sync.apply(left, **kwargs), timeout)
+
+    async def _whole(self, doing: str, what: Callable[[float], _T], timeout: float) -> _T:
+        left = await self._turn.take(doing, timeout)
+        self.sync._called_off = False
+        work = self._turn.start(what, left)
+        cancelled: asyncio.CancelledError | None = None
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.sync._called_off = True
+        if cancelled is None or (work.exception() is not None and self._rollout.torn):
+            return work.result()
+        raise cancelled
 
     async def layers(self, timeout: float = 120.0, **kwargs: Any) -> AsyncGenerator[Layer, None]:
-        """As wsync.Update.layers. A loop that is left early is closed by `contextlib.aclosing`, not by itself."""
+        """As wsync.Update.layers. A loop that is left early is closed by `contextlib.aclosing`, not by itself.
+
+        Cancelled, or closed early, it ends when the agent writes no more. What that took is torn until the next version,
+        unless nothing was written: layers are missing.
+        """
+        doing = f"layers of version {self.version}"
+        give_up = time.monotonic() + timeout
         steps = self.sync.layers(timeout, **kwargs)
+
+        def end(left: float) -> None:
+            steps.close()
+            self.sync._let_end(left)
+
         try:
-            while (layer := await self._turn.run(lambda: next(steps, None))) is not None:
+            while True:
+                layer = await self._whole(doing, lambda _: next(steps, None), max(give_up - time.monotonic(), 0.0))
+                if layer is None:
+                    return
                 yield layer
         finally:
-            await self._turn.run(steps.close)
+            began = inspect.getgeneratorstate(steps) != inspect.GEN_CREATED
+            if began and self.outcome is None:
+                await self._whole(doing, end, max(give_up - time.monotonic(), _SLICE))
 
     @property
     def outcome(self) -> _updates.Outcome | None:
@@ -139,6 +224,10 @@ class Rollout:
     def serving_version(self) -> int:
         return self.sync.serving_version
 
+    @property
+    def torn(self) -> bool:
+        return self.sync.torn
+
     async def plan(self, timeout: float = 60.0) -> Plan:
         return await asyncio.to_thread(self.sync.plan, timeout)
 
@@ -146,47 +235,56 @@ class Rollout:
         return await asyncio.to_thread(self.sync.attach, *args, **kwargs)
 
     async def updates(self, *, timeout: float | None = None) -> AsyncIterator[Update]:
+        """As wsync.Rollout.updates: it ends when the engine is detached or the client closed, by whoever."""
+        self.sync._check_attached("updates")
         loop = asyncio.get_running_loop()
         give_up = None if timeout is None else loop.time() + timeout
+        engine = self.sync._engine
+        taken = self._pop() or self.sync._unanswered()
         while True:
-            wait = _SLICE if give_up is None else min(_SLICE, max(give_up - loop.time(), 0.0))
-            taken = self._taken.popleft()[1] if await asyncio.to_thread(self._take, wait) else None
             if isinstance(taken, Exception):
                 raise taken
             if taken is not None:
-                yield Update(taken, self._turn)
+                yield Update(taken, self)
                 give_up = None if timeout is None else loop.time() + timeout
-            elif not self.sync.attached:
+                engine = self.sync._engine
+            if engine is None or engine is not self.sync._engine:
                 return
-            elif give_up is not None and loop.time() >= give_up:
-                raise DeadlineExceeded("no update came from the rollout agent in time")
+            wait = _SLICE if give_up is None else min(_SLICE, max(give_up - loop.time(), 0.0))
+            if await self._turn.free("updates", wait):
+                await asyncio.wait([self._turn.start(self._take, wait)])
+                behind = ""
+            else:
+                behind = f": it waits behind {self._turn.at}"
+            taken = self._pop()
+            if taken is None and give_up is not None and loop.time() >= give_up and engine is self.sync._engine:
+                raise DeadlineExceeded("no update came from the rollout agent in time" + behind)
 
-    def _take(self, timeout: float) -> bool:
-        """On a thread. Whether something is taken now: from before, or because it came in time."""
-        if not self._turn.lock.acquire(timeout=timeout):
-            return False
-        try:
-            while self._taken and self._taken[0][0] is not self.sync._stream:  # of an attachment that is over
-                self._taken.popleft()
-            if not self._taken:
-                self._taken.append(self._next(timeout))
-        except (DeadlineExceeded, StopIteration):
-            pass
-        finally:
-            self._turn.lock.release()
-        return bool(self._taken)
+    def _pop(self) -> _updates.Update | Exception | None:
+        """What was taken, but of an attachment that is over. Loops beside this one may be faster."""
+        while self._taken:
+            try:
+                stream, taken = self._taken.popleft()
+            except IndexError:
+                break
+            if stream is not None and stream is self.sync._stream:
+                return taken
+        return None
 
-    def _next(self, timeout: float) -> tuple[object, _updates.Update | Exception]:
+    def _take(self, timeout: float) -> None:
+        """On the worker's thread."""
+        if self._taken and self._taken[-1][0] is self.sync._stream:  # by the call before, which was cancelled
+            return
         try:
-            update = next(self.sync.updates(timeout=timeout))
+            taken: _updates.Update | Exception = next(self.sync._updates(timeout, 60.0))
         except (DeadlineExceeded, StopIteration):
-            raise
+            return
         except Exception as error:
-            return self.sync._stream, error
-        return self.sync._stream, update
+            taken = error
+        self._taken.append((self.sync._stream, taken))
 
     async def confirm(self, timeout: float = 120.0) -> None:
-        await self._turn.run(lambda: self.sync.confirm(timeout))
+        await self._turn.run("confirm", self.sync.confirm, timeout)
 
     async def detach(self) -> None:
         await asyncio.to_thread(self.sync.detach)
@@ -199,4 +297,3 @@ class Rollout:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-

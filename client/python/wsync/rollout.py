@@ -37,7 +37,7 @@ from .errors import (
 from .layer_window import Allocate, LayerWindow
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
-from .updates import Detached, Event, Update, UpdateStream
+from .updates import Detached, Event, Outcome, Update, UpdateStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,9 @@ class Rollout:
         self._events = LentEvents("")
         self._pending: _Pending | None = None
         self._put_back: deque[Event] = deque()
+        self._asked: Event | None = None  # what the agent waits for: it asks for nothing else before
+        self._writing = False  # it was told of the pause, and has not said yet how that ended
+        self._open: list[Update] = []  # those that have no outcome yet
         self._gave_up: tuple[int, str, bool] | None = None  # what was served when the engine gave up at a layer
 
     # ---- what is served
@@ -183,6 +186,7 @@ class Rollout:
             raise Detached("the engine detached")
         self._serving, self._digest = 0, ""  # as the agent sees it: it does not know what the memory holds
         self._put_back.clear()
+        self._asked, self._writing = None, False
         if engine.window is not None:
             engine.window.reset()
         try:
@@ -196,15 +200,28 @@ class Rollout:
     def updates(self, *, timeout: float | None = None, reattach_timeout: float = 60.0) -> Iterator[Update]:
         """Yields each version for which the engine has to pause; `update.apply()` inside the pause.
 
-        Until `detach` or `close`, which another thread may call. `timeout`: DeadlineExceeded after this many seconds
+        Until `detach` or `close`, which another thread may call. One that was yielded before and for which the agent still
+        waits comes again with each call, not with each turn. `timeout`: DeadlineExceeded after this many seconds
         without a version. TornUpdate, AgentError: a version that was applied on a stream did not succeed after all; the
         first one says that the engine must pause. An agent that died, or has not answered for four seconds, is attached to
         again, for `reattach_timeout` seconds; then AgentUnavailable. CatalogMismatch: the trainer registered another
         catalog that the destinations do not fit.
         """
-        self._connection.check_open("updates")
+        self._check_attached("updates")
+        if (unanswered := self._unanswered()) is not None:
+            yield unanswered
+        yield from self._updates(timeout, reattach_timeout)
+
+    def _check_attached(self, doing: str) -> None:
+        self._connection.check_open(doing)
         if self._stream is None:
-            raise NotAttached("no engine is attached")
+            raise NotAttached(f"{doing}: no engine is attached")
+
+    def _unanswered(self) -> Update | None:
+        asked = self._asked
+        return next((update for update in self._open if asked is not None and update.version == asked.version), None)
+
+    def _updates(self, timeout: float | None, reattach_timeout: float) -> Iterator[Update]:
         deadline = _deadline(timeout)
         while True:
             try:
@@ -218,8 +235,10 @@ class Rollout:
                 continue
             except Detached:
                 return
-            if event.kind == "apply" or (event.kind == "prepare" and event.in_place):
-                yield Update(self, event)
+            if event.asks:
+                update = Update(self, event)
+                self._open.append(update)
+                yield update
                 deadline = _deadline(timeout)
 
     def poll(self) -> Update | None:
@@ -246,10 +265,10 @@ class Rollout:
 
     def _pause(self, version: int, stream: Stream | None, *, hold: bool = False) -> StreamOrder | None:
         """`hold`: the stream waits for the end of it, and nobody else: what becomes of it is pending."""
-        self._connection.check_open(f"version {version}")
+        self._check_attached(f"version {version}")
         updates = self._stream
-        if self._engine is None or updates is None:
-            raise NotAttached(f"version {version}: no engine is attached")
+        if self._engine is None or updates is None:  # detached meanwhile
+            raise Detached(f"version {version}: the engine detached")
         self._engine.check(version)
         paused = _wire.message("EnginePaused")(version=version)
         order = None
@@ -267,6 +286,7 @@ class Rollout:
                     raise
                 self._pending = _Pending(version, order, updates, (self._serving, self._digest))
                 self._serving, self._digest = version, ""
+        self._asked, self._writing = None, not hold
         self._tell(paused=paused)
         if order is not None and updates.ended:  # before there was anything to be told of it
             order.open()
@@ -288,6 +308,8 @@ class Rollout:
             raise
         if self._window is not None and event.kind in ("prepare", "applied", "torn", "cancelled"):
             self._window.reset()
+        if event.asks:
+            self._asked = event
         if event.kind == "applied":
             if self._pending is not None:
                 self._pending.order.end()
@@ -308,7 +330,19 @@ class Rollout:
                 f"version {event.version} was not applied after all: {event.reason}",
                 next_step="what the stream computed since is from the version before, which is served on",
             )
+        self._settle(event)
         return event
+
+    def _settle(self, event: Event) -> None:
+        """What the event says of the updates: also of those that were left in the middle, and may be asked again."""
+        if event.kind in ("applied", "torn", "cancelled"):
+            self._writing = False
+        if event.kind == "applied" or (event.kind == "cancelled" and not self._torn):
+            applied = event.kind == "applied"
+            outcome = Outcome(event.version, applied, event.content_digest, event.timings, event.reason)
+            for update in self._open:
+                update.outcome = outcome
+            self._open.clear()
 
     # ---- applied on a stream, and not yet confirmed
 
@@ -415,7 +449,8 @@ class Rollout:
             self._pending.order.open()
         self._stream, self._engine, self._pending = None, None, None
         self._put_back.clear()
-        self._gave_up = None
+        self._asked, self._writing, self._gave_up = None, False, None
+        self._open.clear()
         self._serving, self._digest, self._torn = 0, "", False
 
     def close(self) -> None:

@@ -15,12 +15,15 @@ import grpc
 
 from . import _rpc, _wire
 from .catalog import Timings, hash_text, output_from, timings_from
-from .errors import AgentUnavailable, DeadlineExceeded, NotAttached, TornUpdate, WsyncError
+from .errors import AgentUnavailable, ClientClosed, DeadlineExceeded, NotAttached, TornUpdate, WsyncError
 from .layer_window import Layer, LayerWindow, WantedLayer
 from .stream_events import Stream, StreamOrder
 
 if TYPE_CHECKING:
     from .rollout import Rollout
+
+
+_SLICE = 0.25  # seconds that an apply which waits may go on after it was called off
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class Event:
     layer: Layer | None = None
     wanted: WantedLayer | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether the agent waits for the engine to pause."""
+        return self.kind == "apply" or (self.kind == "prepare" and self.in_place)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -62,9 +70,10 @@ class Update:
     def __init__(self, rollout: Rollout, event: Event) -> None:
         self.version = event.version
         self.in_place = event.in_place
-        self.outcome: Outcome | None = None  # once `apply` or `layers` has ended
+        self.outcome: Outcome | None = None  # once `apply` or `layers` has ended, or `updates` has heard how it did
         self._rollout = rollout
-        self._paused = False  # the agent was told, and may write
+        self._attachment = rollout._stream  # which asked for the pause
+        self._called_off = False  # by another thread: the agent is told nothing more
 
     def apply(
         self,
@@ -80,6 +89,9 @@ class Update:
         for the next complete version, also across a restart of the agent. TornUpdate when none came within `timeout`
         seconds: the engine must stay paused. DeadlineExceeded: nothing was touched. Whatever else ends it early leaves
         the replica torn as well, until `updates` has heard how the version ended.
+
+        Called again it goes on where it was left: it returns the outcome that there is by now, or waits on for it, and
+        tells the agent nothing twice. NotAttached: the attachment that asked for this version is over.
 
         `on_layer` is called on this thread for each layer as it becomes complete (attached with `layer_events`, agent in
         mode in_place), so that work on it overlaps the transfer. What landed is not committed yet; a version that is
@@ -123,70 +135,103 @@ class Update:
         yield from self._follow(timeout, stream)
 
     def _follow(self, timeout: float, stream: Stream | None) -> Generator[Layer, None, None]:
-        self.outcome, self._paused = None, False
+        rollout = self._rollout
+        if self.outcome is not None:
+            return
+        rollout._check_attached(f"version {self.version}")
+        if self._attachment is not rollout._stream and not rollout.torn:  # torn: any complete version is waited for
+            raise NotAttached(
+                f"version {self.version}: the attachment that asked for it is over",
+                next_step="take the next one from updates()",
+            )
         try:
             yield from self._steps(timeout, stream)
         finally:
-            if self._paused and self.outcome is None:  # the agent may write until it says how the version ended
-                self._rollout._give_up()
+            if rollout._writing and self.outcome is None:  # the agent may write until it says how the version ended
+                rollout._give_up()
 
     def _steps(self, timeout: float, stream: Stream | None) -> Generator[Layer, None, None]:
         rollout = self._rollout
         deadline = time.monotonic() + timeout
-        asked: int | None = self.version
-        in_place = self.in_place
         order: StreamOrder | None = None
         window = rollout._window
         landed: deque[Layer] = deque()
         while True:
             try:
+                if self._called_off and not rollout._writing:
+                    raise CalledOff(f"version {self.version}: its apply was called off")
+                asked = rollout._asked
                 if asked is not None:
                     landed.clear()
-                    hold = stream is not None and not in_place and not rollout.torn
+                    hold = stream is not None and not asked.in_place and not rollout.torn
                     if order is not None:  # torn or overtaken: the agent is done with it
                         order.end()
-                    order = rollout._pause(asked, stream, hold=hold)
+                    order = rollout._pause(asked.version, stream, hold=hold)
                     if hold:
-                        self.outcome = Outcome(asked, True, "", None, "", confirmed=False)
+                        self.outcome = Outcome(asked.version, True, "", None, "", confirmed=False)
+                        rollout._open.clear()  # with weights that are not torn there is no other
                         return
-                    asked, self._paused = None, True
-                event = rollout._next(deadline)
+                event = self._next(deadline)
             except AgentUnavailable as error:
                 landed.clear()
                 order = None
-                if self._paused:
+                if rollout._writing:
                     rollout._serving, rollout._digest, rollout._torn = 0, "", True
                 self._find_agent(deadline, error)
                 continue
-            except DeadlineExceeded as error:
-                if not rollout.torn and not self._paused:
+            except (DeadlineExceeded, CalledOff) as error:
+                if not rollout.torn and not rollout._writing:
                     raise
-                raise TornUpdate(f"version {self.version}: no complete version within {timeout:g} s: {error}") from None
-            if event.kind == "apply" or (event.kind == "prepare" and event.in_place):
-                asked, in_place = event.version, event.in_place
-            elif event.kind == "applied":
-                if order is not None:
+                why = "" if isinstance(error, CalledOff) else f" within {timeout:g} s"
+                raise TornUpdate(f"version {self.version}: no complete version{why}: {error}") from None
+            if event is None:
+                continue
+            if self.outcome is not None:
+                if order is not None and self.outcome.applied:
                     order.end()
-                self.outcome = Outcome(event.version, True, event.content_digest, event.timings, "")
                 return
-            elif event.wanted is not None:
+            if event.wanted is not None:
                 if window is not None:
                     window.provide(event.wanted)
             elif event.layer is not None:
                 landed.append(event.layer if window is None else window.landed(event.layer))
-            elif event.kind == "cancelled" and not rollout.torn:
-                self.outcome = Outcome(event.version, False, "", None, event.reason)
-                return
             # Where there is room for another layer, its memory is given first: it lands while the engine works on this.
             while landed and not (window and window.room() and landed[-1].ready < landed[-1].layers):
                 yield from _turn(landed.popleft(), window)
 
+    def _next(self, deadline: float) -> Event | None:
+        """None from time to time, to see whether this was called off."""
+        try:
+            return self._rollout._next(min(deadline, time.monotonic() + _SLICE))
+        except DeadlineExceeded:
+            if time.monotonic() >= deadline:
+                raise
+            return None
+
+    def _let_end(self, timeout: float) -> None:
+        """After `layers` was left in the middle: returns when the agent writes no more.
+
+        The layers that nobody took are missing, so what was applied then is as torn for the engine.
+        """
+        rollout = self._rollout
+        deadline = time.monotonic() + timeout
+        try:
+            while rollout._writing and self.outcome is None:
+                rollout._next(deadline)
+        except DeadlineExceeded as error:
+            raise TornUpdate(f"version {self.version}: its end was not heard of within {timeout:g} s: {error}") from None
+        except (AgentUnavailable, NotAttached, ClientClosed):
+            return  # it does not write any more
+        if self.outcome is not None and self.outcome.applied:
+            rollout._serving, rollout._digest, rollout._torn = 0, "", True
+
     def _find_agent(self, deadline: float, error: AgentUnavailable) -> None:
         left = deadline - time.monotonic()
         try:
-            if left <= 0:
+            if left <= 0 or self._called_off:
                 raise error
             self._rollout._reattach(left)
+            self._attachment = self._rollout._stream
         except (AgentUnavailable, DeadlineExceeded) as gone:
             if not self._rollout.torn:
                 raise
@@ -202,6 +247,10 @@ def _turn(layer: Layer, window: LayerWindow | None) -> Generator[Layer, None, No
         raise
     if window is not None:
         window.take(layer)
+
+
+class CalledOff(WsyncError):
+    """`apply` had told the agent nothing, or it was done with it, when it was called off. Never leaves this package."""
 
 
 # ---- the update stream
