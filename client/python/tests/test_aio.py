@@ -335,6 +335,54 @@ def test_a_real_agent_has_written_when_the_apply_that_was_cancelled_ends(cluster
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
+@pytest.mark.parametrize("how", ["detach", "close"])
+@pytest.mark.parametrize("slice_s", [0.01, 10.0])
+def test_updates_end_when_somebody_detaches_or_closes_as_the_loop_without_asyncio_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, slice_s: float
+) -> None:
+    """With short slices it comes between two of them, with long ones in the middle of one."""
+    monkeypatch.setattr(aio, "_SLICE", slice_s)
+
+    async def main() -> None:
+        async with attached(folder, Script()) as rollout:
+
+            async def follow() -> str:
+                async for _ in rollout.updates():
+                    pass
+                return "ended"
+
+            loops = [asyncio.create_task(follow()), asyncio.create_task(asyncio.to_thread(list, rollout.sync.updates()))]
+            await asyncio.sleep(0.2)
+            await getattr(rollout, how)()
+            assert await asyncio.wait_for(asyncio.gather(*loops), 5) == ["ended", []]
+            error = wsync.ClientClosed if how == "close" else wsync.NotAttached
+            for begin in (lambda: anext(rollout.updates()), lambda: asyncio.to_thread(list, rollout.sync.updates())):
+                with pytest.raises(error, match="^updates: "):
+                    await begin()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_update_goes_to_one_of_two_loops(folder: Path) -> None:
+    script = Script()
+
+    async def main() -> None:
+        async with attached(folder, script) as rollout:
+            for version in range(1, 11):
+                loops = [asyncio.create_task(anext(rollout.updates(timeout=0.2))) for _ in range(3)]
+                await asyncio.sleep(0.01)
+                say(script, "apply", version)
+                came = [u for u in await asyncio.gather(*loops, return_exceptions=True) if isinstance(u, aio.Update)]
+                assert [update.version for update in came] == [version]
+                assert [type(loop.exception()) for loop in loops].count(wsync.DeadlineExceeded) == 2
+                applying = asyncio.create_task(came[0].apply(30))
+                await told(script, "paused")
+                say(script, "applied", version)
+                assert (await applying).applied
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_what_was_taken_of_an_attachment_that_is_over_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aio, "_SLICE", 10.0)
     script = Script()

@@ -9,7 +9,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,7 +19,7 @@ import pytest
 
 import wsync
 from conftest import Cluster, beside, eventually
-from fake_agents import FakeAgent, handler
+from fake_agents import FakeAgent, Script, handler, rollout_agent
 from models import SHAPES, memory_for, shared_arrays
 from wsync import _rpc, _wire
 
@@ -47,7 +49,8 @@ def test_a_publication_that_waits_for_its_agent_does_not_register_again_what_was
     else:
         with pytest.raises(wsync.AgentUnavailable):
             trainer.unregister()
-    with pytest.raises(wsync.NotRegistered, match="version 1: the weights were unregistered"):
+    said, text = (wsync.ClientClosed, "was closed") if how == "close" else (wsync.NotRegistered, "the weights were unregistered")
+    with pytest.raises(said, match=f"version 1: .*{text}"):
         sync.committed(timeout=5)
     cluster.restart("trainer")
     with wsync.Trainer(socket) as other:
@@ -185,6 +188,61 @@ def test_a_version_that_is_on_its_way_when_the_trainer_is_closed_is_not_said_to_
             with pytest.raises(wsync.ClientClosed, match="publish version 1: .*was closed") as error:
                 sync.committed(5)
             assert "wsync status" in error.value.next_step
+
+
+@pytest.mark.parametrize("how", ["detach", "close"])
+def test_calls_of_an_engine_that_are_open_end_as_somebody_ended_them(folder: Path, how: str) -> None:
+    script = Script()
+    agent = rollout_agent(folder, script)
+    said = wsync.ClientClosed if how == "close" else wsync.NotAttached
+    try:
+        for call in ("apply", "events", "confirm"):
+            with wsync.Rollout(agent.socket) as rollout:
+                rollout.attach(shared_arrays({"x.weight": (4, 4)}))
+                if call == "apply":
+                    script.say(_wire.message("UpdateEvent")(apply=_wire.message("Apply")(version=1)))
+                    update = next(rollout.updates(timeout=30))
+                elif call == "confirm":
+                    rollout._pending = Pending()  # type: ignore[assignment]  # a GPU's
+                calls = {"apply": lambda: update.apply(30), "events": lambda: next(rollout.events()), "confirm": rollout.confirm}
+                with ThreadPoolExecutor(1) as pool:
+                    open_call = pool.submit(calls[call])
+                    time.sleep(0.2)
+                    getattr(rollout, how)()
+                    with pytest.raises(wsync.WsyncError) as error:
+                        open_call.result(10)
+                assert isinstance(error.value, said) and error.value.next_step
+                script.end()
+    finally:
+        agent.stop()
+
+
+class Pending:
+    """What `confirm` waits for the end of."""
+
+    version = 1
+    told = order = SimpleNamespace(silent=False, open=lambda: None, end=lambda: None)
+
+
+def test_an_attach_that_waits_for_a_trainer_when_its_client_is_closed_says_so(cluster: Cluster) -> None:
+    rollout = wsync.Rollout(cluster.start_rollout())
+    with ThreadPoolExecutor(1) as pool:
+        attaching = pool.submit(rollout.attach, shared_arrays({"x.weight": (4, 4)}))
+        time.sleep(0.5)
+        rollout.close()
+        with pytest.raises(wsync.ClientClosed, match="^attach: .*was closed"):
+            attaching.result(10)
+
+
+def test_a_version_that_is_called_off_by_closing_its_trainer_is_said_to_have_failed(cluster: Cluster) -> None:
+    with wsync.Trainer(cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        sync = trainer.publish(1)
+        with pytest.raises(wsync.DeadlineExceeded):
+            sync.released(0.5)
+        trainer.close()
+        with pytest.raises(wsync.PublishFailed):
+            sync.committed(5)
 
 
 REFUSALS = {

@@ -37,7 +37,7 @@ class Connection:
         self.channel = grpc.insecure_channel(socket, options=_OPTIONS)
         self._check = self.channel.unary_unary("/grpc.health.v1.Health/Check")  # both messages are empty enough as bytes
         self._heartbeat = Heartbeat(self._answers)
-        self.is_closed = False
+        self.is_closed = False  # or is about to be: what ends a client's calls may go on
 
     def check_open(self, doing: str) -> None:
         """ClientClosed, where it is."""

@@ -96,6 +96,7 @@ class Publication:
         except AgentUnavailable as absent:
             raise self._error(lost) if self._accepted else absent from None
         if not again:
+            self._trainer._connection.check_open(f"publish version {self.version}")
             raise NotRegistered(
                 f"publish version {self.version}: the weights were unregistered before their agent came back",
                 next_step="wait for committed() before unregister() or close()",

@@ -167,11 +167,8 @@ class Rollout:
     def _attach_now(self, timeout: float) -> Attached:
         engine = self._engine
         if engine is None:  # detached meanwhile
-            raise Detached("the engine detached")
-        try:
-            self._connection.wait(min(self._timeout, timeout))
-        except ClientClosed:
-            raise Detached("the engine detached") from None
+            raise self._detached("attach")
+        self._connection.wait(min(self._timeout, timeout))
         if self._stream is not None and self._stream.silent:  # it stood still: it may not know that the call was ended
             self._call_detach(self._stream, timeout)
         try:
@@ -179,11 +176,11 @@ class Rollout:
         except grpc.RpcError as error:
             raise _rpc.attach_error(self._connection, error) from None
         except ValueError:  # gRPC's word for a channel that was closed meanwhile
-            raise Detached("the engine detached") from None
+            raise self._detached("attach") from None
         if self._engine is not engine:  # detached during the call, which knew nothing of this attachment
             with contextlib.suppress(grpc.RpcError, ValueError):  # gone, or closed: it ends with the connection
                 self._stub.detach(_wire.message("DetachRequest")(attachment_id=reply.attachment_id), timeout=timeout)
-            raise Detached("the engine detached")
+            raise self._detached("attach")
         self._serving, self._digest = 0, ""  # as the agent sees it: it does not know what the memory holds
         self._put_back.clear()
         self._asked, self._writing = None, False
@@ -192,8 +189,12 @@ class Rollout:
         try:
             self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
         except ValueError:
-            raise Detached("the engine detached") from None
+            raise self._detached("attach") from None
         return Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
+
+    def _detached(self, doing: str) -> Detached | ClientClosed:
+        """Why a call that was under way ended: somebody called `close`, or `detach`."""
+        return self._connection.closed(doing) if self._connection.is_closed else Detached(f"{doing}: the engine detached")
 
     # ---- following
 
@@ -230,10 +231,10 @@ class Rollout:
                 self._give_up_pending("the agent went away while it wrote")
                 try:
                     self._reattach(reattach_timeout)
-                except Detached:
+                except (Detached, ClientClosed):
                     return
                 continue
-            except Detached:
+            except (Detached, ClientClosed):
                 return
             if event.asks:
                 update = Update(self, event)
@@ -252,7 +253,11 @@ class Rollout:
             return None
 
     def events(self, *, timeout: float | None = None) -> Iterator[Event]:
-        """Every event as it comes, for engines that do the protocol themselves: answer with `paused`."""
+        """Every event as it comes, for engines that do the protocol themselves: answer with `paused`.
+
+        NotAttached or ClientClosed ends it, when somebody has called `detach` or `close`.
+        """
+        self._check_attached("events")
         while True:
             yield self._next(_deadline(timeout))
 
@@ -268,7 +273,7 @@ class Rollout:
         self._check_attached(f"version {version}")
         updates = self._stream
         if self._engine is None or updates is None:  # detached meanwhile
-            raise Detached(f"version {version}: the engine detached")
+            raise self._detached(f"version {version}")
         self._engine.check(version)
         paused = _wire.message("EnginePaused")(version=version)
         order = None
@@ -295,12 +300,12 @@ class Rollout:
     def _next(self, deadline: float | None) -> Event:
         stream = self._stream
         if stream is None:
-            raise Detached("no engine is attached")
+            raise self._detached("updates")
         if self._put_back:
             return self._put_back.popleft()
         try:
             event = stream.get(deadline)
-        except (AgentUnavailable, DeadlineExceeded, Detached):
+        except (AgentUnavailable, DeadlineExceeded, Detached, ClientClosed):
             raise
         except WsyncError:
             if self._pending is not None:  # nobody will say what became of it
@@ -424,7 +429,10 @@ class Rollout:
     # ---- ending
 
     def detach(self, *, timeout: float = 10.0) -> None:
-        """Takes the memory back: once it returns, the agent does not write there any more."""
+        """Takes the memory back: once it returns, the agent does not write there any more.
+
+        Calls that other threads have open end with NotAttached, and `updates` ends.
+        """
         if self._stream is None:
             return
         self._stream.detaching = True
@@ -454,7 +462,11 @@ class Rollout:
         self._serving, self._digest, self._torn = 0, "", False
 
     def close(self) -> None:
-        """Detaches, as far as the agent is there, and closes the connection."""
+        """Detaches, as far as the agent is there, and closes the connection.
+
+        Calls that other threads have open end with ClientClosed, and `updates` ends.
+        """
+        self._connection.is_closed = True
         try:
             self.detach(timeout=5.0)
         except WsyncError:

@@ -292,7 +292,7 @@ class Trainer:
     def unregister(self, *, timeout: float = 30.0) -> bool:
         """Takes the weights back; a version whose bytes are still being read is aborted. True if there was one.
 
-        A publication that waits for its agent to come back ends with NotRegistered: nothing is registered any more.
+        A publication that waits for its agent to come back ends with NotRegistered.
         """
         if self._registration is None:
             return False
@@ -319,7 +319,11 @@ class Trainer:
         self._weights, self._copies, self._addresses, self._held = [], [], Addresses([]), None
 
     def close(self) -> None:
-        """Unregisters, as far as the agent is there, and closes the connection."""
+        """Unregisters, as far as the agent is there, and closes the connection.
+
+        What other threads wait for ends with ClientClosed.
+        """
+        self._connection.is_closed = True
         try:
             self.unregister(timeout=5.0)
         except WsyncError:

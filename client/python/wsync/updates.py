@@ -328,7 +328,9 @@ class UpdateStream:
             elif self.silent or code == grpc.StatusCode.UNAVAILABLE:
                 how = "does not answer any more" if self.silent else f"was lost ({_rpc.code_and_text(error)[1]})"
                 end = self._connection.gone(how, self._last[0], time.monotonic() - self._last[1])
-        return Detached("the engine detached") if self.detaching else end
+        if self.detaching:
+            return self._connection.closed("updates") if self._connection.is_closed else Detached("the engine detached")
+        return end
 
     def get(self, deadline: float | None) -> Event:
         """The next event; DeadlineExceeded at `deadline` (monotonic; None: waits). What ended the call, once it has."""
@@ -341,6 +343,7 @@ class UpdateStream:
             if isinstance(got, Event):
                 return got
             self._ended = got
+            self._incoming.put(got)  # another thread may wait as well
         raise self._ended
 
 
