@@ -83,6 +83,7 @@ class FakeAgent:
     """A gRPC server at a socket; each call's answers come from what the test says."""
 
     def __init__(self, folder: Path, service: str, methods: dict[str, grpc.RpcMethodHandler]) -> None:
+        self.registration_id = "r1"  # of a trainer's agent
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         self.health_takes = 0.0  # seconds
 
@@ -156,13 +157,13 @@ def trainer_agent(folder: Path, script: Script) -> FakeAgent:
     def register(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         for _ in requests:
             pass
-        return _wire.message("RegisterReply")(registration_id="r1")
+        return _wire.message("RegisterReply")(registration_id=agent.registration_id)
 
     def publish(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         script.requests.put(request)
         return script.answers(context)
 
-    return FakeAgent(
+    agent = FakeAgent(
         folder,
         "Trainer",
         {
@@ -176,6 +177,7 @@ def trainer_agent(folder: Path, script: Script) -> FakeAgent:
             ),
         },
     )
+    return agent
 
 
 def rollout_agent(folder: Path, script: Script) -> FakeAgent:

@@ -19,7 +19,7 @@ import pytest
 
 import wsync
 from conftest import Cluster, beside, eventually
-from fake_agents import FakeAgent, Script, handler, rollout_agent
+from fake_agents import FakeAgent, Script, handler, rollout_agent, trainer_agent
 from models import SHAPES, memory_for, shared_arrays
 from wsync import _rpc, _wire
 
@@ -104,7 +104,7 @@ def test_a_registration_that_is_on_its_way_when_the_weights_are_taken_back_is_ta
             sync = trainer.publish(1)
             assert agent.entered.wait(30)
             with beside(trainer.unregister) as unregistered:
-                eventually(lambda: trainer._era == 1, "unregister has begun")
+                eventually(lambda: trainer._era == 2, "unregister has begun")
                 time.sleep(0.05)
                 assert not unregistered.done(), "it would leave what is on its way"
                 agent.gate.set()
@@ -129,6 +129,78 @@ def test_an_agent_that_takes_its_time_to_answer_is_registered_with_again(folder:
             assert agent.entered.is_set(), "it was there, and was not found"
     finally:
         agent.agent.stop()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, "registration r1 is not known"),
+        (grpc.StatusCode.UNAVAILABLE, "the agent is gone"),
+        (grpc.StatusCode.ABORTED, "this agent stood still"),
+    ],
+)
+def test_a_publication_is_not_made_again_with_weights_that_were_registered_meanwhile(
+    folder: Path, replace: bool, code: grpc.StatusCode, text: str
+) -> None:
+    script = Script()
+    agent = trainer_agent(folder, script)
+    try:
+        with wsync.Trainer(agent.socket) as trainer:
+            trainer.register(shared_arrays({"x.weight": (4, 4)}))
+            sync = trainer.publish(1)
+            script.requests.get(timeout=30)
+            agent.registration_id = "r2"
+            trainer.register(shared_arrays({"y.weight": (4, 4)}), replace=replace)
+            script.fail(text, code)
+            with pytest.raises(wsync.NotRegistered, match="version 1: the weights were registered anew") as error:
+                sync.committed(10)
+            assert "publish" in error.value.next_step
+            with pytest.raises(wsync.NotRegistered):
+                sync.released(10)
+            assert script.requests.empty(), "version 1 would be of the new weights"
+            trainer.publish(2)
+            assert script.requests.get(timeout=30).registration_id == "r2"
+            script.end()
+    finally:
+        agent.stop()
+
+
+def test_a_registration_waits_for_one_that_a_publication_is_making_again_and_stays_the_last(folder: Path) -> None:
+    agent = ForgetfulAgent(folder)
+    try:
+        with wsync.Trainer(agent.agent.socket) as trainer:
+            trainer.register(shared_arrays({"x.weight": (4, 4)}))
+            sync = trainer.publish(1)
+            assert agent.entered.wait(30)  # its own, again
+            with beside(lambda: trainer.register(shared_arrays({"y.weight": (4, 4)}), replace=True)) as registering:
+                eventually(lambda: trainer._era == 2, "register has begun")
+                time.sleep(0.05)
+                assert not registering.done(), "what is on its way would come after it"
+                agent.gate.set()
+            assert agent.registered == {"r3"} and trainer._id == "r3"
+            with pytest.raises(wsync.NotRegistered, match="registered anew"):
+                sync.committed(30)
+    finally:
+        agent.gate.set()
+        agent.agent.stop()
+
+
+def test_weights_that_real_agents_carry_are_those_of_the_registration_that_the_number_was_given_for(
+    cluster: Cluster,
+) -> None:
+    socket = cluster.start_trainer()
+    with wsync.Trainer(socket, reconnect_timeout=60.0) as trainer:
+        trainer.register(shared_arrays(SHAPES))
+        cluster.kill("trainer")
+        sync = trainer.publish(1)
+        with pytest.raises(wsync.DeadlineExceeded):
+            sync.released(timeout=0.5)
+        with beside(lambda: trainer.register(shared_arrays({"y.weight": (128, 128)}), replace=True)):
+            cluster.restart("trainer")
+        with pytest.raises(wsync.NotRegistered, match="version 1: the weights were registered anew"):
+            sync.committed(10)
+        assert trainer.registration is not None and trainer.registration.committed_version == 0
 
 
 # ---- what is said of it

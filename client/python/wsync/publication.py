@@ -61,6 +61,8 @@ class Publication:
                     raise
                 if not self._called_off(error):
                     self._registration_id = self._register_again(error)
+                elif self._era != self._trainer._era:
+                    raise self._taken_back()
                 self._call = self._start()
                 if self._silent:
                     self._call.cancel()
@@ -96,12 +98,17 @@ class Publication:
         except AgentUnavailable as absent:
             raise self._error(lost) if self._accepted else absent from None
         if not again:
-            self._trainer._connection.check_open(f"publish version {self.version}")
-            raise NotRegistered(
-                f"publish version {self.version}: the weights were unregistered before their agent came back",
-                next_step="wait for committed() before unregister() or close()",
-            )
+            raise self._taken_back()
         return again
+
+    def _taken_back(self) -> WsyncError:
+        trainer, doing = self._trainer, f"publish version {self.version}"
+        if trainer._connection.is_closed:
+            return trainer._connection.closed(doing)
+        return NotRegistered(
+            f"{doing}: {trainer._era_ended} before their agent came back",
+            next_step="wait for committed() before register() or unregister(), or publish what is registered now",
+        )
 
     def _error(self, error: grpc.RpcError) -> WsyncError:
         code, text = _rpc.code_and_text(error)

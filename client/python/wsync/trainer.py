@@ -78,7 +78,8 @@ class Trainer:
         self._stub = _wire.TrainerStub(self._connection.channel)
         self._timeout = timeout
         self._reconnect_timeout = reconnect_timeout
-        self._era = 0  # up by one with each unregister: no publication of an earlier one registers anything again
+        self._era = 0  # up by one with each register and unregister: nothing of an earlier one is published again
+        self._era_ended = ""  # why the last one did
         self._lock = threading.Lock()  # of the three below: publications register again from their threads
         self._id = ""
         self._registration: Registration | None = None
@@ -124,6 +125,9 @@ class Trainer:
 
         CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process holds
         the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.
+
+        A publication that waits for its agent to come back ends with NotRegistered: its number does not stand for these
+        weights.
         """
         self._connection.check_open("register")
         with garbage_free():
@@ -133,7 +137,9 @@ class Trainer:
             places = [handles.locate(weight.name, weight.view) for weight in weights]
             request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
         self._connection.wait(self._timeout)
-        reply = self._call_register(request, timeout)
+        give_up = time.monotonic() + timeout
+        self._end_era("the weights were registered anew", "register", timeout)
+        reply = self._call_register(request, max(give_up - time.monotonic(), 0.0))
         request[0].header.replace = False  # to take over was asked for once, not whenever the agent restarts
         with self._lock:
             self._request = request
@@ -161,7 +167,10 @@ class Trainer:
             raise self._connection.closed("register") from None
 
     def _register_again(self, lost: str, era: int) -> str:
-        """The id of a registration other than `lost`: the agent restarted and forgot ours. "": it was taken back."""
+        """The id of a registration other than `lost`: the agent restarted and forgot ours. "": it was taken back.
+
+        An id of a later era would be that of other weights, which were not published under this number.
+        """
         with self._lock:
             if self._id == lost and self._found_agent(era):
                 again = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
@@ -297,11 +306,8 @@ class Trainer:
         if self._registration is None:
             return False
         give_up = time.monotonic() + timeout
-        self._era += 1
         try:
-            if not self._lock.acquire(timeout=timeout):  # a publication is registering again: it sees that it must not
-                raise DeadlineExceeded(f"unregister: the agent did not answer within {timeout:g} s")
-            self._lock.release()
+            self._end_era("the weights were unregistered", "unregister", timeout)
             return self._call_unregister(self._id, max(give_up - time.monotonic(), 0.0))
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
@@ -309,6 +315,14 @@ class Trainer:
             raise _rpc.unregister_error(self._connection, error) from None
         finally:
             self._forget()
+
+    def _end_era(self, why: str, doing: str, timeout: float) -> None:
+        """When it returns no publication registers the present weights again, nor is one about to."""
+        self._era_ended = why
+        self._era += 1
+        if not self._lock.acquire(timeout=timeout):  # a publication is registering again: it sees that it must not
+            raise DeadlineExceeded(f"{doing}: the agent did not answer within {timeout:g} s")
+        self._lock.release()
 
     def _call_unregister(self, registration_id: str, timeout: float) -> bool:
         request = _wire.message("UnregisterRequest")(registration_id=registration_id)
