@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import wsync  # noqa: E402
-from conftest import Cluster, beside  # noqa: E402
+from conftest import Cluster, beside, eventually  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
 
@@ -91,6 +94,7 @@ def test_buffers_are_not_filled_while_the_version_before_is_read(cluster: Cluste
 
 RANKS = """
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -118,7 +122,8 @@ def fsdp2(model, original):
 
 
 def run(rank, folder, socket):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    meeting, limit = f"file://{folder}/rendezvous", timedelta(seconds=60)  # for each step that the ranks take together
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=limit)
     sender = Sender(socket)
     for i, (shard, original) in enumerate([(fsdp1, False), (fsdp1, True), (fsdp2, True)]):
         torch.manual_seed(i)
@@ -143,22 +148,49 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(300)
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """With all that it starts: none of them outlives the block, however that ends."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with process:
+            pass
+
+
+@pytest.mark.timeout(60)
+def test_processes_that_hang_end_with_the_block_that_runs_them() -> None:
+    hang = "import time; time.sleep(600)"
+    script = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hang!r}]); print(p.pid, flush=True); p.wait()"
+    with pytest.raises(subprocess.TimeoutExpired), running([sys.executable, "-c", script]) as process:
+        assert process.stdout is not None
+        child = Path(f"/proc/{int(process.stdout.readline())}/stat")
+        process.wait(timeout=0.2)
+    assert process.returncode == -signal.SIGKILL
+    eventually(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z", "the child has ended")
+
+
+@pytest.mark.timeout(200)
 def test_what_fsdp_shards_is_sent_while_it_is_whole_and_refused_in_parts(cluster: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     socket = cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
     receiver = Receiver(cluster.start_rollout())
     command = [sys.executable, str(script), str(tmp_path), socket]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ranks:
+    with running(command) as ranks:
         for i in range(3):
-            got = dict(receiver.receive(timeout=120))
+            got = dict(receiver.receive(timeout=60))
             want = torch.load(tmp_path / f"whole-{i}.pt")
             assert {name for name in got if not name.endswith("scale_inv")} == want.keys()
             assert torch.equal(got["0.bias"], want["0.bias"]) and torch.equal(got["1.bias"], want["1.bias"])
             weight = dequantized(got["0.weight"], got["0.weight_scale_inv"], torch.float32)
             assert (weight - want["0.weight"].float()).abs().max() <= want["0.weight"].float().abs().max() / 16
-        output, _ = ranks.communicate(timeout=120)
+        output, _ = ranks.communicate(timeout=60)
     assert ranks.returncode == 0, output
     for rank in (0, 1):
         refused = [(tmp_path / f"refused-{i}-{rank}").read_text() for i in range(3)]
