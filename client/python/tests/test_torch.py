@@ -249,6 +249,35 @@ def test_an_engine_that_ties_refuses_both_names_unless_one_may_be_left(pair: tup
     assert torch.equal(engine.lm_head.weight, net.lm_head.weight)
 
 
+def test_weights_whose_other_tensor_would_be_left_behind_are_refused_or_copied(
+    pair: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    for detached in (net.state_dict(), {name: p.data for name, p in net.named_parameters()}):
+        with pytest.raises(wsync.MemoryNotShareable, match="another tensor lies in the same memory") as error:
+            trainer.register(detached)
+        assert_helpful(error, "embed_tokens.weight")
+    registration = trainer.register(detached, copy="if_needed")
+    assert len(registration.copied) == registration.tensors
+    torch_nn.attach(rollout, engine)
+    with torch.no_grad():
+        net.norm.weight.fill_(7)
+    assert carry(trainer, rollout, 1).applied
+    assert (engine.norm.weight == 7).all()
+
+
+def test_destinations_whose_other_tensor_would_be_left_behind_are_refused(
+    pair: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = pair
+    trainer.register(Net())
+    engine = served_net()
+    with pytest.raises(wsync.MemoryNotShareable, match="another tensor lies in the same memory"):
+        rollout.attach({name: served for name, served in engine.state_dict().items() if name in rollout.plan().by_name})
+    assert torch_nn.attach(rollout, engine).bytes_per_version > 0
+
+
 def test_what_shares_a_weights_memory_goes_with_it_to_shared_memory(trainer: wsync.Trainer) -> None:
     net = Net()
     net.lm_head.weight = torch.nn.Parameter(net.embed_tokens.weight.data)  # tied, and a parameter of its own

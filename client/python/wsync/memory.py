@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import functools
 import math
 import mmap
 import os
 import secrets
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
@@ -138,14 +139,20 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
     """Moves private CPU torch tensors into shared memory: same objects, same values, other storage (`tensor.data`).
 
     Tensors that are in shared memory already, or on a GPU, stay. Tied tensors stay tied, views of the same storage in
-    another shape as well. MemoryNotShareable names tensors that cannot be moved: numpy arrays, and parts of a larger
-    storage, which others may look at.
+    another shape as well. MemoryNotShareable names tensors that cannot be moved: numpy arrays, parts of a larger
+    storage, and what a tensor that is not given lies in, too, which would be left behind: state_dict() and detach()
+    make such.
     """
     share_viewed([(name, tensor, view_of(tensor, name)) for name, tensor in named_tensors], purpose)
 
 
-def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> None:
-    """`share` for tensors that were looked at already. Views are brought up to date."""
+def share_viewed(
+    viewed: Sequence[tuple[str, Tensor, View]], purpose: str, given: Mapping[int, int] | None = None
+) -> None:
+    """`share` for tensors that were looked at already. Views are brought up to date.
+
+    `given`: `sharers` of these and of others that follow them; by default of these alone.
+    """
     private: dict[int, list[tuple[Tensor, View]]] = {}
     for name, tensor, view in viewed:
         if view.device != "cpu" or view.nbytes == 0 or _containing(view.address, view.nbytes):
@@ -161,6 +168,14 @@ def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> No
         private.setdefault(view.address, []).append((tensor, view))
     if not private:
         return
+    given = given if given is not None else sharers([(tensor, view) for _, tensor, view in viewed])
+    for name, tensor, view in viewed:
+        if view.address in private and _owners(tensor) > given[view.address]:
+            raise MemoryNotShareable(
+                f"'{name}' cannot be moved to shared memory: {_NOT_ALONE}",
+                names=[name],
+                next_step="give the module or its parameters themselves, or register with copy='if_needed'",
+            )
     firsts = [group[0] for group in private.values()]
     places = empty_shared([Blank(view.shape, first.dtype, True) for first, view in firsts], purpose)
     with sys.modules["torch"].no_grad():
@@ -173,9 +188,47 @@ def share_viewed(viewed: Sequence[tuple[str, Tensor, View]], purpose: str) -> No
                 view.address = address
 
 
-def can_be_shared(tensor: Tensor, view: View) -> bool:
-    """Whether `share` leaves a CPU tensor where it is, or may move it."""
-    return view.nbytes == 0 or _containing(view.address, view.nbytes) is not None or not _why_immovable(tensor, view)
+def can_be_shared(tensor: Tensor, view: View, given: Mapping[int, int]) -> bool:
+    """Whether `share` leaves a CPU tensor where it is, or may move it: with all of `given`, which are `sharers`."""
+    if view.nbytes == 0 or _containing(view.address, view.nbytes) is not None:
+        return True
+    return not _why_immovable(tensor, view) and _owners(tensor) <= given[view.address]
+
+
+def sharers(tensors: Sequence[tuple[Tensor, View]]) -> dict[int, int]:
+    """Where a storage of torch's begins on the CPU -> how many of these tensors, and of those they are views of, have it."""
+    inside: dict[int, set[int]] = {}
+    for tensor, view in tensors:
+        if view.torch and view.device == "cpu":
+            ids = inside.setdefault(view.tensor.untyped_storage().data_ptr(), set())
+            ids.add(id(tensor))
+            if tensor._base is not None:
+                ids.add(id(tensor._base))
+    return {address: len(ids) for address, ids in inside.items()}
+
+
+_NOT_ALONE = (
+    "another tensor lies in the same memory (state_dict(), detach() and .data give such a pair), and would be left "
+    "behind there"
+)
+
+
+def _owners(tensor: Tensor) -> int:
+    """How many tensors have its storage, itself included; 1 where this torch does not tell."""
+    torch = sys.modules["torch"]
+    if not hasattr(torch._C, "_storage_Use_Count"):
+        return 1
+    return _storage_uses(tensor) - _uses_by_one(torch) + 1
+
+
+@functools.cache
+def _uses_by_one(torch: Any) -> int:
+    return _storage_uses(torch.empty(1))
+
+
+def _storage_uses(tensor: Tensor) -> int:
+    storage = tensor.untyped_storage()
+    return int(sys.modules["torch"]._C._storage_Use_Count(storage._cdata))
 
 
 def _why_immovable(tensor: Tensor, view: View) -> str:

@@ -104,6 +104,7 @@ def lend(
     """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
     private: list[Weight] = []
     copied: list[Weight] = []
+    given = memory.sharers([(one.source, one.view) for one in weights] + [(one.source, one.view) for one in ties])
     dtypes: dict[str, Any] = {}
     for weight in weights:
         view = weight.view
@@ -119,7 +120,7 @@ def lend(
                 )
             copied.append(weight)
         elif view.device == "cpu":
-            if copy == "if_needed" and not memory.can_be_shared(weight.source, view):
+            if copy == "if_needed" and not memory.can_be_shared(weight.source, view, given):
                 copied.append(weight)
             else:
                 private.append(weight)
@@ -129,6 +130,7 @@ def lend(
             [(weight.name, weight.source, weight.view) for weight in private]
             + [(tie.name, tie.source, tie.view) for tie in ties if tie.apart and id(tie.weight) in moved],
             "registered weights",
+            given,
         )
     _make_copies(copied, dtypes)
     for weight in copied:
