@@ -20,6 +20,9 @@ constexpr absl::Duration kKilledLimit = absl::Seconds(1);
 constexpr absl::Duration kStoppedLimit = absl::Seconds(5);
 constexpr absl::Duration kHardLimit = absl::Seconds(10);
 constexpr absl::Duration kSlack = absl::Milliseconds(500);
+// From a fault to the next version that is committed. Whoever stands still is given back to the job, or replaced, only
+// once the publish is answered: from there, then.
+constexpr absl::Duration kRecoverLimit = absl::Seconds(5);
 constexpr absl::Duration kHealLimit = absl::Seconds(15);
 constexpr absl::Duration kFireLimit = absl::Seconds(15);
 
@@ -32,8 +35,8 @@ class Run {
     before_ = *version_;
     during_ = before_ + 1;
     *version_ = before_ + 2;
-    for (const auto step :
-         {&Run::Begin, &Run::AwaitFault, &Run::AwaitAnswer, &Run::CheckSurvivors, &Run::Recover, &Run::PublishNext}) {
+    for (const auto step : {&Run::Begin, &Run::AwaitFault, &Run::AwaitAnswer, &Run::CheckSurvivors, &Run::Recover,
+                            &Run::PublishNext, &Run::CheckRecovery}) {
       outcome_.status = (this->*step)();
       if (!outcome_.status.ok()) break;
     }
@@ -43,6 +46,7 @@ class Run {
  private:
   bool OfAgent() const { return cell_.side == Side::kTrainerAgent || cell_.side == Side::kRolloutAgent; }
   bool Ends() const { return cell_.fault == Fault::kKill || cell_.fault == Fault::kExit; }
+  bool StandsStill() const { return cell_.fault == Fault::kStop || cell_.fault == Fault::kHang; }
   std::string Agent() const {
     return cell_.side == Side::kTrainerAgent ? "trainer" : absl::StrCat("rollout-", victim_);
   }
@@ -79,6 +83,7 @@ class Run {
   absl::Status CheckSurvivors();
   absl::Status Recover();
   absl::Status PublishNext();
+  absl::Status CheckRecovery();
 
   const Cell& cell_;
   const Variant& variant_;
@@ -252,6 +257,13 @@ absl::Status Run::PublishNext() {
     if (absl::Status status = group_.AwaitVersion(i, *version_, Scaled(absl::Seconds(5))); !status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+absl::Status Run::CheckRecovery() {
+  const absl::Duration took = outcome_.recovered - (StandsStill() ? outcome_.unblocked : absl::ZeroDuration());
+  if (took <= Scaled(kRecoverLimit)) return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat("the next version was committed ", absl::FormatDuration(took),
+                                                  " after ", StandsStill() ? "the publish's answer" : "the fault"));
 }
 
 }  // namespace
