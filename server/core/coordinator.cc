@@ -306,6 +306,7 @@ void Coordinator::Impl::On(const event::Applied& event) {
     member->last_error.clear();
   } else {
     member->torn = true;
+    member->info.serving = {};
     member->last_error = absl::StrFormat("applied content %s as version %d, which is %s", event.digest.ShortHex(),
                                          event.version, member->applies->digest.ShortHex());
   }
@@ -317,7 +318,10 @@ void Coordinator::Impl::On(const event::Failed& event) {
   Member* member = Heard(event.member);
   if (member == nullptr) return;
   const bool current = member->round != 0 && event.epoch == member->round;
-  if (event.torn) member->torn = true;
+  if (event.torn) {
+    member->torn = true;
+    member->info.serving = {};  // it says so by this alone
+  }
   if (event.torn || current) member->last_error = std::string(event.status.message());
   if (!current) return;
   LeaveRound(*member);

@@ -220,6 +220,7 @@ TEST_F(CoordinatorFaultTest, OnlyThatASinkIsTornIsBelievedFromAnyEpoch) {
   Commit(1, {1});
   Step(event::Failed{1, epoch_ - 1, 1, MemberPhase::kReceive, absl::AbortedError("x"), true, -1});
   EXPECT_EQ(Snapshot().members[0].state, "torn");
+  EXPECT_EQ(Snapshot().members[0].serving.version, 0u);  // it was said to serve what it had before
   EXPECT_EQ(Snapshot().state, SyncState::kDegraded);
   Commit(2, {1});
   EXPECT_EQ(Snapshot().members[0].state, "ready");
