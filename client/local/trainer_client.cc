@@ -220,10 +220,11 @@ absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const
   while (true) {
     const bool connected = impl_->channel->GetState(false) == GRPC_CHANNEL_READY;
     Heard heard;
-    auto report = PublishOnce(*impl_->stub, impl_->registration_id(), version, observer, &heard);
+    const std::string id = impl_->registration_id();  // the keeper may have another by the time of the answer
+    auto report = PublishOnce(*impl_->stub, id, version, observer, &heard);
     if (!std::exchange(called_off, true) && IsCalledOffUnasked(report.status())) continue;
     const bool agent_gone = absl::IsUnavailable(report.status()) && !IsVerdict(report.status(), version);
-    if (!agent_gone && !IsForgotten(report.status(), impl_->registration_id())) return report;
+    if (!agent_gone && !IsForgotten(report.status(), id)) return report;
     const absl::Status why = agent_gone && connected ? impl_->Lost(report.status(), version, heard) : report.status();
     if (heard.released) return why;
     const absl::Duration patience = heard.Age() > kStoodStill ? absl::ZeroDuration() : impl_->options.reconnect_timeout;
@@ -236,7 +237,6 @@ absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const
                           absl::StrCat(why.message(), "; version ", version, " was not published: no ",
                                        "wsync-trainer answers at ", impl_->socket, ": start it and publish again"));
     }
-    const std::string id = impl_->registration_id();
     const auto again = impl_->RegisterAgain();
     if (absl::IsUnavailable(again.status())) continue;  // gone again
     if (!again.ok()) return again.status();
