@@ -63,10 +63,12 @@ absl::Status HitFailpoint(const char* name) {
     case Fault::kError:
       return absl::Status(static_cast<absl::StatusCode>(argument), absl::StrCat("injected at ", name));
     case Fault::kKill:
+      usleep(static_cast<useconds_t>(argument) * 1000);
       raise(SIGKILL);
       break;
     case Fault::kStop:
-      kill(getpid(), SIGSTOP);
+      usleep(static_cast<useconds_t>(argument) * 1000);
+      raise(SIGSTOP);  // to this thread: sent to the process, this one might go on for a moment
       break;
     case Fault::kDelay:
       usleep(static_cast<useconds_t>(argument) * 1000);

@@ -3,7 +3,8 @@
 //
 //   fault_client trainer SOCKET          register | publish VERSION SEED
 //                                        from `released` on the weights are others
-//                                        registered COMMITTED | accepted | released | done CODE MS MESSAGE
+//                                        registered COMMITTED | accepted | released
+//                                        done CODE MS EPOCH REPLICA=OUTCOME,... MESSAGE  (EPOCH: of `accepted`, or 0)
 //   fault_client engine SOCKET NAME      attach | content | flip BIT
 //                                        attached | applied VERSION | torn VERSION | cancelled VERSION | lost MESSAGE
 //                                        content VERSION paused|running torn|whole CONTENT | silently-torn VERSION
@@ -20,9 +21,12 @@
 #include <iostream>
 #include <map>
 #include <sstream>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "client/cli/engine_memory.h"
 #include "client/cli/shared_model.h"
@@ -58,7 +62,7 @@ class Plot {
     }
     Say(absl::StrCat("fault ", step));
     if (armed.fault == Fault::kKill) raise(SIGKILL);
-    if (armed.fault == Fault::kStop) kill(getpid(), SIGSTOP);
+    if (armed.fault == Fault::kStop) raise(SIGSTOP);
     if (armed.fault == Fault::kExit) _exit(armed.argument);
     if (armed.fault == Fault::kDelay) usleep(static_cast<useconds_t>(armed.argument) * 1000);
     while (armed.fault == Fault::kHang) pause();
@@ -107,7 +111,9 @@ class Trainer {
   void Publish(uint64_t version, uint64_t seed) {
     Fill(seed);
     PublishObserver observer;
-    observer.accepted = [this](const v1::Accepted&) {
+    uint64_t epoch = 0;
+    observer.accepted = [this, &epoch](const v1::Accepted& accepted) {
+      epoch = accepted.epoch();
       Say("accepted");
       plot_->Reach("accepted");
     };
@@ -122,13 +128,16 @@ class Trainer {
     const auto ms = absl::ToInt64Milliseconds(MonotonicNow() - begun);
     plot_->Reach("committed");
     std::string message(report.status().message());
+    std::vector<std::string> outcomes;
     if (report.ok()) {
       for (const v1::ReplicaOutcome& replica : report->replicas()) {
+        outcomes.push_back(absl::StrCat(replica.replica(), "=", static_cast<int>(replica.outcome())));
         if (replica.outcome() == v1::OUTCOME_APPLIED) continue;
         absl::StrAppend(&message, replica.replica(), ": ", replica.reason(), "; ");
       }
     }
-    Say(absl::StrCat("done ", static_cast<int>(report.status().code()), " ", ms, " ", message));
+    const std::string told = outcomes.empty() ? "-" : absl::StrJoin(outcomes, ",");
+    Say(absl::StrCat("done ", static_cast<int>(report.status().code()), " ", ms, " ", epoch, " ", told, " ", message));
   }
 
   int Run() {
