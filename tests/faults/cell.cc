@@ -4,7 +4,10 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <map>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -24,6 +27,7 @@ constexpr absl::Duration kSlack = absl::Milliseconds(500);
 // once the publish is answered: from there, then.
 constexpr absl::Duration kRecoverLimit = absl::Seconds(5);
 constexpr absl::Duration kHealLimit = absl::Seconds(15);
+constexpr absl::Duration kCatchUpLimit = absl::Seconds(5);  // its first repetition comes after one
 constexpr absl::Duration kFireLimit = absl::Seconds(15);
 
 class Run {
@@ -36,7 +40,7 @@ class Run {
     during_ = before_ + 1;
     *version_ = before_ + 2;
     for (const auto step : {&Run::Begin, &Run::AwaitFault, &Run::AwaitAnswer, &Run::CheckSurvivors, &Run::Recover,
-                            &Run::PublishNext, &Run::CheckRecovery}) {
+                            &Run::CheckSettled, &Run::PublishNext, &Run::CheckRecovery}) {
       outcome_.status = (this->*step)();
       if (!outcome_.status.ok()) break;
     }
@@ -66,6 +70,12 @@ class Run {
     }
     return -1;
   }
+  bool IsVictim(int rollout) const {
+    return rollout == victim_ && (cell_.side == Side::kRolloutAgent || cell_.side == Side::kEngine ||
+                                  cell_.step == "join" || cell_.step == "catalog");
+  }
+  // Its engine's memory is another by the end of the cell.
+  bool WasReplaced(int rollout) const { return IsVictim(rollout) && (BeforeVersions() || Ends() || StandsStill()); }
   // Steps of a member's way into the group, which it takes once, before any version.
   bool BeforeVersions() const {
     for (const char* step : {"join", "catalog", "register", "registered", "attach", "attached"}) {
@@ -80,8 +90,11 @@ class Run {
   bool Happened();
   absl::Status AwaitAnswer();
   absl::Status Judge(const Published& published);
+  Allowed MayHold(int rollout) const;
+  Allowed MustHold(int rollout) const;
   absl::Status CheckSurvivors();
   absl::Status Recover();
+  absl::Status CheckSettled();
   absl::Status PublishNext();
   absl::Status CheckRecovery();
 
@@ -95,6 +108,7 @@ class Run {
   absl::Time fault_at_;
   bool committed_ = false;
   bool answered_ = false;
+  std::map<std::string, v1::OutcomeCode> outcomes_;  // of each replica, if it was committed
   Outcome outcome_;
 };
 
@@ -154,9 +168,10 @@ absl::Status Run::AwaitFault() {
     if (MonotonicNow() > deadline) return absl::DeadlineExceededError("the step was never reached");
     usleep(1000);
   }
+  while (Ends() && !HasEnded(Victim()) && MonotonicNow() < deadline) usleep(1000);
+  while (cell_.fault == Fault::kStop && !HasStopped(Victim()) && MonotonicNow() < deadline) usleep(1000);
   fault_at_ = MonotonicNow();
   if (!Ends()) return absl::OkStatus();
-  while (!HasEnded(Victim()) && MonotonicNow() < deadline) usleep(1000);
   // A supervisor starts dead agents again, and a job its dead training process; what serves is restarted later.
   if (cell_.side == Side::kTrainerAgent) return group_.agents().RestartTrainer();
   return absl::OkStatus();
@@ -189,6 +204,7 @@ absl::Status Run::AwaitAnswer() {
   const std::optional<Published> published = group_.AwaitPublished(Scaled(kHardLimit + absl::Seconds(5)));
   if (!published.has_value()) return absl::DeadlineExceededError("the publish was never answered");
   answered_ = true;
+  outcome_.said = published->message;
   outcome_.unblocked = published->at - fault_at_;
   if (outcome_.unblocked > Scaled(limit)) {
     return absl::DeadlineExceededError(absl::StrCat("the publish was answered ",
@@ -200,8 +216,9 @@ absl::Status Run::AwaitAnswer() {
 
 absl::Status Run::Judge(const Published& published) {
   committed_ = published.ok();
+  outcomes_ = published.outcomes;
   if (committed_) outcome_.recovered = outcome_.unblocked;
-  const bool all = committed_ && published.message.find_first_not_of(' ') == std::string::npos;
+  const bool all = published.ByAll();
   outcome_.became = all ? "committed by all" : committed_ ? "committed by survivors" : "failed";
   // In the default configuration what happens is certain. Elsewhere the rules hold, and that is checked by others.
   if (variant_.seed != 1) return absl::OkStatus();
@@ -217,17 +234,55 @@ absl::Status Run::Judge(const Published& published) {
   return absl::OkStatus();
 }
 
-// Whoever is not the victim serves one of the two versions, whole. Receiving in place, an aborted version tears.
+// By what the publish was answered with: exactly this version, bytes and all, whoever is said to have applied it, and
+// nobody where it failed. The rest what they had, or, receiving in place, nothing that they would read.
+Allowed Run::MayHold(int rollout) const {
+  const auto outcome = outcomes_.find(absl::StrCat("rollout-", rollout));
+  if (outcome != outcomes_.end() && outcome->second == v1::OUTCOME_APPLIED) return {.versions = {during_}};
+  const bool torn = outcome != outcomes_.end() && outcome->second == v1::OUTCOME_TORN;
+  Allowed allowed{.versions = {before_}};
+  if (IsVictim(rollout) && BeforeVersions()) allowed.versions.push_back(0);
+  // Left out of a version that is committed it may have caught up since, or applied it and not lived to say so. After
+  // the death of who would answer nobody knows.
+  const bool known = answered_ && cell_.side != Side::kTrainerAgent;
+  if (committed_ || !known) allowed.versions.push_back(during_);
+  allowed.torn = variant_.in_place || torn;
+  allowed.paused = allowed.torn || IsVictim(rollout) || !known;
+  return allowed;
+}
+
 absl::Status Run::CheckSurvivors() {
   for (int i = 0; i < group_.rollouts(); ++i) {
-    const bool is_victim = i == victim_ && (cell_.side == Side::kRolloutAgent || cell_.side == Side::kEngine ||
-                                            cell_.step == "join" || cell_.step == "catalog");
-    if (is_victim && cell_.side == Side::kEngine && (Ends() || cell_.fault == Fault::kStop)) continue;
-    const bool whole = answered_ && !is_victim && cell_.side != Side::kTrainerAgent;
-    const absl::Status status = group_.CheckContent(i, {0, before_, during_}, variant_.in_place || !whole);
+    if (IsVictim(i) && cell_.side == Side::kEngine && (Ends() || StandsStill())) continue;  // it cannot be asked
+    const Allowed allowed = MayHold(i);
+    const absl::Status status = allowed.versions == std::vector<uint64_t>{during_}
+                                    ? group_.AwaitVersion(i, during_, Scaled(kSlack))
+                                    : group_.CheckContent(i, allowed);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+// Once all are there again, what was committed is everybody's, if the source still has it; and what was not nobody's.
+Allowed Run::MustHold(int rollout) const {
+  if (committed_ && !variant_.ring) return {.versions = {during_}};
+  Allowed allowed = MayHold(rollout);
+  if (allowed.versions == std::vector<uint64_t>{during_} && !WasReplaced(rollout)) return allowed;
+  if (WasReplaced(rollout)) allowed.versions.push_back(0);
+  allowed.torn = variant_.in_place || (committed_ && variant_.ring);
+  allowed.paused = false;
+  return allowed;
+}
+
+absl::Status Run::CheckSettled() {
+  std::vector<Allowed> allowed;
+  for (int i = 0; i < group_.rollouts(); ++i) allowed.push_back(MustHold(i));
+  const absl::Time deadline = MonotonicNow() + Scaled(kCatchUpLimit);
+  while (true) {
+    const absl::Status status = group_.CheckStatus(allowed);
+    if (status.ok() || MonotonicNow() > deadline) return status;
+    usleep(10'000);
+  }
 }
 
 absl::Status Run::Recover() {
@@ -248,7 +303,7 @@ absl::Status Run::Recover() {
 absl::Status Run::PublishNext() {
   const std::optional<Published> published = group_.Publish(*version_, Scaled(kHardLimit));
   if (!published.has_value()) return absl::DeadlineExceededError("the next version was not answered");
-  if (!published->ok() || published->message.find_first_not_of(' ') != std::string::npos) {
+  if (!published->ByAll()) {
     return absl::Status(published->ok() ? absl::StatusCode::kInternal : published->code,
                         absl::StrCat("the next version: ", published->message));
   }

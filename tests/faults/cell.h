@@ -48,6 +48,7 @@ bool HasStep(const Variant& variant, const Cell& cell);
 struct Outcome {
   absl::Status status;       // what was broken
   std::string became;        // of the version: "committed by all", "committed by survivors", "failed"
+  std::string said;          // to the training process
   absl::Duration unblocked;  // from the fault to the publish's answer
   absl::Duration recovered;  // from the fault to the next committed version
   absl::Duration healed;     // from the fault to everybody being ready again

@@ -27,7 +27,7 @@ fail=0
 for ((lane = 0; lane < lanes; ++lane)); do
   wait "${pids[lane]}" && continue
   fail=1
-  grep -v -e '^CELL|' -e '^\[ RUN ' -e '^\[       OK ' "$logs/cells-$lane.log" || true
+  grep -v -e '^CELL|' -e '^SAID|' -e '^\[ RUN ' -e '^\[       OK ' "$logs/cells-$lane.log" || true
 done
 cat "$logs"/cells-*.log | awk -F'|' -v seeds="${WSYNC_FAULT_SEEDS:-1}" -v lanes="$lanes" '
   /^CELL\|/ { ++runs; if (!seen[$3]++) ++cells }

@@ -70,6 +70,7 @@ TEST_P(Cells, RuleHolds) {
   std::printf("CELL|%d|%s|%llu|%s|%.2f|%.2f|%.2f|%s\n", row, cell.Name().c_str(), static_cast<unsigned long long>(seed),
               outcome.became.c_str(), absl::ToDoubleSeconds(outcome.unblocked),
               absl::ToDoubleSeconds(outcome.recovered), absl::ToDoubleSeconds(outcome.healed), cell.Expected().c_str());
+  std::printf("SAID|%s|%llu|%s\n", cell.Name().c_str(), static_cast<unsigned long long>(seed), outcome.said.c_str());
   std::fflush(stdout);
   if (outcome.status.ok()) return;
   const std::string directory = job.group->agents().directory();

@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "server/core/clock.h"
 
 namespace wsync::faults {
@@ -100,8 +101,15 @@ std::optional<Published> Group::AwaitPublished(absl::Duration timeout) {
   std::string done;
   int code = 0;
   int64_t ms = 0;
-  words >> done >> code >> ms;
-  Published published{static_cast<absl::StatusCode>(code), "", absl::Milliseconds(ms), MonotonicNow()};
+  std::string outcomes;
+  Published published{.at = MonotonicNow()};
+  words >> done >> code >> ms >> published.epoch >> outcomes >> std::ws;
+  published.code = static_cast<absl::StatusCode>(code);
+  published.took = absl::Milliseconds(ms);
+  for (const absl::string_view outcome : absl::StrSplit(outcomes, ',')) {
+    const std::pair<std::string, std::string> pair = absl::StrSplit(outcome, absl::MaxSplits('=', 1));
+    if (!pair.second.empty()) published.outcomes[pair.first] = static_cast<v1::OutcomeCode>(std::stoi(pair.second));
+  }
   std::getline(words, published.message);
   return published;
 }
@@ -157,26 +165,47 @@ absl::StatusOr<Content> Group::ContentOf(int rollout) {
   return content;
 }
 
-absl::Status Group::CheckContent(int rollout, const std::vector<uint64_t>& versions, bool may_be_torn) {
+absl::Status Group::CheckContent(int rollout, const Allowed& allowed) {
   auto content = ContentOf(rollout);
+  const auto may_be = [&] { return !content->paused || (content->torn ? allowed.torn : allowed.paused); };
   // The trainer may hear that a version is applied a moment before the engine hears it.
   const absl::Time deadline = MonotonicNow() + Scaled(kResumeLimit);
-  while (content.ok() && content->paused && !may_be_torn && MonotonicNow() < deadline) {
+  while (content.ok() && !may_be() && MonotonicNow() < deadline) {
     usleep(2000);
     content = ContentOf(rollout);
   }
   if (!content.ok()) return content.status();
   const std::string who = absl::StrCat("engine ", rollout, ", version ", content->version,
                                        content->paused ? ", paused" : "", content->torn ? ", torn" : "");
-  if (content->paused) {  // in the middle of a version: it does not read what is there
-    if (may_be_torn) return absl::OkStatus();
-    return absl::DataLossError(absl::StrCat(who, ": it is not to be paused any more"));
-  }
+  if (!may_be()) return absl::DataLossError(absl::StrCat(who, ": it is not to be that any more"));
+  if (content->paused) return absl::OkStatus();  // in the middle of a version, or told: it does not read what is there
+  if (content->torn) return absl::DataLossError(absl::StrCat(who, ": it was told, and reads on"));
+  const std::vector<uint64_t>& versions = allowed.versions;
   if (std::find(versions.begin(), versions.end(), content->version) == versions.end()) {
-    return absl::DataLossError(absl::StrCat(who, ": expected one of ", absl::StrJoin(versions, ", ")));
+    return absl::DataLossError(absl::StrCat(who, ": expected ", absl::StrJoin(versions, " or ")));
   }
   if (content->version == 0 || content->name == oracle_.Content(content->version)) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(who, ": its memory does not hold that version"));
+}
+
+absl::Status Group::CheckStatus(const std::vector<Allowed>& allowed) {
+  const auto status = agents_->Status();
+  if (!status.ok()) return status.status();
+  for (int i = 0; i < rollouts(); ++i) {
+    const std::string name = absl::StrCat("rollout-", i);
+    const auto member = std::find_if(status->members().begin(), status->members().end(),
+                                     [&](const v1::MemberStatus& m) { return m.name() == name; });
+    if (member == status->members().end()) return absl::NotFoundError(absl::StrCat(name, " is not listed"));
+    if (absl::Status held = CheckContent(i, allowed[i]); !held.ok()) return held;
+    const auto content = ContentOf(i);
+    if (!content.ok()) return content.status();
+    const bool torn = member->state() == "torn";
+    if (content->torn == torn && (torn ? 0 : content->version) == member->serving().version()) continue;
+    return absl::DataLossError(absl::StrCat(name, " is said to be ", member->state(), ", serving version ",
+                                            member->serving().version(), ", and holds version ", content->version,
+                                            content->torn ? ", torn" : ""));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Group::AwaitVersion(int rollout, uint64_t version, absl::Duration timeout) {

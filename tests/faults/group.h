@@ -5,6 +5,7 @@
 #ifndef WSYNC_TESTS_FAULTS_GROUP_H_
 #define WSYNC_TESTS_FAULTS_GROUP_H_
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <optional>
@@ -36,7 +37,13 @@ struct Published {
   std::string message;  // with the replicas that were left out
   absl::Duration took;
   absl::Time at;
+  uint64_t epoch = 0;                               // in which it was accepted; 0: it was not
+  std::map<std::string, v1::OutcomeCode> outcomes;  // of each replica, if it was committed
   bool ok() const { return code == absl::StatusCode::kOk; }
+  bool ByAll() const {
+    return ok() && std::all_of(outcomes.begin(), outcomes.end(),
+                               [](const auto& outcome) { return outcome.second == v1::OUTCOME_APPLIED; });
+  }
 };
 
 struct Content {
@@ -44,6 +51,14 @@ struct Content {
   bool paused = false;
   bool torn = false;
   std::string name;
+};
+
+// What an engine may hold: one of these versions (0: none yet), whole and in use. Else it is paused, if it may be, and
+// said to be torn, if it may be that.
+struct Allowed {
+  std::vector<uint64_t> versions;
+  bool paused = false;
+  bool torn = false;
 };
 
 class Group {
@@ -75,8 +90,12 @@ class Group {
   // OK once all rollouts are ready (or torn, where nothing but the next version can mend them) and nothing is running.
   absl::Status AwaitReady(absl::Duration timeout);
   absl::StatusOr<Content> ContentOf(int rollout);
-  // What the engine serves is one of `versions` (0: nothing yet), whole; or it is paused and torn, if it may be.
-  absl::Status CheckContent(int rollout, const std::vector<uint64_t>& versions, bool may_be_torn);
+  absl::Status CheckContent(int rollout, const Allowed& allowed);
+  absl::Status CheckContent(int rollout, const std::vector<uint64_t>& versions, bool may_be_torn) {
+    return CheckContent(rollout, Allowed{versions, may_be_torn, may_be_torn});
+  }
+  // What the coordinator says of every replica is what its engine holds, and is allowed.
+  absl::Status CheckStatus(const std::vector<Allowed>& allowed);
   absl::Status AwaitVersion(int rollout, uint64_t version, absl::Duration timeout);
   int64_t buckets() const { return oracle_.buckets(); }
 
