@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "tests/faults/cell_judge.h"
 
 namespace wsync::faults {
 namespace {
@@ -33,9 +34,17 @@ constexpr absl::Duration kFireLimit = absl::Seconds(15);
 class Run {
  public:
   Run(const Cell& cell, const Variant& variant, Group& group, uint64_t* version)
-      : cell_(cell), variant_(variant), group_(group), version_(version), victim_(variant.seed % group.rollouts()) {}
+      : cell_(cell),
+        variant_(variant),
+        group_(group),
+        version_(version),
+        victim_(variant.seed % group.rollouts()),
+        judge_(cell, variant, victim_, group.buckets()) {}
 
   Outcome Go() {
+    const auto status = group_.agents().Status();
+    if (!status.ok()) return {.status = status.status()};
+    epoch_ = status->epoch();
     before_ = *version_;
     during_ = before_ + 1;
     *version_ = before_ + 2;
@@ -75,13 +84,8 @@ class Run {
                                   cell_.step == "join" || cell_.step == "catalog");
   }
   // Its engine's memory is another by the end of the cell.
-  bool WasReplaced(int rollout) const { return IsVictim(rollout) && (BeforeVersions() || Ends() || StandsStill()); }
-  // Steps of a member's way into the group, which it takes once, before any version.
-  bool BeforeVersions() const {
-    for (const char* step : {"join", "catalog", "register", "registered", "attach", "attached"}) {
-      if (cell_.step == step) return true;
-    }
-    return false;
+  bool WasReplaced(int rollout) const {
+    return IsVictim(rollout) && (IsBeforeVersions(cell_.step) || Ends() || StandsStill());
   }
 
   absl::Status Begin();
@@ -89,7 +93,8 @@ class Run {
   absl::Status AwaitFault();
   bool Happened();
   absl::Status AwaitAnswer();
-  absl::Status Judge(const Published& published);
+  absl::Status Take(const Published& published);
+  absl::Status CheckEpoch(const Published& published);
   Allowed MayHold(int rollout) const;
   Allowed MustHold(int rollout) const;
   absl::Status CheckSurvivors();
@@ -104,6 +109,8 @@ class Run {
   uint64_t* const version_;
   const int victim_;
   uint64_t before_ = 0, during_ = 0;
+  const Judge judge_;
+  uint64_t epoch_ = 0;  // of the last version that was accepted
   int fired_before_ = 0;
   absl::Time fault_at_;
   bool committed_ = false;
@@ -113,7 +120,7 @@ class Run {
 };
 
 absl::Status Run::Begin() {
-  if (BeforeVersions()) return BeginAgain();
+  if (IsBeforeVersions(cell_.step)) return BeginAgain();
   if (OfAgent()) {
     fired_before_ = group_.TimesFired(Agent(), Failpoint());
     if (absl::Status armed = ArmFailpoint(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok())
@@ -188,7 +195,7 @@ absl::Status Run::AwaitAnswer() {
     outcome_.became = "nobody is left to tell";
     return absl::OkStatus();
   }
-  if (BeforeVersions()) {
+  if (IsBeforeVersions(cell_.step)) {
     if (cell_.fault == Fault::kStop && cell_.side == Side::kTrainerAgent) {
       usleep(300'000);
       kill(Victim(), SIGCONT);
@@ -204,34 +211,37 @@ absl::Status Run::AwaitAnswer() {
   const std::optional<Published> published = group_.AwaitPublished(Scaled(kHardLimit + absl::Seconds(5)));
   if (!published.has_value()) return absl::DeadlineExceededError("the publish was never answered");
   answered_ = true;
-  outcome_.said = published->message;
   outcome_.unblocked = published->at - fault_at_;
   if (outcome_.unblocked > Scaled(limit)) {
     return absl::DeadlineExceededError(absl::StrCat("the publish was answered ",
                                                     absl::FormatDuration(outcome_.unblocked),
                                                     " after the fault: ", published->message));
   }
-  return Judge(*published);
+  return Take(*published);
 }
 
-absl::Status Run::Judge(const Published& published) {
+absl::Status Run::Take(const Published& published) {
   committed_ = published.ok();
   outcomes_ = published.outcomes;
+  outcome_.said = published.message;
+  outcome_.became = NameOf(BecameOf(published));
   if (committed_) outcome_.recovered = outcome_.unblocked;
-  const bool all = published.ByAll();
-  outcome_.became = all ? "committed by all" : committed_ ? "committed by survivors" : "failed";
-  // In the default configuration what happens is certain. Elsewhere the rules hold, and that is checked by others.
-  if (variant_.seed != 1) return absl::OkStatus();
-  const bool right = cell_.expect == Expect::kAll         ? all
-                     : cell_.expect == Expect::kFails     ? !committed_
-                     : cell_.expect == Expect::kSurvivors ? committed_
-                                                          : committed_ || cell_.side == Side::kTrainerAgent;
-  if (!right) return absl::FailedPreconditionError(absl::StrCat(outcome_.became, ": ", published.message));
-  const bool names_victim = committed_ && !all && (cell_.side == Side::kRolloutAgent || cell_.side == Side::kEngine);
-  if (names_victim && !absl::StrContains(published.message, absl::StrCat("rollout-", victim_))) {
-    return absl::FailedPreconditionError(absl::StrCat("the victim is not named: ", published.message));
+  if (absl::Status status = judge_.CheckAnswer(published); !status.ok()) return status;
+  if (absl::Status status = CheckEpoch(published); !status.ok()) return status;
+  if (cell_.side != Side::kRolloutAgent || !(Ends() || cell_.fault == Fault::kStop) || IsBeforeVersions(cell_.step)) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  const auto status = group_.agents().Status();
+  return status.ok() ? judge_.CheckLost(*status) : status.status();
+}
+
+// Epochs only grow, while the trainer agent lives.
+absl::Status Run::CheckEpoch(const Published& published) {
+  const uint64_t former = std::exchange(epoch_, published.epoch);
+  const bool other_agent = cell_.side == Side::kTrainerAgent && Ends();
+  if (published.epoch > (other_agent ? 0 : former)) return absl::OkStatus();
+  if (published.epoch == 0 && !published.ok()) return absl::OkStatus();  // not accepted
+  return absl::FailedPreconditionError(absl::StrCat("epoch ", published.epoch, " came after ", former));
 }
 
 // By what the publish was answered with: exactly this version, bytes and all, whoever is said to have applied it, and
@@ -241,7 +251,7 @@ Allowed Run::MayHold(int rollout) const {
   if (outcome != outcomes_.end() && outcome->second == v1::OUTCOME_APPLIED) return {.versions = {during_}};
   const bool torn = outcome != outcomes_.end() && outcome->second == v1::OUTCOME_TORN;
   Allowed allowed{.versions = {before_}};
-  if (IsVictim(rollout) && BeforeVersions()) allowed.versions.push_back(0);
+  if (IsVictim(rollout) && IsBeforeVersions(cell_.step)) allowed.versions.push_back(0);
   // Left out of a version that is committed it may have caught up since, or applied it and not lived to say so. After
   // the death of who would answer nobody knows.
   const bool known = answered_ && cell_.side != Side::kTrainerAgent;
@@ -307,6 +317,7 @@ absl::Status Run::PublishNext() {
     return absl::Status(published->ok() ? absl::StatusCode::kInternal : published->code,
                         absl::StrCat("the next version: ", published->message));
   }
+  if (absl::Status status = CheckEpoch(*published); !status.ok()) return status;
   if (!committed_) outcome_.recovered = published->at - fault_at_;
   for (int i = 0; i < group_.rollouts(); ++i) {
     if (absl::Status status = group_.AwaitVersion(i, *version_, Scaled(absl::Seconds(5))); !status.ok()) return status;

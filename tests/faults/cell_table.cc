@@ -12,6 +12,7 @@ constexpr int kUnavailable = static_cast<int>(absl::StatusCode::kUnavailable);
 constexpr int kInternal = static_cast<int>(absl::StatusCode::kInternal);
 constexpr int kLateMs = 700;  // longer than a round's grace for explanations (RoundOptions::settle), no timeout at all
 constexpr int kExitCode = 9;
+constexpr int kHeldMs = 400;  // two heartbeats of a version come by then, and say at which bucket it is held
 
 const char* NameOf(Side side) {
   switch (side) {
@@ -44,12 +45,12 @@ class Table {
 };
 
 void AddRolloutAgent(Table& table) {
-  const std::vector<std::string> before = {"join",          "catalog",     "begin",  "connect",         "bucket.first",
-                                           "bucket.middle", "bucket.last", "staged", "broadcast.middle"};
-  const std::vector<std::string> after = {"commit", "pause", "apply", "copied", "applied"};
   for (const Fault fault : {Fault::kKill, Fault::kStop}) {
-    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, before);
-    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, after);
+    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, {"join", "catalog", "begin", "connect"});
+    table.Add(Side::kRolloutAgent, fault, kHeldMs, Expect::kSurvivors,
+              {"bucket.first", "bucket.middle", "bucket.last", "broadcast.middle"});
+    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors,
+              {"staged", "commit", "pause", "apply", "copied", "applied"});
   }
   table.Add(Side::kRolloutAgent, Fault::kExit, kExitCode, Expect::kSurvivors, {"begin", "bucket.middle", "apply"});
   table.Add(Side::kRolloutAgent, Fault::kDelay, kLateMs, Expect::kAll,
