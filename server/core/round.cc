@@ -17,6 +17,11 @@ bool AccusesSession(const absl::Status& status, MemberPhase phase) {
          absl::IsDeadlineExceeded(status);
 }
 
+// Its engine is gone, though it has everything: the replica is lost, and nobody else's bytes are in doubt.
+bool IsLoss(const absl::Status& status, MemberPhase phase) {
+  return absl::IsUnavailable(status) && phase == MemberPhase::kStaged;
+}
+
 StageTimings Slower(const StageTimings& a, const StageTimings& b) {
   return {std::max(a.encode, b.encode), std::max(a.transfer, b.transfer), std::max(a.check, b.check),
           std::max(a.apply, b.apply), std::max(a.pause, b.pause)};
@@ -140,7 +145,7 @@ Actions Round::FailTransfer(absl::Time now, Sink& sink, const absl::Status& stat
   Actions out;
   if (AccusesSession(status, sink.phase)) {
     Break(now, why, &sink - sinks_.data());
-  } else if (options_.quorum > 0) {
+  } else if (options_.quorum > 0 || IsLoss(status, sink.phase)) {
     Drop(sink, why, torn ? SinkState::kTorn : SinkState::kOut, out);
     Actions more = Evaluate(now);
     out.insert(out.end(), more.begin(), more.end());

@@ -135,6 +135,19 @@ TEST_F(RoundTest, ALossAfterAllOthersStagedIsDecidedWithoutIt) {
   EXPECT_EQ(round.phase(), RoundPhase::kApply);
 }
 
+// It failed the version for everybody: the sink lives and said so itself.
+TEST_F(RoundTest, AnEngineThatIsLostAfterItsSinkStagedCostsItsReplicaOnly) {
+  Round round = Make(3);
+  Stage(round, {1, 2});
+  const Actions actions =
+      round.Failed(now_, Failed(1, absl::UnavailableError("engine e is gone"), MemberPhase::kStaged));
+  EXPECT_THAT(To<action::SendAbort>(actions), ElementsAre(2, 3));
+  EXPECT_EQ(round.phase(), RoundPhase::kRestart);
+  EXPECT_THAT(round.survivors(), ElementsAre(2, 3));
+  ASSERT_THAT(round.dropped(), SizeIs(1));
+  EXPECT_THAT(round.dropped()[0].reason, HasSubstr("in phase staged"));
+}
+
 TEST_F(RoundTest, MembersLostTogetherAreNotCountedForADecision) {
   options_.min_replicas = 2;
   Round round = Make(3);
