@@ -114,6 +114,7 @@ class Coordinator::Impl {
   void FollowPublish();
   void Decide();
   void RestartPublish();
+  bool AllAreReady(const Round& round) const;
   void NoteAbsent();
   VersionReport Report() const;
   void FinishPublish();

@@ -317,8 +317,10 @@ void Coordinator::Impl::RestartPublish() {
   for (const ReplicaOutcome& outcome : round_->dropped()) publish_->dropped.emplace(outcome.replica, outcome);
   const bool nobody_to_blame = round_->dropped().empty();
   if (nobody_to_blame) ++publish_->retries;
-  // What broke after a long wait (a sink that lives and cannot connect, say) would take as long again.
-  if (nobody_to_blame && publish_->decide_by - now_ < 1.5 * StageBudget()) {  // the first half of the budget is over
+  // What broke after a long wait (a sink that lives and cannot connect, say) would take as long again; but not without
+  // a replica that is not ready any more.
+  if (nobody_to_blame && AllAreReady(*round_) &&
+      publish_->decide_by - now_ < 1.5 * StageBudget()) {  // the first half of the budget is over
     if (options_.quorum == 0) return AbortPublish(why);
     publish_->retries = kRetries;  // next time whoever breaks it is left out
   }
@@ -338,6 +340,11 @@ void Coordinator::Impl::RestartPublish() {
   StopSource(why);
   NoteAbsent();
   StartAttempt();
+}
+
+bool Coordinator::Impl::AllAreReady(const Round& round) const {
+  return std::all_of(round.participants().begin(), round.participants().end(),
+                     [this](const Participant& participant) { return !group_.WhyNotReady(participant.replica); });
 }
 
 void Coordinator::Impl::NoteAbsent() {

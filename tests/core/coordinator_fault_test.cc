@@ -195,6 +195,23 @@ TEST_F(CoordinatorFaultTest, AReplicaThatIsNotReadyForAnotherAttemptIsNamedInThe
   EXPECT_EQ(replicas[1].result, ReplicaResult::kApplied);
 }
 
+// It failed the version for everybody once it had taken longer than half of what a stage may.
+TEST_F(CoordinatorFaultTest, AnEngineThatIsLostLateInATransferCostsItsReplicaOnly) {
+  Sinks(2);
+  Publish(1);
+  Release(1);
+  Staged(2, 1);
+  beat_epoch_ = epoch_;
+  Pass(0.75 * options_.stage_timeout);
+  Step(event::Failed{1, epoch_, 1, MemberPhase::kReceive, absl::UnavailableError("engine e is gone"), true, -1});
+  Step(event::ReadyChanged{1, false, "no engine attached", kPlan, "", Content(0), false});
+  Pass(absl::Milliseconds(600));
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(2));
+  Staged(2, 1);
+  Applied(2, 1);
+  EXPECT_TRUE(Answer().ok());
+}
+
 TEST_F(CoordinatorFaultTest, MessagesOfAFormerEpochChangeNothing) {
   Sinks(2);
   Publish(1);
