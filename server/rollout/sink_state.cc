@@ -213,9 +213,7 @@ bool SinkState::IsRound(uint64_t epoch, uint64_t version) const {
 void SinkState::On(absl::Time now, const sink::Begin& event) {
   if (!linked_ || event.epoch < last_epoch_) return;
   last_epoch_ = event.epoch;
-  if (const std::string reason = not_ready(); !reason.empty()) {
-    return ReportFailed(event.epoch, event.version, absl::FailedPreconditionError(reason), false, -1);
-  }
+  if (const std::string reason = not_ready(); !reason.empty()) return Decline(event, reason);
   round_.orphaned = true;
   Drop(now, absl::AbortedError(absl::StrCat("epoch ", event.epoch, " has begun")));
   if (state_ == State::kIdle) {
@@ -225,13 +223,16 @@ void SinkState::On(absl::Time now, const sink::Begin& event) {
   }
 }
 
+// The coordinator was told, and had not read it when it sent this: the version goes on without this sink.
+void SinkState::Decline(const sink::Begin& begin, const std::string& why) {
+  ReportFailedIn(MemberPhase::kConnect, begin.epoch, begin.version, absl::UnavailableError(why), false, -1);
+}
+
 void SinkState::StartRound(absl::Time now, const sink::Begin& begin) {
-  std::string reason = not_ready();
-  if (reason.empty() && begin.plan_hash != plan_hash_) {
-    reason = absl::StrCat("the round's plan is ", begin.plan_hash.Hex(), ", this sink's is ", plan_hash_.Hex(),
-                          ": both sides must run the same wsync version");
-  }
-  if (!reason.empty()) {
+  if (const std::string reason = not_ready(); !reason.empty()) return Decline(begin, reason);
+  if (begin.plan_hash != plan_hash_) {
+    const std::string reason = absl::StrCat("the round's plan is ", begin.plan_hash.Hex(), ", this sink's is ",
+                                            plan_hash_.Hex(), ": both sides must run the same wsync version");
     return ReportFailed(begin.epoch, begin.version, absl::FailedPreconditionError(reason), false, -1);
   }
   round_ = Round{.epoch = begin.epoch, .version = begin.version};

@@ -209,6 +209,7 @@ class SinkState {
   void On(absl::Time now, const sink::Stop&);
   void On(absl::Time now, const sink::Tick&);
 
+  void Decline(const sink::Begin& begin, const std::string& why);
   void StartRound(absl::Time now, const sink::Begin& begin);
   void StartLocalApplyIfDue(absl::Time now);
   void AskPause();

@@ -71,6 +71,10 @@ TEST_F(SinkStateTest, BeginWhileNotReadyFailsWithTheReason) {
   Step(sink::PlanReady{absl::OkStatus(), kPlan});
   EXPECT_THAT(Step(Begin(1, 7)), ElementsAre("failed 7"));
   EXPECT_THAT(LastFailed()->status.message(), HasSubstr("no engine attached"));
+  // That is no refusal: it was FAILED_PRECONDITION in phase idle, and a version failed for everybody whose engine died
+  // just before it.
+  EXPECT_EQ(LastFailed()->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(LastFailed()->phase, MemberPhase::kConnect);
 }
 
 TEST_F(SinkStateTest, AbortMidReceiveCancelsAndKeepsTheOldVersion) {
