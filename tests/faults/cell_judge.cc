@@ -67,8 +67,7 @@ Set OfEngine(const Cell& cell, const Variant& variant) {
   // It is out before the version begins, or has told that it is paused, and needs nothing more to be right.
   if (cell.step == "attached" || cell.step == "paused") set.push_back(Became::kByAll);
   set.push_back(Became::kBySurvivors);
-  // Its memory is written to while it receives: what goes wrong then is the version's failure.
-  if (variant.in_place || variant.ring) set.push_back(Became::kFailed);
+  if (variant.ring) set.push_back(Became::kFailed);  // nothing is kept to send it again to the others
   return set;
 }
 

@@ -231,6 +231,8 @@ class Engine {
       return event.prepare().in_place() ? Pause(engine, event.prepare().version()) : absl::OkStatus();
     }
     if (event.has_apply()) return Pause(engine, event.apply().version());
+    if (event.has_applied())
+      plot_->Reach("applied");  // before anybody can see it: what is told next is for the next one
     {
       MutexLock lock(&mu_);
       if (event.has_applied()) {
@@ -246,7 +248,6 @@ class Engine {
         Say(absl::StrCat("cancelled ", event.cancelled().version()));
       }
     }
-    if (event.has_applied()) plot_->Reach("applied");
     return absl::OkStatus();
   }
 
