@@ -233,8 +233,10 @@ Actions Round::StageDeadline(absl::Time now) {
   if (late.empty()) return out;
   const bool enough = Count({SinkState::kStaged}) >= Needed();
   const std::vector<size_t> culprits = enough ? late : Slowest();
-  const absl::Status why = absl::DeadlineExceededError(
-      Describe(now, sinks_[culprits.empty() ? late[0] : culprits[0]], "did not stage in time", limit));
+  const bool alike = culprits.empty() && late.size() > 1;  // it is not one of them, then
+  const absl::Status why = absl::DeadlineExceededError(absl::StrCat(
+      alike ? "the source did not bring the version to any replica in time, all have received alike: " : "",
+      Describe(now, sinks_[culprits.empty() ? late[0] : culprits[0]], "did not stage in time", limit)));
   for (const size_t i : culprits) {
     Drop(sinks_[i], absl::DeadlineExceededError(Describe(now, sinks_[i], "did not stage in time", limit)),
          SinkState::kOut, out);

@@ -261,12 +261,14 @@ TEST_F(RoundTest, AtTheStageDeadlineTheSlowestIsDroppedIfNobodyStaged) {
   EXPECT_THAT(round.survivors(), ElementsAre(1, 3));
 }
 
-TEST_F(RoundTest, AtTheStageDeadlineAllEquallySlowAbort) {
+// A source whose sender hung was never named, but the first of its sinks.
+TEST_F(RoundTest, AtTheStageDeadlineAllEquallySlowAbortAndNameTheSource) {
   Round round = Make(2);
   round.SourceReleased(now_, kDigest);
   round.Tick(now_ + options_.stage_timeout);
   EXPECT_EQ(round.phase(), RoundPhase::kAborted);
   EXPECT_EQ(round.why().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(round.why().message()), HasSubstr("the source did not bring the version to any replica"));
 }
 
 TEST_F(RoundTest, AtTheStageDeadlineASourceThatDidNotEncodeIsToBlame) {
