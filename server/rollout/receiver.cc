@@ -162,6 +162,7 @@ PlanResult Receiver::MakeRoom(std::shared_ptr<const Plan> plan) {
 }
 
 absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
+  (void)WSYNC_FAILPOINT("rollout.attach");
   if (work_.plan == nullptr)
     return absl::UnavailableError("the catalog changed while the engine attached: attach again");
   absl::StatusOr<std::unique_ptr<Attachment>> attachment =
@@ -221,6 +222,7 @@ sink::ApplyDone Receiver::ApplyNow(uint64_t job, const std::optional<EventHandle
   if (!usable.ok()) return sink::ApplyDone{usable};
   const absl::Status paused = AwaitPause(after, [this, job] { return DetachedStatus(job); });
   if (!paused.ok()) return sink::ApplyDone{.status = paused, .wrote = false};
+  WSYNC_CORRUPTION_POINT("rollout.image", work_.memory->data(), work_.plan->image_bytes());
   return ApplyImage(*work_.attachment->loader(), work_.memory->data());
 }
 

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 #include "server/trainer/publisher.h"
 
 namespace wsync {
@@ -13,6 +14,7 @@ void Publisher::ServeFromImage(const std::shared_ptr<SourceJob>& job) {
   // released while the order to restart was under way.
   if (retained_.version == start.version) {
     if (!retained_.failure.ok()) return Fail(*job, retained_.failure, /*version_lost=*/true);
+    (void)WSYNC_FAILPOINT("trainer.resend");
     return SendImage(job);
   }
   if (!start.encode) {

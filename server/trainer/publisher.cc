@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
+#include "server/core/failpoint.h"
 
 namespace wsync {
 
@@ -217,6 +218,7 @@ void Publisher::Check(const std::shared_ptr<SourceJob>& job) {
 }
 
 CompletionPtr Publisher::EncodeBucket(int64_t bucket, CompletionPtr after) {
+  (void)WSYNC_BUCKET_FAILPOINT("trainer.encode", bucket, static_cast<int64_t>(encoder_.plan().buckets().size()));
   CompletionPtr encode = encoder_.Encode(bucket, std::move(after));
   running_->Add(encode, encoder_.plan().buckets()[bucket].wire_bytes);
   return encode;

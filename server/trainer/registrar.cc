@@ -105,6 +105,7 @@ absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
     Announce(registration, install);
     committed = loop_->Snapshot().committed;
   });
+  (void)WSYNC_FAILPOINT("trainer.registered");
   const PlanInfo info = registration->Info();
   LogInfo("weights registered", {{"pid", absl::StrCat(registration->owner().pid())},
                                  {"tensors", absl::StrCat(info.tensors)},

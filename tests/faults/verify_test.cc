@@ -66,6 +66,27 @@ TEST_F(Verify, InPlaceIsReadAgainAsWell) {
   EXPECT_EQ(Deep(&output), 0) << output;
 }
 
+// Bytes are checked as they land, and once: what becomes of the staging copy between that and the apply is served, and
+// the coordinator told that all is well. It is found by reading the live weights again, and by nothing before.
+TEST_F(Verify, ABitThatFlipsInTheStagingCopyAfterItsCheckIsServedAndFound) {
+  ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
+  std::string output;
+  for (int i = 0; i < 3; ++i) {
+    const int bit = 1000 + 40'000 * i;  // of the first tensor's raw data, which the image begins with
+    ASSERT_TRUE(ArmFailpoint(group_->agents().rollout_pid(1), "rollout.image", Fault::kCorrupt, bit).ok());
+    const auto published = group_->Publish(++version_, Scaled(absl::Seconds(10)));
+    ASSERT_TRUE(published.has_value());
+    EXPECT_TRUE(published->ByAll()) << published->message;
+    EXPECT_EQ(group_->TimesFired("rollout-1", "rollout.image"), i + 1);
+    EXPECT_TRUE(group_->CheckContent(0, {version_}, false).ok());
+    EXPECT_EQ(group_->CheckContent(1, {version_}, false).code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(Deep(&output), 3) << output;
+    EXPECT_THAT(output, AllOf(HasSubstr("CORRUPT"), HasSubstr("model.embed_tokens.weight")));
+    Commit();  // the next version mends it
+    EXPECT_EQ(Deep(&output), 0) << output;
+  }
+}
+
 TEST_F(Verify, AMemberThatIsGoneOrStoppedIsListedAndNotWaitedForLong) {
   ASSERT_NO_FATAL_FAILURE(StartGroup({.rollouts = 2}));
   ASSERT_NO_FATAL_FAILURE(Stop(group_->agents().rollout_pid(1)));
