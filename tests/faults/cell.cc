@@ -64,7 +64,9 @@ class Run {
     return cell_.side == Side::kTrainerAgent ? "trainer" : absl::StrCat("rollout-", victim_);
   }
   std::string Failpoint() const {
-    return absl::StrCat(cell_.side == Side::kTrainerAgent ? "trainer." : "rollout.", cell_.step);
+    const bool catch_up = IsOfCatchUp(cell_.step);
+    return absl::StrCat(cell_.side == Side::kTrainerAgent ? "trainer." : "rollout.",
+                        catch_up ? cell_.step.substr(cell_.step.find('.') + 1) : cell_.step);
   }
   pid_t Victim() {
     switch (cell_.side) {
@@ -81,7 +83,7 @@ class Run {
   }
   bool IsVictim(int rollout) const {
     return rollout == victim_ && (cell_.side == Side::kRolloutAgent || cell_.side == Side::kEngine ||
-                                  cell_.step == "join" || cell_.step == "catalog");
+                                  cell_.step == "join" || cell_.step == "catalog" || cell_.step == "resend");
   }
   // Its engine's memory is another by the end of the cell.
   bool WasReplaced(int rollout) const {
@@ -143,11 +145,15 @@ absl::Status Run::BeginAgain() {
     case Side::kTrainerAgent: {
       if (absl::Status armed = ArmFailpoint(Victim(), Failpoint(), cell_.fault, cell_.argument); !armed.ok())
         return armed;
-      if (cell_.step == "register") return group_.StartTrainerProcess();
+      if (cell_.step == "register" || cell_.step == "registered") return group_.StartTrainerProcess();
       group_.agents().KillRollout(victim_);
       return group_.agents().LaunchRollout(victim_);
     }
     case Side::kRolloutAgent: {
+      if (cell_.step == "attach") {
+        const absl::Status armed = ArmFailpoint(Victim(), Failpoint(), cell_.fault, cell_.argument);
+        return armed.ok() ? group_.StartEngine(victim_) : armed;
+      }
       group_.agents().KillRollout(victim_);
       setenv("WSYNC_FAILPOINTS", ArmCommand(Failpoint(), cell_.fault, cell_.argument).c_str(), 1);
       const absl::Status launched = group_.agents().LaunchRollout(victim_);
@@ -200,7 +206,7 @@ absl::Status Run::AwaitAnswer() {
       usleep(300'000);
       kill(Victim(), SIGCONT);
     }
-    if (trainer_process || cell_.step == "register") {
+    if (trainer_process || cell_.step == "register" || cell_.step == "registered") {
       if (!group_.trainer().Await("registered", Scaled(kHardLimit))) return absl::UnavailableError("not registered");
     }
     group_.BeginPublish(during_);
@@ -238,7 +244,7 @@ absl::Status Run::Take(const Published& published) {
 // Epochs only grow, while the trainer agent lives.
 absl::Status Run::CheckEpoch(const Published& published) {
   const uint64_t former = std::exchange(epoch_, published.epoch);
-  const bool other_agent = cell_.side == Side::kTrainerAgent && Ends();
+  const bool other_agent = cell_.side == Side::kTrainerAgent && (Ends() || cell_.fault == Fault::kHang);
   if (published.epoch > (other_agent ? 0 : former)) return absl::OkStatus();
   if (published.epoch == 0 && !published.ok()) return absl::OkStatus();  // not accepted
   return absl::FailedPreconditionError(absl::StrCat("epoch ", published.epoch, " came after ", former));
@@ -298,6 +304,7 @@ absl::Status Run::CheckSettled() {
 absl::Status Run::Recover() {
   absl::Status status;
   if (cell_.fault == Fault::kStop && cell_.side != Side::kTrainerProcess) kill(Victim(), SIGCONT);
+  if (cell_.side == Side::kTrainerAgent && cell_.fault == Fault::kHang) status = group_.agents().RestartTrainer();
   if (cell_.side == Side::kRolloutAgent && (Ends() || cell_.fault == Fault::kHang)) {
     group_.agents().KillRollout(victim_);
     status = group_.agents().StartRollout(victim_);

@@ -42,7 +42,9 @@ struct Variant {
 };
 Variant VariantOf(uint64_t seed);
 GroupOptions OptionsOf(const Variant& variant);
-// In place nothing is applied: bytes land where they are served.
+// The failpoints of a version, met in a catch-up: "catch_up.begin".
+bool IsOfCatchUp(const std::string& step);
+// In place nothing is applied: bytes land where they are served. In ring mode nothing is kept for a catch-up.
 bool HasStep(const Variant& variant, const Cell& cell);
 
 struct Outcome {

@@ -41,6 +41,8 @@ Set OfRolloutAgent(const Cell& cell, const Variant& variant) {
     default:
       break;
   }
+  // Whether it counts as ready once the catch-up was called off for the version is a matter of milliseconds.
+  if (IsOfCatchUp(cell.step)) return {Became::kByAll, Became::kBySurvivors};
   if (IsBeforeVersions(cell.step)) return {Became::kByAll};  // it is nobody whom the version waits for
   if (lossy && cell.fault != Fault::kHang && (OfTransfer(cell.step) || cell.step == "staged")) {
     return {Became::kBySurvivors, Became::kFailed};
@@ -54,8 +56,11 @@ Set OfTrainerAgent(const Cell& cell, const Variant& variant) {
   if (cell.fault == Fault::kDelay || cell.fault == Fault::kError || IsBeforeVersions(cell.step)) {
     return {Became::kByAll};
   }
-  if (cell.fault == Fault::kStop || IsOneOf(cell.step, {"commit", "applied"})) return {Became::kFailed};
-  if (IsOneOf(cell.step, {"begin", "released"})) return {Became::kByAll};
+  if (cell.fault == Fault::kHang) {  // in full mode the sinks have everything, and do not wait for its end
+    return {cell.step == "bucket.middle" && !variant.ring ? Became::kByAll : Became::kFailed};
+  }
+  if (cell.fault == Fault::kStop || IsOneOf(cell.step, {"commit", "applied", "done"})) return {Became::kFailed};
+  if (IsOneOf(cell.step, {"begin", "encode.middle", "released"})) return {Became::kByAll};
   if (variant.ring && cell.step != "staged") return {Became::kByAll};
   return {Became::kByAll, Became::kFailed};
 }
@@ -74,7 +79,8 @@ Set OfEngine(const Cell& cell, const Variant& variant) {
 }  // namespace
 
 bool IsBeforeVersions(const std::string& step) {
-  return IsOneOf(step, {"join", "catalog", "register", "registered", "attach", "attached"});
+  return IsOfCatchUp(step) ||
+         IsOneOf(step, {"join", "catalog", "register", "registered", "attach", "attached", "resend"});
 }
 
 Became BecameOf(const Published& published) {
@@ -120,6 +126,7 @@ std::string Judge::Verb() const {
 // Of a step before whose end nothing could be told, also the phase before it.
 std::string Judge::Phases() const {
   const std::string& step = cell_.step;
+  if (IsOfCatchUp(step)) return "connect|receive|staged|pause|apply";
   if (cell_.side == Side::kEngine) {
     if (cell_.fault == Fault::kHang || (step == "pause" && !variant_.in_place)) return "pause";
     return "connect|receive|staged|pause|apply";
@@ -168,10 +175,15 @@ absl::Status Judge::CheckRolloutNamed(const std::string& said) const {
 }
 
 absl::Status Judge::CheckTrainerNamed(const std::string& said) const {
-  const std::string phases = IsOneOf(cell_.step, {"commit", "applied"}) ? "broadcast|apply"
-                             : cell_.step == "staged"                   ? "encode|broadcast"
-                             : cell_.step == "begin"                    ? "begin|encode"
-                                                                        : "begin|encode|broadcast";
+  if (cell_.fault == Fault::kHang) {  // it lives, and says so itself
+    const std::regex named("version [0-9]+ failed: the source (failed|did not (encode|bring) the version)");
+    if (std::regex_search(said, named)) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat("the source is not named: ", said));
+  }
+  const std::string phases = IsOneOf(cell_.step, {"commit", "applied", "done"}) ? "broadcast|apply"
+                             : cell_.step == "staged"                           ? "encode|broadcast"
+                             : cell_.step == "begin"                            ? "begin|encode"
+                                                                                : "begin|encode|broadcast";
   const std::regex named(absl::StrCat("wsync-trainer at unix:.* was lost in phase (", phases,
                                       ") of version [0-9]+, last heard of ([0-9.]+) s before: "));
   std::smatch match;

@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "tests/faults/cell.h"
 
@@ -46,11 +47,14 @@ class Table {
 
 void AddRolloutAgent(Table& table) {
   for (const Fault fault : {Fault::kKill, Fault::kStop}) {
-    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, {"join", "catalog", "begin", "connect"});
+    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, {"join", "catalog", "attach", "begin", "connect"});
     table.Add(Side::kRolloutAgent, fault, kHeldMs, Expect::kSurvivors,
               {"bucket.first", "bucket.middle", "bucket.last", "broadcast.middle"});
     table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors,
               {"staged", "commit", "pause", "apply", "copied", "applied"});
+    // As it gets the committed version on its way in.
+    table.Add(Side::kRolloutAgent, fault, 0, Expect::kCommits,
+              {"catch_up.begin", "catch_up.bucket.middle", "catch_up.staged", "catch_up.commit", "catch_up.applied"});
   }
   table.Add(Side::kRolloutAgent, Fault::kExit, kExitCode, Expect::kSurvivors, {"begin", "bucket.middle", "apply"});
   table.Add(Side::kRolloutAgent, Fault::kDelay, kLateMs, Expect::kAll,
@@ -66,13 +70,17 @@ void AddRolloutAgent(Table& table) {
 }
 
 void AddTrainerAgent(Table& table) {
-  const std::vector<std::string> steps = {"register",     "join",          "catalog",         "begin",    "connect",
-                                          "bucket.first", "bucket.middle", "bucket.last",     "released", "staged",
-                                          "commit",       "applied",       "broadcast.middle"};
+  const std::vector<std::string> steps = {"register",    "registered",      "join",    "catalog",      "resend",
+                                          "begin",       "encode.middle",   "connect", "bucket.first", "bucket.middle",
+                                          "bucket.last", "released",        "staged",  "commit",       "applied",
+                                          "done",        "broadcast.middle"};
   table.Add(Side::kTrainerAgent, Fault::kKill, 0, Expect::kCommits, steps);
   table.Add(Side::kTrainerAgent, Fault::kStop, 0, Expect::kCommits, steps);
   table.Add(Side::kTrainerAgent, Fault::kDelay, kLateMs, Expect::kAll,
-            {"begin", "connect", "bucket.middle", "released", "staged", "commit", "applied"});
+            {"begin", "encode.middle", "connect", "bucket.middle", "released", "staged", "commit", "applied", "done"});
+  // The encoder's thread, and the sender's before and after its bytes are on their way.
+  table.Add(Side::kTrainerAgent, Fault::kHang, 0, Expect::kFails, {"encode.middle", "broadcast.middle"});
+  table.Add(Side::kTrainerAgent, Fault::kHang, 0, Expect::kCommits, {"bucket.middle"});
   table.Add(Side::kTrainerAgent, Fault::kError, kUnavailable, Expect::kAll,
             {"connect", "bucket.first", "bucket.middle", "bucket.last"});
 }
@@ -125,12 +133,15 @@ std::vector<Cell> AllCells() {
   return table.Take();
 }
 
+bool IsOfCatchUp(const std::string& step) { return absl::StartsWith(step, "catch_up."); }
+
 Variant VariantOf(uint64_t seed) {
   if (seed == 1) return {};
   return {.seed = seed, .ring = seed % 4 == 0, .in_place = seed % 3 == 0, .quorum = seed % 5 == 0};
 }
 
 bool HasStep(const Variant& variant, const Cell& cell) {
+  if (variant.ring && (cell.step == "resend" || IsOfCatchUp(cell.step))) return false;
   return !variant.in_place || cell.side != Side::kRolloutAgent || (cell.step != "apply" && cell.step != "copied");
 }
 
