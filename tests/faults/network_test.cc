@@ -23,6 +23,7 @@
 namespace wsync::faults {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -43,18 +44,27 @@ class Network : public GroupTest {
     if (network.ok()) (void)PrivateNetwork::Heal();
   }
 
-  void ExpectCutOffIsSurvived(int incoming, int outgoing) {
-    ASSERT_NO_FATAL_FAILURE(HoldInTransfer(kHeld));
+  // The sink is cut off while it stands at that step. `applies`: it has been told to take the version.
+  void ExpectCutOffIsSurvived(const std::string& step, const std::string& phase, absl::Duration held, int incoming,
+                              int outgoing, bool applies = false) {
+    ASSERT_NO_FATAL_FAILURE(HoldAt("rollout-1", group_->agents().rollout_pid(1), step, held));
     ASSERT_TRUE(PrivateNetwork::Drop(incoming, outgoing).ok());
     const absl::Time cut = MonotonicNow();
     const auto published = group_->AwaitPublished(Scaled(kHardLimit));
     ASSERT_TRUE(published.has_value());
-    std::printf("NETWORK|cut in %d%% out %d%%|%.2f\n", incoming, outgoing, absl::ToDoubleSeconds(published->at - cut));
+    std::printf("NETWORK|cut at %s in %d%% out %d%%|%.2f\n", step.c_str(), incoming, outgoing,
+                absl::ToDoubleSeconds(published->at - cut));
     EXPECT_LT(published->at - cut, Scaled(kCutOff));
     EXPECT_TRUE(published->ok()) << published->message;
-    EXPECT_THAT(published->message, HasSubstr("rollout-1"));
-    EXPECT_TRUE(group_->CheckContent(0, {version_}, false).ok());
-    EXPECT_TRUE(group_->CheckContent(1, {version_ - 1}, false).ok());  // serves on what it had
+    EXPECT_EQ(published->outcomes.at("rollout-0"), v1::OUTCOME_APPLIED);
+    EXPECT_EQ(published->outcomes.at("rollout-1"), v1::OUTCOME_LEFT_OUT);
+    EXPECT_THAT(published->message, ContainsRegex("replica rollout-1 rank 0 .* in phase (" + phase +
+                                                  ").*, last heard of [0-9.]+ s before"));
+    EXPECT_TRUE(group_->AwaitVersion(0, version_, Scaled(kSlack)).ok());
+    // It serves on what it had, unless it was told to take the version before it was cut off.
+    const absl::Status held_by_it = applies ? group_->AwaitVersion(1, version_, Scaled(held + kSlack))
+                                            : group_->CheckContent(1, {version_ - 1}, false);
+    EXPECT_TRUE(held_by_it.ok()) << held_by_it;
     ASSERT_TRUE(PrivateNetwork::Heal().ok());
     const absl::Status caught_up = group_->AwaitVersion(1, version_, Scaled(absl::Seconds(20)));
     EXPECT_TRUE(caught_up.ok()) << caught_up;
@@ -63,9 +73,46 @@ class Network : public GroupTest {
   }
 };
 
-TEST_F(Network, CutBothWaysInATransfer) { ExpectCutOffIsSurvived(100, 100); }
-TEST_F(Network, OnlyWhatTheSinkSendsIsLost) { ExpectCutOffIsSurvived(100, 0); }
-TEST_F(Network, OnlyWhatTheSourceSendsIsLost) { ExpectCutOffIsSurvived(0, 100); }
+constexpr char kMiddle[] = "rollout.bucket.middle";
+constexpr absl::Duration kMoment = absl::Milliseconds(500);  // until it is cut off
+
+TEST_F(Network, CutBothWaysInATransfer) { ExpectCutOffIsSurvived(kMiddle, "receive", kHeld, 100, 100); }
+TEST_F(Network, OnlyWhatTheSinkSendsIsLost) { ExpectCutOffIsSurvived(kMiddle, "receive", kHeld, 100, 0); }
+TEST_F(Network, OnlyWhatTheSourceSendsIsLost) { ExpectCutOffIsSurvived(kMiddle, "receive", kHeld, 0, 100); }
+TEST_F(Network, CutBeforeTheSinkConnects) { ExpectCutOffIsSurvived("rollout.connect", "connect", kMoment, 100, 100); }
+TEST_F(Network, CutBeforeTheSinkSaysThatItHasEverything) {
+  ExpectCutOffIsSurvived("rollout.staged", "receive", kMoment, 100, 100);
+}
+TEST_F(Network, CutBetweenTheCommitAndItsAcknowledgement) {
+  ExpectCutOffIsSurvived("rollout.commit", "pause", kMoment, 100, 100, /*applies=*/true);
+}
+TEST_F(Network, OnlyTheAcknowledgementOfACommitIsLost) {
+  ExpectCutOffIsSurvived("rollout.applied", "pause|apply", kMoment, 100, 0, /*applies=*/true);
+}
+
+// It comes as it would into an empty house: a version is not held up by who is cut off on its way in.
+TEST_F(Network, CutBeforeASinkIsReady) {
+  group_->agents().KillRollout(1);
+  setenv("WSYNC_FAILPOINTS", ArmCommand("rollout.catalog", Fault::kDelay, 500).c_str(), 1);
+  const absl::Status launched = group_->agents().LaunchRollout(1);
+  unsetenv("WSYNC_FAILPOINTS");
+  ASSERT_TRUE(launched.ok()) << launched;
+  const absl::Time deadline = MonotonicNow() + Scaled(kHardLimit);
+  while (group_->TimesFired("rollout-1", "rollout.catalog") == 0) {
+    ASSERT_LT(MonotonicNow(), deadline) << "it never came that far";
+    usleep(1000);
+  }
+  ASSERT_TRUE(PrivateNetwork::Drop(100, 100).ok());
+  const auto published = group_->Publish(++version_, Scaled(kHardLimit));
+  ASSERT_TRUE(published.has_value());
+  EXPECT_TRUE(published->ByAll()) << published->message;
+  EXPECT_LT(published->took, Scaled(kKilled));
+  EXPECT_EQ(published->outcomes.count("rollout-1"), 0u);
+  ASSERT_TRUE(PrivateNetwork::Heal().ok());
+  EXPECT_TRUE(group_->AwaitVersion(1, version_, Scaled(absl::Seconds(20))).ok());
+  ASSERT_NO_FATAL_FAILURE(AwaitReady());
+  Commit();
+}
 
 TEST_F(Network, AFifthOfAllPacketsLostIsOnlySlow) {
   ASSERT_TRUE(PrivateNetwork::Drop(20, 20).ok());
