@@ -69,6 +69,7 @@ TEST_F(Soak, NothingGrowsAndNothingTears) {
     flatness.Look("wsync-trainer", group.agents().trainer_pid(), version);
     for (int i = 0; i < group.rollouts(); ++i) {
       flatness.Look(absl::StrCat("wsync-rollout ", i), group.agents().rollout_pid(i), version);
+      flatness.Look(absl::StrCat("engine ", i), group.engine(i).pid(), version);
     }
     flatness.Look("training process", group.trainer().pid(), version);
   }

@@ -50,7 +50,8 @@ TEST_F(GpuSoak, NothingGrowsAndNothingTears) {
     const auto version = static_cast<uint64_t>(v);
     ASSERT_NO_FATAL_FAILURE(Train(static_cast<uint32_t>(v)));
     const Bytes expected = Expected();
-    if (v % kKillEvery != 0) {
+    // The last fifth is left in peace: what grows slowly shows in processes that live long.
+    if (v % kKillEvery != 0 || v > versions * 4 / 5) {
       const auto report = Publish(version);
       ASSERT_TRUE(report.ok()) << "version " << v << ": " << report.status();
       ASSERT_TRUE(engine_->WaitForVersion(version)) << "version " << v;
