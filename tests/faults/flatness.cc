@@ -10,8 +10,7 @@
 namespace wsync::faults {
 namespace {
 
-constexpr int64_t kWarmUp = 30;    // versions after a start until caches, pools and arenas have their size
-constexpr int64_t kSettled = 500;  // versions after a start from which on nothing may grow by more than
+constexpr int64_t kWarmUp = 30;  // versions after a start until caches, pools and arenas have their size
 constexpr int64_t kSettledSlack = 4 << 20;
 constexpr int64_t kDescriptorSlack = 8;  // connections that come and go
 constexpr int64_t kThreadSlack = 6;      // of gRPC's pool
@@ -34,7 +33,7 @@ void Flatness::Look(const std::string& name, pid_t pid, int64_t version) {
   EXPECT_LE(now.threads, seen.base->threads + kThreadSlack) << name << " at version " << version;
   EXPECT_LE(now.resident_bytes, seen.base->resident_bytes * 5 / 4 + kResidentSlack)
       << name << " at version " << version;
-  if (version >= seen.since + kSettled) {
+  if (version >= seen.since + settled_) {
     if (!seen.settled_bytes.has_value()) seen.settled_bytes = now.resident_bytes;
     EXPECT_LE(now.resident_bytes, *seen.settled_bytes + kSettledSlack) << name << " at version " << version;
   }

@@ -15,6 +15,8 @@ namespace wsync::faults {
 
 class Flatness {
  public:
+  // `settled`: versions after a start from which on a process may not grow by more than 4 MB.
+  explicit Flatness(int64_t settled = 500) : settled_(settled) {}
   // Of the process `name` after `version`. A process that was started again warms up again. Reports a gtest failure.
   void Look(const std::string& name, pid_t pid, int64_t version);
   // Of something that is no process's own ("GPU 0"), compared with the largest of its warm-up.
@@ -28,6 +30,7 @@ class Flatness {
     std::optional<ProcessFacts> base;
     std::optional<int64_t> settled_bytes;
   };
+  const int64_t settled_;
   std::map<std::string, Process> processes_;
   std::map<std::string, int64_t> bytes_;
   std::map<std::string, std::string> last_;

@@ -41,7 +41,7 @@ TEST_F(GpuSoak, NothingGrowsAndNothingTears) {
   const int64_t versions = FromEnvironment("WSYNC_SOAK_SYNCS", 120);
   std::mt19937_64 random(static_cast<uint64_t>(FromEnvironment("WSYNC_FAULT_SEED", 1)));
   ASSERT_NO_FATAL_FAILURE(StartInSync());
-  faults::Flatness flatness;
+  faults::Flatness flatness(std::max<int64_t>(50, versions / 10));  // half of the last fifth in the long run
   int64_t committed = 0, failed = 0, kills = 0;
   absl::Duration longest;
   const absl::Time begun = MonotonicNow();
