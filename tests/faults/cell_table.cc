@@ -66,7 +66,7 @@ void AddRolloutAgent(Table& table) {
   table.Add(Side::kRolloutAgent, Fault::kError, kInternal, Expect::kSurvivors, {"apply"});  // torn, and says so
   table.Add(Side::kRolloutAgent, Fault::kCorrupt, 4711, Expect::kAll, {"chunk"});
   // Its heartbeats go on while its receiving thread stands still: only deadlines end that.
-  table.Add(Side::kRolloutAgent, Fault::kHang, 0, Expect::kSurvivors, {"bucket.middle", "apply"});
+  table.Add(Side::kRolloutAgent, Fault::kHang, 0, Expect::kSurvivors, {"connect", "bucket.middle", "apply"});
 }
 
 void AddTrainerAgent(Table& table) {
