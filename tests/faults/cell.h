@@ -1,4 +1,4 @@
-// One cell of the fault table: what happens, to whom, at which step, and what must become of the version.
+// One cell of the fault table: what happens, to whom, at which step. cell_judge.h has what must become of the version.
 #ifndef WSYNC_TESTS_FAULTS_CELL_H_
 #define WSYNC_TESTS_FAULTS_CELL_H_
 
@@ -14,21 +14,12 @@ namespace wsync::faults {
 
 enum class Side : uint8_t { kTrainerAgent = 1, kRolloutAgent, kTrainerProcess, kEngine };
 
-enum class Expect : uint8_t {
-  kAll = 1,    // every replica serves it
-  kSurvivors,  // it is committed; the victim's replica is left out, or caught up later
-  kFails,      // the publish says why; everybody serves the version before
-  kCommits,    // committed, with or without the victim: both are right, and which one is a matter of milliseconds
-};
-
 struct Cell {
   Side side = Side::kRolloutAgent;
   std::string step;
   Fault fault = Fault::kNone;
   int argument = 0;
-  Expect expect = Expect::kAll;
-  std::string Name() const;      // "RolloutAgent_Kill_commit"
-  std::string Expected() const;  // in words
+  std::string Name() const;  // "RolloutAgent_Kill_commit"
 };
 
 std::vector<Cell> AllCells();

@@ -16,6 +16,8 @@ constexpr double kBeat = 1.5;     // seconds; whoever lives is heard of once in 
 constexpr double kSilence = 2;    // at least, of who stands still: 3 s, of which one may have been before the version
 constexpr double kLongest = 4.5;  // at most: keepalives notice it after 4 s
 
+constexpr int kInternal = static_cast<int>(absl::StatusCode::kInternal);
+
 using Set = std::vector<Became>;
 
 bool IsOneOf(const std::string& step, std::initializer_list<const char*> steps) {
@@ -31,7 +33,7 @@ Set OfRolloutAgent(const Cell& cell, const Variant& variant) {
   switch (cell.fault) {
     case Fault::kError:
       if (cell.step == "apply") return {Became::kBySurvivors};
-      if (cell.expect == Expect::kFails) return {variant.quorum ? Became::kBySurvivors : Became::kFailed};
+      if (cell.argument == kInternal) return {variant.quorum ? Became::kBySurvivors : Became::kFailed};
       return lossy ? Set{Became::kByAll, Became::kFailed} : Set{Became::kByAll};
     case Fault::kCorrupt:
       if (variant.quorum) return {Became::kBySurvivors};
@@ -111,6 +113,13 @@ std::vector<Became> MayBecome(const Cell& cell, const Variant& variant) {
       return OfEngine(cell, variant);
   }
   return {};
+}
+
+std::string ExpectedOf(const Cell& cell, const Variant& variant) {
+  if (cell.side == Side::kTrainerProcess && cell.fault == Fault::kKill) return "whole or not at all";
+  std::vector<std::string> names;
+  for (const Became became : MayBecome(cell, variant)) names.push_back(NameOf(became));
+  return absl::StrJoin(names, " or ");
 }
 
 // ---- what is said

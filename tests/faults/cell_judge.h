@@ -17,6 +17,8 @@ std::string NameOf(Became became);
 
 std::vector<Became> MayBecome(const Cell& cell, const Variant& variant);
 
+std::string ExpectedOf(const Cell& cell, const Variant& variant);  // in words
+
 // The steps of a member's way into the group, which it takes once, before any version.
 bool IsBeforeVersions(const std::string& step);
 

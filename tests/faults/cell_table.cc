@@ -36,8 +36,8 @@ const char* NameOf(Fault fault) {
 
 class Table {
  public:
-  void Add(Side side, Fault fault, int argument, Expect expect, const std::vector<std::string>& steps) {
-    for (const std::string& step : steps) cells_.push_back({side, step, fault, argument, expect});
+  void Add(Side side, Fault fault, int argument, const std::vector<std::string>& steps) {
+    for (const std::string& step : steps) cells_.push_back({side, step, fault, argument});
   }
   std::vector<Cell> Take() { return std::move(cells_); }
 
@@ -47,26 +47,25 @@ class Table {
 
 void AddRolloutAgent(Table& table) {
   for (const Fault fault : {Fault::kKill, Fault::kStop}) {
-    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors, {"join", "catalog", "attach", "begin", "connect"});
-    table.Add(Side::kRolloutAgent, fault, kHeldMs, Expect::kSurvivors,
+    table.Add(Side::kRolloutAgent, fault, 0, {"join", "catalog", "attach", "begin", "connect"});
+    table.Add(Side::kRolloutAgent, fault, kHeldMs,
               {"bucket.first", "bucket.middle", "bucket.last", "broadcast.middle"});
-    table.Add(Side::kRolloutAgent, fault, 0, Expect::kSurvivors,
-              {"staged", "commit", "pause", "apply", "copied", "applied"});
+    table.Add(Side::kRolloutAgent, fault, 0, {"staged", "commit", "pause", "apply", "copied", "applied"});
     // As it gets the committed version on its way in.
-    table.Add(Side::kRolloutAgent, fault, 0, Expect::kCommits,
+    table.Add(Side::kRolloutAgent, fault, 0,
               {"catch_up.begin", "catch_up.bucket.middle", "catch_up.staged", "catch_up.commit", "catch_up.applied"});
   }
-  table.Add(Side::kRolloutAgent, Fault::kExit, kExitCode, Expect::kSurvivors, {"begin", "bucket.middle", "apply"});
-  table.Add(Side::kRolloutAgent, Fault::kDelay, kLateMs, Expect::kAll,
+  table.Add(Side::kRolloutAgent, Fault::kExit, kExitCode, {"begin", "bucket.middle", "apply"});
+  table.Add(Side::kRolloutAgent, Fault::kDelay, kLateMs,
             {"begin", "connect", "bucket.first", "bucket.last", "staged", "commit", "pause", "apply", "applied"});
   // The session is at fault, not the sink: the version is sent again in another one.
-  table.Add(Side::kRolloutAgent, Fault::kError, kUnavailable, Expect::kAll,
+  table.Add(Side::kRolloutAgent, Fault::kError, kUnavailable,
             {"connect", "bucket.first", "bucket.middle", "bucket.last"});
-  table.Add(Side::kRolloutAgent, Fault::kError, kInternal, Expect::kFails, {"bucket.middle"});
-  table.Add(Side::kRolloutAgent, Fault::kError, kInternal, Expect::kSurvivors, {"apply"});  // torn, and says so
-  table.Add(Side::kRolloutAgent, Fault::kCorrupt, 4711, Expect::kAll, {"chunk"});
+  table.Add(Side::kRolloutAgent, Fault::kError, kInternal,
+            {"bucket.middle", "apply"});  // the latter: torn, and says so
+  table.Add(Side::kRolloutAgent, Fault::kCorrupt, 4711, {"chunk"});
   // Its heartbeats go on while its receiving thread stands still: only deadlines end that.
-  table.Add(Side::kRolloutAgent, Fault::kHang, 0, Expect::kSurvivors, {"connect", "bucket.middle", "apply"});
+  table.Add(Side::kRolloutAgent, Fault::kHang, 0, {"connect", "bucket.middle", "apply"});
 }
 
 void AddTrainerAgent(Table& table) {
@@ -74,31 +73,28 @@ void AddTrainerAgent(Table& table) {
                                           "begin",       "encode.middle",   "connect", "bucket.first", "bucket.middle",
                                           "bucket.last", "released",        "staged",  "commit",       "applied",
                                           "done",        "broadcast.middle"};
-  table.Add(Side::kTrainerAgent, Fault::kKill, 0, Expect::kCommits, steps);
-  table.Add(Side::kTrainerAgent, Fault::kStop, 0, Expect::kCommits, steps);
-  table.Add(Side::kTrainerAgent, Fault::kDelay, kLateMs, Expect::kAll,
+  table.Add(Side::kTrainerAgent, Fault::kKill, 0, steps);
+  table.Add(Side::kTrainerAgent, Fault::kStop, 0, steps);
+  table.Add(Side::kTrainerAgent, Fault::kDelay, kLateMs,
             {"begin", "encode.middle", "connect", "bucket.middle", "released", "staged", "commit", "applied", "done"});
   // The encoder's thread, and the sender's before and after its bytes are on their way.
-  table.Add(Side::kTrainerAgent, Fault::kHang, 0, Expect::kFails, {"encode.middle", "broadcast.middle"});
-  table.Add(Side::kTrainerAgent, Fault::kHang, 0, Expect::kCommits, {"bucket.middle"});
-  table.Add(Side::kTrainerAgent, Fault::kError, kUnavailable, Expect::kAll,
+  table.Add(Side::kTrainerAgent, Fault::kHang, 0, {"encode.middle", "broadcast.middle", "bucket.middle"});
+  table.Add(Side::kTrainerAgent, Fault::kError, kUnavailable,
             {"connect", "bucket.first", "bucket.middle", "bucket.last"});
 }
 
 void AddTrainerProcess(Table& table) {
   for (const Fault fault : {Fault::kKill, Fault::kStop}) {
-    table.Add(Side::kTrainerProcess, fault, 0, Expect::kCommits,
-              {"register", "registered", "accepted", "released", "committed"});
+    table.Add(Side::kTrainerProcess, fault, 0, {"register", "registered", "accepted", "released", "committed"});
   }
 }
 
 void AddEngine(Table& table) {
   for (const Fault fault : {Fault::kKill, Fault::kStop}) {
-    table.Add(Side::kEngine, fault, 0, Expect::kSurvivors, {"attach", "attached"});
-    table.Add(Side::kEngine, fault, 0, Expect::kCommits, {"prepare", "pause", "paused", "applied"});
+    table.Add(Side::kEngine, fault, 0, {"attach", "attached", "prepare", "pause", "paused", "applied"});
   }
-  table.Add(Side::kEngine, Fault::kHang, 0, Expect::kSurvivors, {"pause"});  // answers pings, never pauses
-  table.Add(Side::kEngine, Fault::kDelay, kLateMs, Expect::kAll, {"prepare", "pause", "paused"});
+  table.Add(Side::kEngine, Fault::kHang, 0, {"pause"});  // answers pings, never pauses
+  table.Add(Side::kEngine, Fault::kDelay, kLateMs, {"prepare", "pause", "paused"});
 }
 
 }  // namespace
@@ -108,20 +104,6 @@ std::string Cell::Name() const {
       absl::StrCat(NameOf(side), "_", NameOf(fault), fault == Fault::kError ? absl::StrCat(argument) : "", "_", step);
   for (char& c : name) c = c == '.' ? '_' : c;
   return name;
-}
-
-std::string Cell::Expected() const {
-  switch (expect) {
-    case Expect::kAll:
-      return "committed by all";
-    case Expect::kSurvivors:
-      return "committed";
-    case Expect::kFails:
-      return "failed";
-    case Expect::kCommits:
-      return side == Side::kEngine ? "committed" : "whole or not at all";
-  }
-  return "";
 }
 
 std::vector<Cell> AllCells() {

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/faults/cell.h"
+#include "tests/faults/cell_judge.h"
 
 namespace wsync::faults {
 namespace {
@@ -69,7 +70,8 @@ TEST_P(Cells, RuleHolds) {
   const Outcome outcome = RunCell(cell, variant, *job.group, &job.version);
   std::printf("CELL|%d|%s|%llu|%s|%.2f|%.2f|%.2f|%s\n", row, cell.Name().c_str(), static_cast<unsigned long long>(seed),
               outcome.became.c_str(), absl::ToDoubleSeconds(outcome.unblocked),
-              absl::ToDoubleSeconds(outcome.recovered), absl::ToDoubleSeconds(outcome.healed), cell.Expected().c_str());
+              absl::ToDoubleSeconds(outcome.recovered), absl::ToDoubleSeconds(outcome.healed),
+              ExpectedOf(cell, variant).c_str());
   std::printf("SAID|%s|%llu|%s\n", cell.Name().c_str(), static_cast<unsigned long long>(seed), outcome.said.c_str());
   std::fflush(stdout);
   if (outcome.status.ok()) return;

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The fault table in Markdown, from the CELL lines of one or more logs of cells_test: tests/faults/table.sh LOG...
-# Of several runs of a cell the slowest times are shown, and every outcome that was seen.
+# Of several runs of a cell the slowest times are shown, and every outcome that was seen; what is expected, of seed 1.
 set -euo pipefail
 cat "$@" | grep '^CELL|' | sort -s -t'|' -k2,2n | awk -F'|' '
   {
     if (!($3 in runs)) order[++n] = $3
     ++runs[$3]
     if ($5 != "" && index(became[$3], $5) == 0) became[$3] = became[$3] (became[$3] == "" ? "" : "; ") $5
-    if ($9 != "") expected[$3] = $9
+    if ($9 != "" && ($4 == 1 || expected[$3] == "")) expected[$3] = $9
     if ($6 > unblocked[$3]) unblocked[$3] = $6
     if ($7 > recovered[$3]) recovered[$3] = $7
     if ($8 > healed[$3]) healed[$3] = $8
