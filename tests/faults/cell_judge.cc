@@ -127,7 +127,10 @@ std::string ExpectedOf(const Cell& cell, const Variant& variant) {
 std::string Judge::Name() const { return absl::StrCat("rollout-", victim_); }
 
 std::string Judge::Verb() const {
-  if (cell_.fault == Fault::kHang) return "did not (stage|apply) in time";
+  if (cell_.fault == Fault::kHang) {  // or it has ended itself by then
+    return cell_.side == Side::kEngine ? "did not (stage|apply) in time"
+                                       : "(did not (stage|apply) in time|was lost( before it said 'applied')?)";
+  }
   if (cell_.side == Side::kEngine || cell_.fault == Fault::kError || cell_.fault == Fault::kCorrupt) return "failed";
   return "was lost( before it said 'applied')?";
 }
@@ -184,8 +187,10 @@ absl::Status Judge::CheckRolloutNamed(const std::string& said) const {
 }
 
 absl::Status Judge::CheckTrainerNamed(const std::string& said) const {
-  if (cell_.fault == Fault::kHang) {  // it lives, and says so itself
-    const std::regex named("version [0-9]+ failed: the source (failed|did not (encode|bring) the version)");
+  if (cell_.fault == Fault::kHang) {  // it says so itself, or has ended itself by then
+    const std::regex named(
+        "version [0-9]+ failed: the source (failed|did not (encode|bring) the version)|"
+        "wsync-trainer at unix:.* was lost in phase (begin|encode|broadcast) of version");
     if (std::regex_search(said, named)) return absl::OkStatus();
     return absl::FailedPreconditionError(absl::StrCat("the source is not named: ", said));
   }

@@ -123,6 +123,9 @@ Variant VariantOf(uint64_t seed) {
 }
 
 bool HasStep(const Variant& variant, const Cell& cell) {
+  // A hung agent ends after 20 s. Six of twenty seeds have all modes.
+  const bool of_agent = cell.side == Side::kTrainerAgent || cell.side == Side::kRolloutAgent;
+  if (of_agent && cell.fault == Fault::kHang && variant.seed > 4 && variant.seed % 10 != 0) return false;
   if (variant.ring && (cell.step == "resend" || IsOfCatchUp(cell.step))) return false;
   return !variant.in_place || cell.side != Side::kRolloutAgent || (cell.step != "apply" && cell.step != "copied");
 }
