@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the table of faults: tests/faults/cells.sh CELLS_TEST [LOG_DIRECTORY]. A cell waits far more than it works (150 s
-# against 11 s of a core's time for all of them), so several jobs suffer theirs at the same time, each in a lane.
+# Runs the table of faults: tests/faults/cells.sh CELLS_TEST [LOG_DIRECTORY]. A cell waits far more than it works (369 s
+# against 27 s of a core's time for all of them), so several jobs suffer theirs at the same time, each in a lane.
 #   WSYNC_FAULT_SEEDS  runs of each cell (default 1, the default configuration; see cells_test.cc)
 #   WSYNC_FAULT_LANES  jobs at a time (default: six per core and one more, 13 on two cores, which are then half busy;
 #                      where sanitizers widen the limits, two per core and one more)
