@@ -100,7 +100,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaOutcome:
-    """What one replica made of a version: "applied", "left_out" or "torn", and why not applied."""
+    """What one replica made of a version, and why not applied.
+
+    "applied"; "left_out": it serves an older one, or nothing where it was cut off while it received in place; "torn".
+    """
 
     replica: str
     outcome: str
