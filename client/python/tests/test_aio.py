@@ -129,6 +129,33 @@ async def not_told(script: Script) -> None:
         assert script.requests.get().WhichOneof("message") == "hello"
 
 
+def test_an_apply_in_a_task_of_its_own_does_not_wait_for_the_loop_of_updates(folder: Path) -> None:
+    async def main() -> None:
+        script = Script()
+        async with attached(folder, script) as rollout:
+            applies: list[asyncio.Task[wsync.Outcome]] = []
+
+            async def pause_and_apply(update: wsync.aio.Update) -> wsync.Outcome:
+                await asyncio.sleep(0.3)  # what is being generated comes to its end
+                return await update.apply(30)
+
+            async def follow() -> None:
+                async for update in rollout.updates(timeout=60):
+                    applies.append(asyncio.create_task(pause_and_apply(update)))
+
+            following = asyncio.create_task(follow())
+            for version in (1, 2, 3):
+                begun = asyncio.get_running_loop().time()
+                say(script, "apply", version)
+                await told(script, "paused")
+                assert asyncio.get_running_loop().time() - begun < 0.3 + 0.4, "it waited for the loop, turn after turn"
+                say(script, "applied", version)
+                assert (await applies[-1]).version == version
+            await cancelled(following)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 @pytest.mark.parametrize("end", ["applied", "cancelled"])
 def test_an_apply_that_is_cancelled_ends_when_the_agent_writes_no_more(folder: Path, end: str) -> None:
     script = Script()

@@ -267,6 +267,45 @@ def test_weights_whose_other_tensor_would_be_left_behind_are_refused_or_copied(
     assert (engine.norm.weight == 7).all()
 
 
+def test_what_a_view_is_a_view_of_goes_with_it_to_shared_memory(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    experts, served = torch.nn.Parameter(torch.zeros(4 * 64, 128)), torch.zeros(256, 128)
+    trainer.register({"experts.bias": experts.view(4, 64, 128), "flat.bias": torch.ones(8).view(-1)})
+    rollout.attach({"experts.bias": served.view(4, 64, 128), "flat.bias": torch.zeros(8)})
+    with torch.no_grad():
+        experts.fill_(3)
+    assert carry(trainer, rollout, 1).applied
+    assert (served == 3).all()
+
+
+def test_an_engine_that_replaced_a_parameter_is_told_before_anything_is_written(
+    pair: tuple[wsync.Trainer, wsync.Rollout],
+) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    trainer.register(net)
+    torch_nn.attach(rollout, engine)
+    assert carry(trainer, rollout, 1).applied
+    engine.norm.weight = torch.nn.Parameter(torch.zeros_like(engine.norm.weight))
+    trainer.publish(2)
+    with pytest.raises(wsync.DestinationsMoved, match="holds other parameters") as error:
+        next(rollout.updates(timeout=30)).apply()
+    assert error.value.names == ("norm.weight",)
+    torch_nn.attach(rollout, engine)
+    assert next(rollout.updates(timeout=30)).apply().version == 2
+    assert torch.equal(engine.norm.weight, net.norm.weight)
+
+
+def test_an_engine_tied_through_its_memory_is_attached_as_one(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    net, engine = Net(), served_net()
+    trainer.register(net)
+    engine.lm_head.weight = torch.nn.Parameter(engine.embed_tokens.weight.data)
+    torch_nn.attach(rollout, engine, allow_partial=True)
+    assert carry(trainer, rollout, 1).applied
+    assert torch.equal(engine.lm_head.weight, net.lm_head.weight)
+
+
 def test_destinations_whose_other_tensor_would_be_left_behind_are_refused(
     pair: tuple[wsync.Trainer, wsync.Rollout],
 ) -> None:

@@ -48,6 +48,23 @@ def test_an_update_that_is_not_waited_for_to_its_end_is_torn_until_that_is_heard
     assert update.outcome is not None and update.apply(timeout=0.0) is update.outcome  # asked again: it ended so
 
 
+def test_an_apply_ends_as_the_agent_said_though_somebody_detaches_meanwhile(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, rollout, _ = pair
+    sync = trainer.publish(1)
+    update = next(rollout.updates(timeout=30))
+    settle = rollout._settle
+
+    def late(event: wsync.Event) -> None:
+        if event.kind == "applied":
+            rollout.detach()  # on another thread, between what the agent says and who waits for it
+        settle(event)
+
+    monkeypatch.setattr(rollout, "_settle", late)
+    assert update.apply(30).applied and sync.committed().applied
+
+
 def test_an_apply_that_ran_out_of_time_goes_on_where_it_was_when_it_is_called_again(pair: Pair) -> None:
     trainer, rollout, _ = pair
     sync = trainer.publish(1)

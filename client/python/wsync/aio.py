@@ -34,6 +34,7 @@ from .errors import DeadlineExceeded
 from .layer_window import Layer
 
 _SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
+_SHORT_SLICE = 0.02
 _LOOK = 0.005  # seconds between looks at whether another call has ended, which is rare to be waited for
 
 _T = TypeVar("_T")
@@ -99,6 +100,7 @@ class _Turn:
         self._lock = threading.Lock()  # taken on an event loop's thread, given back on the worker's
         self._worker = ThreadPoolExecutor(1, "wsync-aio")  # its own: the loop's may be full of others' work
         self._doing, self._since = "", 0.0
+        self._waiting: deque[object] = deque()  # in order: a loop that comes again at once must not be first again
 
     async def run(self, doing: str, what: Callable[[float], _T], timeout: float) -> _T:
         """`what` is given the seconds that are left. Cancelled, it goes on without its task."""
@@ -116,10 +118,15 @@ class _Turn:
     async def free(self, doing: str, timeout: float) -> bool:
         """Takes the turn, where it comes in time. By looking: a thread that waits could not be called off."""
         give_up = time.monotonic() + timeout
-        while not self._lock.acquire(blocking=False):
-            if time.monotonic() >= give_up:
-                return False
-            await asyncio.sleep(_LOOK)
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            while self._waiting[0] is not ticket or not self._lock.acquire(blocking=False):
+                if time.monotonic() >= give_up:
+                    return False
+                await asyncio.sleep(_LOOK)
+        finally:
+            self._waiting.remove(ticket)
         self._doing, self._since = doing, time.monotonic()
         return True
 
@@ -250,7 +257,11 @@ class Rollout:
                 engine = self.sync._engine
             if engine is None or engine is not self.sync._engine:
                 return
-            wait = _SLICE if give_up is None else min(_SLICE, max(give_up - loop.time(), 0.0))
+            await asyncio.sleep(0)  # the task that was made for an update has its turn before the next one
+            # While an update waits for its apply, that may come at any moment, from another task.
+            wait = _SLICE if self.sync._asked is None else _SHORT_SLICE
+            if give_up is not None:
+                wait = min(wait, max(give_up - loop.time(), 0.0))
             if await self._turn.free("updates", wait):
                 await asyncio.wait([self._turn.start(self._take, wait)])
                 behind = ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import _rpc, _wire, memory
 from .catalog import Dtype, matrix, tensor_message
 from .errors import CatalogMismatch, DestinationsMoved, MemoryNotShareable
+from .held import Held
 from .tensors import Addresses, Tensor, View, view_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Engine:
         allow_partial: bool,
         layer_events: bool,
         window: LayerWindow | None = None,
+        module: Any = None,
     ) -> None:
         lent = Lent(destinations, "engine weights")
         header = _wire.message("AttachHeader")(
@@ -71,9 +73,17 @@ class Engine:
         self._addresses = Addresses(list(lent.each.values()))
         self.devices = lent.devices
         self.uuid = lent.handles.uuid
-        self._held = lent.handles
+        self._module = None if module is None else Held(module, {key: name for key, (name, _) in lent.each.items()})
+        self._handles = lent.handles
 
     def check(self, version: int) -> None:
+        replaced = self._module.replaced() if self._module else []
+        if replaced:
+            raise DestinationsMoved(
+                f"version {version}: the module holds other parameters than it was attached with: {replaced[0]!r}"
+                + (f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""),
+                names=replaced,
+            )
         moved = self._addresses.moved()
         if moved:
             raise DestinationsMoved(

@@ -174,7 +174,8 @@ def share_viewed(
             raise MemoryNotShareable(
                 f"'{name}' cannot be moved to shared memory: {_NOT_ALONE}",
                 names=[name],
-                next_step="give the module or its parameters themselves, or register with copy='if_needed'",
+                next_step="let go of the other (a state_dict, a loss before its backward), or give the module or its "
+                "parameters themselves; register with copy='if_needed' makes copies",
             )
     firsts = [group[0] for group in private.values()]
     places = empty_shared([Blank(view.shape, first.dtype, True) for first, view in firsts], purpose)
@@ -186,6 +187,16 @@ def share_viewed(
                 same = (tensor.dtype, view.shape) == (place.dtype, group[0][1].shape)
                 tensor.data = place if same else place.view(-1).view(tensor.dtype).view(view.shape)
                 view.address = address
+            _bring_bases([tensor for tensor, _ in group], place)
+
+
+def _bring_bases(moved: Sequence[Tensor], place: Tensor) -> None:
+    """What the moved ones are views of goes along: that is what others write to, and look at."""
+    given = {id(tensor) for tensor in moved}
+    for base in {id(tensor._base): tensor._base for tensor in moved if tensor._base is not None}.values():
+        if id(base) not in given:
+            begin = place.storage_offset() * place.element_size() // base.element_size() + base.storage_offset()
+            base.data = base.new_empty(0).set_(place.untyped_storage(), begin, base.shape, base.stride())
 
 
 def can_be_shared(tensor: Tensor, view: View, given: Mapping[int, int]) -> bool:

@@ -130,6 +130,7 @@ class Rollout:
         layer_events: bool = False,
         allocate: Allocate | None = None,
         layer_window: int = 0,
+        module: Any = None,
         timeout: float = 60.0,
     ) -> Attached:
         """Tells the agent where the engine wants its bytes. Waits for a trainer's catalog; checks everything against it.
@@ -145,6 +146,9 @@ class Rollout:
         most W layers have memory at once: 1 for the least memory, 2 so that one lands while the engine works on another.
         A catalog whose layers are interleaved needs W for all that are under way together: CatalogMismatch says how many.
 
+        `module`: the torch module that the tensors are of. Each version is refused (DestinationsMoved) where it holds others
+        in their place by then. Without it only memory that moved is noticed.
+
         CatalogMismatch lists names, shapes and dtypes that disagree; AlreadyAttached; MemoryNotShareable; WrongDevice;
         DeadlineExceeded after `timeout` seconds says what is missing.
         """
@@ -155,8 +159,9 @@ class Rollout:
         self.detach(timeout=self._timeout)  # by a call: the agent may see the end of the updates only after the attach
         if isinstance(destinations, Mapping):
             destinations = [Destination(name, tensor) for name, tensor in destinations.items()]
+        self._open.clear()
         with garbage_free():
-            self._engine = Engine(list(destinations), engine, allow_partial, layer_events, window)
+            self._engine = Engine(list(destinations), engine, allow_partial, layer_events, window, module)
         self._events = LentEvents(self._engine.uuid)
         try:
             return self._attach_now(timeout)
@@ -219,8 +224,11 @@ class Rollout:
             raise NotAttached(f"{doing}: no engine is attached")
 
     def _unanswered(self) -> Update | None:
-        asked = self._asked
-        return next((update for update in self._open if asked is not None and update.version == asked.version), None)
+        asked, attachment = self._asked, self._stream
+        if asked is None:
+            return None
+        same = (u for u in self._open if u.version == asked.version and u._attachment is attachment)
+        return next(same, None)
 
     def _updates(self, timeout: float | None, reattach_timeout: float) -> Iterator[Update]:
         deadline = _deadline(timeout)
@@ -457,8 +465,7 @@ class Rollout:
             self._pending.order.open()
         self._stream, self._engine, self._pending = None, None, None
         self._put_back.clear()
-        self._asked, self._writing, self._gave_up = None, False, None
-        self._open.clear()
+        self._asked, self._writing, self._gave_up = None, False, None  # not `_open`: its outcomes may be on their way
         self._serving, self._digest, self._torn = 0, "", False
 
     def close(self) -> None:

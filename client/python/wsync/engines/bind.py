@@ -12,14 +12,16 @@ from .mapping import Placement
 
 
 def bind(placements: Iterable[Placement], parameters: Mapping[str, Tensor]) -> list[Destination]:
-    """One destination per placement. Private CPU parameters are moved to shared memory first (their `.data`).
+    """One destination per placement. Private CPU parameters are moved to shared memory first (their `.data`), and with
+    them those of `parameters` that have the same memory.
 
     UnsupportedLayout names parameters whose rows are not evenly spaced: another layout than the checkpoint's.
     """
     placements = list(placements)
     used = dict.fromkeys(placement.parameter for placement in placements)
     views = {name: view_of(parameters[name], name) for name in used}
-    memory.share_viewed([(name, view.tensor, view) for name, view in views.items() if view.torch], "engine weights")
+    shared = [(name, view) for name, view in [*views.items(), *_same_memory(views, parameters)] if view.torch]
+    memory.share_viewed([(name, view.tensor, view) for name, view in shared], "engine weights")
     odd = [name for name, view in views.items() if view.row_pitch is None]
     if odd:
         raise UnsupportedLayout(
@@ -29,6 +31,19 @@ def bind(placements: Iterable[Placement], parameters: Mapping[str, Tensor]) -> l
             next_step="choose a backend that keeps the checkpoint's layout",
         )
     return [_destination(placement, views[placement.parameter]) for placement in placements]
+
+
+def _same_memory(views: Mapping[str, View], parameters: Mapping[str, Tensor]) -> list[tuple[str, View]]:
+    """Of the other parameters those that lie where one of `views` does: tied, and tensors of their own."""
+    here = {view.address for view in views.values() if view.torch and view.device == "cpu"}
+    seen = {id(view.tensor) for view in views.values()}
+    found = []
+    for name, tensor in parameters.items() if here else ():
+        if id(tensor) not in seen and getattr(getattr(tensor, "device", None), "type", "") == "cpu":
+            view = view_of(tensor, name)
+            if view.address in here:
+                found.append((name, view))
+    return found
 
 
 def _destination(placement: Placement, parameter: View) -> Destination:

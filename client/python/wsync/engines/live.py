@@ -113,7 +113,7 @@ class Live:
         check_scales(parameters)
         destinations = bind(placements, parameters)
         return self.rollout.attach(
-            destinations, engine=engine, allow_partial=len(outputs) > len(placements), timeout=timeout
+            destinations, engine=engine, allow_partial=len(outputs) > len(placements), module=model, timeout=timeout
         ).bytes_per_version
 
     def poll(self) -> int:

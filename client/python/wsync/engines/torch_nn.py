@@ -52,6 +52,7 @@ def attach(
         engine=engine,
         allow_partial=allow_partial,
         layer_events=layer_events,
+        module=module,
         timeout=timeout,
     )
 
