@@ -222,7 +222,10 @@ absl::StatusOr<v1::VersionReport> TrainerClient::Publish(uint64_t version, const
     Heard heard;
     const std::string id = impl_->registration_id();  // the keeper may have another by the time of the answer
     auto report = PublishOnce(*impl_->stub, id, version, observer, &heard);
-    if (!std::exchange(called_off, true) && IsCalledOffUnasked(report.status())) continue;
+    if (!called_off && IsCalledOffUnasked(report.status())) {
+      called_off = true;  // once
+      continue;
+    }
     const bool agent_gone = absl::IsUnavailable(report.status()) && !IsVerdict(report.status(), version);
     if (!agent_gone && !IsForgotten(report.status(), id)) return report;
     const absl::Status why = agent_gone && connected ? impl_->Lost(report.status(), version, heard) : report.status();

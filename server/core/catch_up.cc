@@ -84,7 +84,10 @@ void Coordinator::Impl::FollowCatchUp() {
   const uint64_t version = catch_up_->version();
   KeepSession(*catch_up_);
   catch_up_.reset();
-  for (const ReplicaOutcome& outcome : outcomes) RecordCatchUp(outcome, version);
+  for (ReplicaOutcome outcome : outcomes) {
+    NoteTorn(outcome);
+    RecordCatchUp(outcome, version);
+  }
 }
 
 void Coordinator::Impl::CancelCatchUp(const absl::Status& why) {

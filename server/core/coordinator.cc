@@ -33,7 +33,7 @@ absl::Time Coordinator::NextDeadline() const { return impl_->NextDeadline(); }
 StatusSnapshot Coordinator::Snapshot(absl::Time now) const { return impl_->Snapshot(now); }
 
 Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
-    : options_(std::move(options)), now_(now), started_(now), group_(options_.heartbeat_timeout) {}
+    : options_(std::move(options)), now_(now), group_(options_.heartbeat_timeout) {}
 
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
   still_ = ticking_ ? now - now_ : absl::ZeroDuration();
@@ -169,6 +169,7 @@ void Coordinator::Impl::On(const event::CatalogRegistered& event) {
                     plan_->catalog_fingerprint == event.plan.catalog_fingerprint;
   ChangeCatalog("the trainer registered its memory again");
   plan_ = event.plan;
+  first_catalog_ = std::min(first_catalog_, now_);
   Log(action::Log::kInfo,
       absl::StrFormat("catalog registered: %s (%s quantized), %s on the wire, plan %s",
                       Counted(plan_->tensors, "tensor"), FormatCount(plan_->quantized_tensors),

@@ -116,6 +116,7 @@ class Coordinator::Impl {
   void RestartPublish();
   bool AllAreReady(const Round& round) const;
   void NoteAbsent();
+  void NoteTorn(ReplicaOutcome& outcome) const;
   VersionReport Report() const;
   void FinishPublish();
   void NoteLeftOut(const ReplicaOutcome& outcome, uint64_t version);
@@ -141,7 +142,7 @@ class Coordinator::Impl {
   bool ticking_ = false;                        // since the step before
   absl::Duration still_;                        // how long nothing came, though a tick was due
   absl::Time all_back_ = absl::InfinitePast();  // who left while we stood still has joined again by then
-  const absl::Time started_;
+  absl::Time first_catalog_ = absl::InfiniteFuture();
   int64_t former_group_ = 0;  // sinks that an earlier coordinator had, as those say that joined since
   Actions out_;
   Group group_;

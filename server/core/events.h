@@ -44,7 +44,7 @@ struct MemberInfo {
   // Its engine is paused while it receives, and no network lies between it and the source: a data plane that takes many
   // multiprocessors disturbs nobody, and is faster.
   bool wide = false;
-  int32_t group = 0;  // sinks of the last version it took part in, itself included; 0: of none yet
+  int32_t group = 0;  // sinks that were ready when the last version began that it took part in; 0: none did
 };
 
 // The plan as far as the coordinator cares.
@@ -201,6 +201,7 @@ struct SendBegin {
   int32_t rank = 0;
   int32_t world = 0;
   bool wide = false;  // as StartSource's
+  int32_t group = 0;  // sinks that are ready now, whether they take part or not
 };
 struct SendCommit {
   MemberId member = 0;

@@ -17,8 +17,8 @@ constexpr int kRetries = 2;
 // How long a publish waits for a replica that is just applying a catch-up, before it goes on without it: applying takes
 // milliseconds, and an engine that needs longer must not hold up the trainer.
 constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
-// What the sinks of a coordinator that was started again take to be back: by default their longest pause between two
-// attempts is 2 s.
+// What the sinks of a coordinator that was started again take to be back once they can be: by default their longest
+// pause between two attempts is 2 s.
 constexpr absl::Duration kRejoinGrace = absl::Milliseconds(2500);
 // A trainer gives up an agent that is silent for three seconds or more, and trains on: its hanging up may be read here
 // after the weights were.
@@ -141,7 +141,8 @@ std::vector<Group::Replica> Coordinator::Impl::Candidates() const {
 absl::Time Coordinator::Impl::FormerGroupBack() const {
   const auto ready = std::count_if(group_.members().begin(), group_.members().end(),
                                    [](const auto& member) { return member.second.ready; });
-  return ready < former_group_ ? started_ + kRejoinGrace : absl::InfinitePast();
+  // Nobody is ready without a catalog.
+  return ready < former_group_ ? first_catalog_ + kRejoinGrace : absl::InfinitePast();
 }
 
 // Until then a publish waits for replicas that it need not wait for.
@@ -221,12 +222,15 @@ void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
   const bool wide = std::all_of(session_.members.begin(), session_.members.end(),
                                 [this](MemberId member) { return group_.Find(member)->info.wide; });
   out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode, wide});
+  const auto group = std::count_if(group_.members().begin(), group_.members().end(),
+                                   [](const auto& entry) { return entry.second.ready; });
   int32_t rank = 0;
   for (const MemberId member : session_.members) {
     Member& participant = *group_.Find(member);
     participant.round = epoch_;
     participant.progress = {member, epoch_, round.version(), MemberPhase::kConnect};
-    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world, wide});
+    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world, wide,
+                                     static_cast<int32_t>(group)});
   }
 }
 
@@ -358,6 +362,14 @@ void Coordinator::Impl::NoteAbsent() {
   }
 }
 
+// Who was called off while bytes landed in live memory says so afterwards, by Ready.
+void Coordinator::Impl::NoteTorn(ReplicaOutcome& outcome) const {
+  const bool torn = std::any_of(group_.members().begin(), group_.members().end(), [&](const auto& entry) {
+    return entry.second.info.replica == outcome.replica && entry.second.torn;
+  });
+  if (torn && outcome.result == ReplicaResult::kLeftOut) outcome.result = ReplicaResult::kTorn;
+}
+
 VersionReport Coordinator::Impl::Report() const {
   VersionReport report;
   report.version = publish_->version;
@@ -369,6 +381,7 @@ VersionReport Coordinator::Impl::Report() const {
     const auto same = [&name = replica](const ReplicaOutcome& other) { return other.replica == name; };
     if (std::none_of(report.replicas.begin(), report.replicas.end(), same)) report.replicas.push_back(outcome);
   }
+  for (ReplicaOutcome& outcome : report.replicas) NoteTorn(outcome);
   std::sort(report.replicas.begin(), report.replicas.end(),
             [](const ReplicaOutcome& a, const ReplicaOutcome& b) { return a.replica < b.replica; });
   report.encode = publish_->encode;

@@ -15,7 +15,8 @@ namespace {
 
 // The sink's state, which knows the engine, gives up long before.
 constexpr absl::Duration kEnginePauseLimit = absl::Minutes(1);
-constexpr double kSlowestCopy = 500e6;  // bytes per second, of a machine that swaps
+constexpr double kSlowestCopy = 200e6;                     // bytes per second, of a machine that swaps
+constexpr absl::Duration kLongestJob = absl::Minutes(10);  // of taking and opening memory
 
 }  // namespace
 
@@ -62,18 +63,25 @@ void Receiver::Stop() {
 void Receiver::SetCatalog(AnnouncedCatalog catalog, std::function<void(PlanResult)> done) {
   // std::function wants copyable captures.
   auto shared = std::make_shared<AnnouncedCatalog>(std::move(catalog));
-  thread_.Post([this, shared, done = std::move(done)] { done(UseCatalog(std::move(*shared))); });
+  thread_.Post([this, shared, done = std::move(done)] {
+    const AtWork at_work(this, LongJob("taking memory for a catalog"));
+    done(UseCatalog(std::move(*shared)));
+  });
 }
 
 void Receiver::AskForRoomAgain(std::function<void(PlanResult)> done) {
   thread_.Post([this, done = std::move(done)] {
+    const AtWork at_work(this, LongJob("taking memory for a catalog"));
     if (work_.wanted != nullptr) done(MakeRoom(work_.wanted));
   });
 }
 
 void Receiver::Attach(AttachSpec spec, std::function<void(absl::StatusOr<AttachInfo>)> done) {
   auto shared = std::make_shared<AttachSpec>(std::move(spec));
-  thread_.Post([this, shared, done = std::move(done)] { done(AttachNow(std::move(*shared))); });
+  thread_.Post([this, shared, done = std::move(done)] {
+    const AtWork at_work(this, LongJob("opening an engine's memory"));
+    done(AttachNow(std::move(*shared)));
+  });
 }
 
 void Receiver::Detach() {
@@ -82,6 +90,7 @@ void Receiver::Detach() {
     detached_through_ = jobs_;
   }
   thread_.Post([this] {
+    const AtWork at_work(this, LongJob("letting an engine's memory go"));
     work_.attachment.reset();
     work_.events.CloseAll();
   });
@@ -122,6 +131,11 @@ void Receiver::Verify(std::function<void(absl::StatusOr<Hash128>)> done) {
 }
 
 // ---- on the receiver's thread
+
+Receiver::Watched Receiver::LongJob(const char* what) {
+  constexpr uint64_t kOfItsOwn = uint64_t{1} << 63;  // no number of those that can be called off
+  return {kOfItsOwn | ++work_.long_jobs, what, kLongestJob, Watched::Counts::kAtOnce};
+}
 
 PlanResult Receiver::UseCatalog(AnnouncedCatalog catalog) {
   PlanResult result;
@@ -273,7 +287,7 @@ sink::Received Receiver::ReceiveThroughWindow(uint64_t job, const ReceiveContext
 }
 
 absl::StatusOr<Hash128> Receiver::VerifyNow(uint64_t job) {
-  const AtWork at_work(this, {job, "verifying", options_.end_limit, Watched::Counts::kOvertaken});
+  const AtWork at_work(this, {job, "verifying", 4 * options_.end_limit, Watched::Counts::kOvertaken});
   if (absl::Status status = CheckUsable("verify"); !status.ok()) return status;
   return work_.attachment->Verify(*backend_, work_.plan, work_.memory->data(),
                                   [this, job] { return !IsNewest(job) || !CancelledStatus(job).ok(); });

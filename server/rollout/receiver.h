@@ -111,12 +111,14 @@ class Receiver {
   class AtWork;  // for as long as it lives
   struct Work {  // the receiver's thread only
     std::shared_ptr<const Plan> plan;
-    std::shared_ptr<const Plan> wanted;      // for which there was no room
-    std::unique_ptr<Buffer> memory;          // the staging image, or the ring
-    ClientEvents events;                     // of the attached engine
+    std::shared_ptr<const Plan> wanted;  // for which there was no room
+    std::unique_ptr<Buffer> memory;      // the staging image, or the ring
+    ClientEvents events;                 // of the attached engine
+    uint64_t long_jobs = 0;
     std::unique_ptr<Attachment> attachment;  // last, so that its copies end before the memory they read goes
   };
 
+  Watched LongJob(const char* what);
   PlanResult UseCatalog(AnnouncedCatalog catalog);
   PlanResult MakeRoom(std::shared_ptr<const Plan> plan);
   absl::StatusOr<AttachInfo> AttachNow(AttachSpec spec);

@@ -218,7 +218,7 @@ void SinkController::OnRoundMessage(const v1::CoordinatorMessage& message) {
   if (message.has_verify()) return OnVerify(message.verify().id());
   if (message.has_begin()) (void)WSYNC_FAILPOINT("rollout.begin");
   if (message.has_commit()) (void)WSYNC_FAILPOINT("rollout.commit");
-  if (message.has_begin()) group_ = message.begin().world() - 1;
+  if (message.has_begin()) group_ = message.begin().group();
   if (const std::optional<sink::Event> event = FromProto(message)) Step(*event);
 }
 

@@ -142,7 +142,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
     std::string attachment_id;
     absl::Status why;
   } untold_;
-  int32_t group_ = 0;  // sinks of the last version that was begun here
+  int32_t group_ = 0;  // sinks that were ready when the last version was begun here
   bool draining_ = false;
   std::function<void()> on_idle_;  // Drain waits for the end of what runs
 };

@@ -40,6 +40,7 @@ class Encoder {
   void Drop();
 
   bool can_encode() const { return quantizer_ != nullptr; }
+  const Plan* plan_or_null() const { return plan_.get(); }
   const Plan& plan() const { return *plan_; }    // REQUIRES: Adopt succeeded since the last Drop
   int64_t slots() const { return ring_slots_; }  // ring mode: buckets that fit at a time
 

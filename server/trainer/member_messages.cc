@@ -148,6 +148,7 @@ v1::CoordinatorMessage BeginMessage(const action::SendBegin& action, const Hash1
   begin->set_session_token(action.session);
   begin->set_rank(action.rank);
   begin->set_world(action.world);
+  begin->set_group(action.group);
   begin->set_wide(action.wide);
   begin->set_data_address(data_address);
   return message;

@@ -95,7 +95,8 @@ void Publisher::Cancel(const action::CancelSource& cancel) {
     // What encodes a version for earlier attempts encodes it in vain now.
     return cancel.drop_version && !job.is_check() &&
            std::any_of(jobs.begin(), jobs.end(), [&](const std::shared_ptr<SourceJob>& other) {
-             return other->start().epoch == cancel.epoch && other->start().version == job.start().version;
+             return !other->is_check() && other->start().epoch == cancel.epoch &&
+                    other->start().version == job.start().version;
            });
   };
   for (const auto& job : jobs) {
@@ -159,7 +160,7 @@ void Publisher::Run() {
       queue_.pop_front();
       // A check runs beside the version that is being sent.
       if (command.job != nullptr) (command.job->is_check() ? checking_ : current_) = command.job;
-      at_work_.Begin(command.job);
+      at_work_.Begin(command.job, encoder_.plan_or_null());
     }
     command.run();
     MutexLock lock(&mu_);

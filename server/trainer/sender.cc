@@ -72,7 +72,7 @@ void Sender::Run() {
       MutexLock lock(&mu_);
       while (!next_.has_value() && !closing_ && !stopping_) changed_.Wait(&mu_);
       task = std::exchange(next_, std::nullopt);
-      at_work_.Begin(task.has_value() ? task->job : nullptr);
+      if (task.has_value()) at_work_.Begin(task->job, task->image.plan.get());
     }
     if (!task.has_value()) {
       session_ = nullptr;

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "server/core/plan.h"
 #include "server/core/seen_running.h"
 #include "server/trainer/source_job.h"
 
@@ -17,25 +18,40 @@ namespace wsync {
 
 class WatchedJob {
  public:
-  // Well beyond what anything that can be called off takes to notice.
+  // Well beyond what anything that can be called off takes to notice: a bucket that is being encoded comes to its end.
   static constexpr absl::Duration kEndLimit = absl::Seconds(8);
+  static constexpr double kSlowestEncode = 100e6;  // wire bytes per second
+  // Of what is not called off: taking and opening memory.
+  static constexpr absl::Duration kLongestWork = absl::Minutes(10);
   enum class Ends : uint8_t { kOnceCancelled, kOnceDropped };  // when it need not go on
 
   WatchedJob(const char* what, Ends ends) : what_(what), ends_(ends) {}
 
-  void Begin(std::shared_ptr<SourceJob> job) {  // null: work that is not called off
+  // `job` null: work that is not called off. `plan`: of what is encoded or sent; null: none.
+  void Begin(std::shared_ptr<SourceJob> job, const Plan* plan) {
     job_ = std::move(job);
+    bucket_ = absl::Seconds(plan == nullptr ? 0 : static_cast<double>(plan->max_bucket_bytes()) / kSlowestEncode);
+    running_ = true;
     ++works_;
   }
-  void End() { job_ = nullptr; }
+  void End() {
+    job_ = nullptr;
+    running_ = false;
+  }
 
   // One thread, a few times a second. INTERNAL once the same job was seen running for kEndLimit though called off.
   absl::Status Look(absl::Time now) {
     const bool called_off =
         job_ != nullptr && (job_->dropped() || (ends_ == Ends::kOnceCancelled && !job_->cancelled().ok()));
-    if (late_.Look(called_off ? works_ : 0, now) < kEndLimit) return absl::OkStatus();
+    const bool counts = running_ && (job_ == nullptr || called_off);
+    const absl::Duration limit = job_ == nullptr ? kLongestWork : kEndLimit + bucket_;
+    if (late_.Look(counts ? works_ : 0, now) < limit || !counts) return absl::OkStatus();
+    if (job_ == nullptr) {
+      return absl::InternalError(
+          absl::StrCat("the ", what_, " thread has been taking or opening memory for ", absl::FormatDuration(limit)));
+    }
     return absl::InternalError(absl::StrCat("the ", what_, " thread does not end version ", job_->start().version,
-                                            ", which was called off ", absl::FormatDuration(kEndLimit),
+                                            ", which was called off ", absl::FormatDuration(limit),
                                             " ago: ", job_->cancelled().message()));
   }
 
@@ -43,6 +59,8 @@ class WatchedJob {
   const char* const what_;
   const Ends ends_;
   std::shared_ptr<SourceJob> job_;
+  absl::Duration bucket_;  // what one may take
+  bool running_ = false;
   uint64_t works_ = 0;
   SeenRunning late_;
 };

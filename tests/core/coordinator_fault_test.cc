@@ -132,6 +132,46 @@ TEST_F(CoordinatorFaultTest, ACoordinatorThatWasStartedAgainWaitsForTheFormerGro
   EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1, 2));
 }
 
+// Whose sinks can be ready no sooner.
+TEST_F(CoordinatorFaultTest, AFormerGroupIsWaitedForFromTheFirstCatalogOn) {
+  Pass(absl::Seconds(20));
+  Register();
+  MemberInfo info{.name = "sink-1", .replica = "r1"};
+  info.serving = Content(6);
+  info.group = 2;
+  Step(event::Joined{1, info});
+  Ready(1, 6);
+  Publish(7);
+  EXPECT_THAT(To<action::SendBegin>(), IsEmpty());
+  Pass(absl::Milliseconds(2500));
+  EXPECT_THAT(To<action::SendBegin>(), ElementsAre(1));
+}
+
+TEST_F(CoordinatorFaultTest, ASinkHearsHowManyAreReadyEvenWhenItCatchesUpAlone) {
+  Sinks(2);
+  Commit(1, {1, 2});
+  Join(3, "sink-3", "r3");
+  Ready(3);
+  ASSERT_THAT(All<action::SendBegin>(), SizeIs(1));
+  EXPECT_EQ(All<action::SendBegin>()[0].member, 3u);
+  EXPECT_EQ(All<action::SendBegin>()[0].group, 3);
+}
+
+TEST_F(CoordinatorFaultTest, WhoWasLeftOutAndIsTornIsToldAsTorn) {
+  options_.quorum = 1;
+  Sinks(2);
+  Publish(1);
+  Release(1);
+  Staged(1, 1);
+  Pass(absl::Seconds(9));  // the other does not stage in time, and is called off over its live weights
+  Step(event::ReadyChanged{2, true, "", kPlan, "engine", {}, true});
+  Applied(1, 1);
+  ASSERT_THAT(All<action::PublishDone>(), SizeIs(1));
+  const VersionReport& report = All<action::PublishDone>()[0].report;
+  ASSERT_THAT(report.replicas, SizeIs(2));
+  EXPECT_EQ(report.replicas[1].result, ReplicaResult::kTorn) << report.replicas[1].reason;
+}
+
 TEST_F(CoordinatorFaultTest, AFormerGroupThatIsNotBackIsWaitedForInVainButOnce) {
   Register();
   MemberInfo info{.name = "sink-1", .replica = "r1"};

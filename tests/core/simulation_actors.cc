@@ -146,7 +146,7 @@ void Sink::Begin(const action::SendBegin& begin) {
   epoch = begin.epoch;
   version = begin.version;
   session = begin.session;
-  group = begin.world - 1;
+  group = begin.group;
   if (!attached) return Fail(MemberPhase::kConnect, absl::FailedPreconditionError("no engine attached"));
   if (bad_luck == 1) {
     AfterWork(absl::Milliseconds(4),

@@ -166,6 +166,7 @@ void ScriptedCoordinator::Begin(uint64_t epoch, uint64_t version, const Plan& pl
   message.mutable_begin()->set_session_token(absl::StrCat("session of epoch ", epoch));
   message.mutable_begin()->set_rank(1);
   message.mutable_begin()->set_world(2);
+  message.mutable_begin()->set_group(1);
   Send(message);
 }
 
