@@ -10,8 +10,7 @@
 namespace wsync::faults {
 namespace {
 
-constexpr int64_t kWarmUp = 30;  // versions after a start until caches, pools and arenas have their size
-constexpr int64_t kSettledSlack = 4 << 20;
+constexpr int64_t kWarmUp = 30;          // versions after a start until caches, pools and arenas have their size
 constexpr int64_t kDescriptorSlack = 8;  // connections that come and go
 constexpr int64_t kThreadSlack = 6;      // of gRPC's pool
 #ifdef __SANITIZE_THREAD__
@@ -23,7 +22,7 @@ constexpr int64_t kBytesSlack = 64 << 20;  // a communicator that is just being 
 
 }  // namespace
 
-void Flatness::Look(const std::string& name, pid_t pid, int64_t version) {
+void Flatness::Look(const std::string& name, pid_t pid, int64_t version, int64_t slack) {
   Process& seen = processes_[name];
   if (seen.pid != pid) seen = {pid, version, std::nullopt};
   if (version < seen.since + kWarmUp) return;
@@ -35,7 +34,7 @@ void Flatness::Look(const std::string& name, pid_t pid, int64_t version) {
       << name << " at version " << version;
   if (version >= seen.since + settled_) {
     if (!seen.settled_bytes.has_value()) seen.settled_bytes = now.resident_bytes;
-    EXPECT_LE(now.resident_bytes, *seen.settled_bytes + kSettledSlack) << name << " at version " << version;
+    EXPECT_LE(now.resident_bytes, *seen.settled_bytes + slack) << name << " at version " << version;
   }
   last_[name] = absl::StrCat(seen.base->descriptors, " -> ", now.descriptors, " descriptors, ", seen.base->threads,
                              " -> ", now.threads, " threads, ", seen.base->resident_bytes >> 20, " -> ",

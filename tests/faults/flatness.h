@@ -15,10 +15,12 @@ namespace wsync::faults {
 
 class Flatness {
  public:
-  // `settled`: versions after a start from which on a process may not grow by more than 4 MB.
+  // `settled`: versions after a start from which on a process may not grow by more than kSettledSlack.
   explicit Flatness(int64_t settled = 500) : settled_(settled) {}
+  static constexpr int64_t kSettledSlack = 4 << 20;
   // Of the process `name` after `version`. A process that was started again warms up again. Reports a gtest failure.
-  void Look(const std::string& name, pid_t pid, int64_t version);
+  // `slack`: how much it may grow once it has settled.
+  void Look(const std::string& name, pid_t pid, int64_t version, int64_t slack = kSettledSlack);
   // Of something that is no process's own ("GPU 0"), compared with the largest of its warm-up.
   void LookAtBytes(const std::string& name, int64_t bytes, int64_t version);
   void Print() const;  // SOAK|name|first -> last

@@ -64,6 +64,8 @@ class ForgetfulAgent:
     def __init__(self, folder: Path) -> None:
         self.registered: set[str] = set()
         self.entered, self.gate = threading.Event(), threading.Event()
+        self.says = ""  # instead of registering again
+        self.published: list[str] = []
         numbers = itertools.count(1)
 
         def register(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
@@ -71,6 +73,8 @@ class ForgetfulAgent:
                 pass
             number = next(numbers)
             if number > 1:
+                if self.says:
+                    context.abort(grpc.StatusCode.ALREADY_EXISTS, self.says)
                 self.entered.set()
                 self.gate.wait(30)
             self.registered.add(f"r{number}")
@@ -78,6 +82,7 @@ class ForgetfulAgent:
 
         def publish(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             self.registered.discard(request.registration_id)
+            self.published.append(request.registration_id)
             context.abort(grpc.StatusCode.UNAVAILABLE, "the agent is gone")
 
         def unregister(request: Any, context: grpc.ServicerContext) -> Any:
@@ -94,6 +99,22 @@ class ForgetfulAgent:
                 "Unregister": handler(unary, unregister, "UnregisterRequest", "UnregisterReply"),
             },
         )
+
+
+def test_a_publication_whose_connection_alone_was_lost_is_made_again_with_the_same_registration(folder: Path) -> None:
+    agent = ForgetfulAgent(folder)
+    agent.says = f"process {os.getpid()} has registered its weights and still runs: stop it"
+    try:
+        with wsync.Trainer(agent.agent.socket) as trainer:
+            trainer.register(shared_arrays({"x.weight": (4, 4)}))
+            with pytest.raises(wsync.AgentUnavailable):  # it loses the second publish as well
+                trainer.publish(1).committed(30)
+            assert agent.published == ["r1", "r1"] and trainer._id == "r1"
+            agent.says = "process 1 has registered its weights and still runs: stop it"
+            with pytest.raises(wsync.AlreadyRegistered, match="process 1 "):  # took over meanwhile
+                trainer.publish(2).committed(30)
+    finally:
+        agent.agent.stop()
 
 
 def test_a_registration_that_is_on_its_way_when_the_weights_are_taken_back_is_taken_back_too(folder: Path) -> None:

@@ -26,6 +26,7 @@ from . import _rpc, _wire, memory
 from .catalog import hash_text, tensor_message
 from .errors import (
     AgentUnavailable,
+    AlreadyRegistered,
     CatalogMismatch,
     DeadlineExceeded,
     NotRegistered,
@@ -173,13 +174,22 @@ class Trainer:
         """
         with self._lock:
             if self._id == lost and self._found_agent(era):
-                again = self._call_register(self._request, _AGAIN_TIMEOUT).registration_id
+                again = self._register_or_keep(lost)
                 if self._era != era:
                     with contextlib.suppress(grpc.RpcError, ValueError):  # gone, or closed: nobody can
                         self._call_unregister(again, _AGAIN_TIMEOUT)
                 else:
                     self._id = again
             return self._id if self._era == era else ""
+
+    def _register_or_keep(self, lost: str) -> str:
+        """The connection alone may have been lost: then the agent has our registration yet."""
+        try:
+            return str(self._call_register(self._request, _AGAIN_TIMEOUT).registration_id)
+        except AlreadyRegistered as held:
+            if f"process {os.getpid()} has registered" not in str(held):
+                raise
+            return lost
 
     def _found_agent(self, era: int) -> bool:
         """One check that takes as long as it needs: an agent on a loaded machine is there, and slow to say so."""
