@@ -101,6 +101,34 @@ class ForgetfulAgent:
         )
 
 
+@pytest.mark.parametrize("later", ["register", "unregister"])
+def test_a_registration_that_was_overtaken_does_not_win(folder: Path, later: str) -> None:
+    agent = ForgetfulAgent(folder)
+    try:
+        with wsync.Trainer(agent.agent.socket) as trainer:
+            trainer.register(shared_arrays({"x.weight": (4, 4)}))
+            with ThreadPoolExecutor(1) as pool:
+                overtaken = pool.submit(trainer.register, shared_arrays({"old.weight": (4, 4)}), replace=True)
+                assert agent.entered.wait(30)
+                agent.entered.clear()
+                if later == "register":
+                    with beside(lambda: trainer.register(shared_arrays({"new.weight": (4, 4)}), replace=True)) as newer:
+                        assert agent.entered.wait(30)
+                        agent.gate.set()
+                        newer.result(30)
+                else:
+                    assert not trainer.unregister()
+                    agent.gate.set()
+                with pytest.raises(wsync.NotRegistered, match="meanwhile"):
+                    overtaken.result(30)
+            names = [weight.name for weight in trainer._weights]
+            assert (names, trainer._id) == ((["new.weight"], "r3") if later == "register" else ([], "r1"))
+            assert "r2" not in agent.registered
+    finally:
+        agent.gate.set()
+        agent.agent.stop()
+
+
 def test_a_publication_whose_connection_alone_was_lost_is_made_again_with_the_same_registration(folder: Path) -> None:
     agent = ForgetfulAgent(folder)
     agent.says = f"process {os.getpid()} has registered its weights and still runs: stop it"

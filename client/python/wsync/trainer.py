@@ -128,7 +128,7 @@ class Trainer:
         the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.
 
         A publication that waits for its agent to come back ends with NotRegistered: its number does not stand for these
-        weights.
+        weights. So does a `register` that another thread's `register` or `unregister` overtakes.
         """
         self._connection.check_open("register")
         with garbage_free():
@@ -139,10 +139,14 @@ class Trainer:
             request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
         self._connection.wait(self._timeout)
         give_up = time.monotonic() + timeout
-        self._end_era("the weights were registered anew", "register", timeout)
+        era = self._end_era("the weights were registered anew", "register", timeout)
         reply = self._call_register(request, max(give_up - time.monotonic(), 0.0))
         request[0].header.replace = False  # to take over was asked for once, not whenever the agent restarts
         with self._lock:
+            if self._era != era:  # nobody may wait for this one: asyncio's, whose task was cancelled
+                with contextlib.suppress(grpc.RpcError, ValueError):  # the later one took over
+                    self._call_unregister(reply.registration_id, _AGAIN_TIMEOUT)
+                raise NotRegistered(f"register: meanwhile {self._era_ended}", next_step="one registration at a time")
             self._request = request
             self._id = reply.registration_id
         self._weights = weights
@@ -326,13 +330,15 @@ class Trainer:
         finally:
             self._forget()
 
-    def _end_era(self, why: str, doing: str, timeout: float) -> None:
-        """When it returns no publication registers the present weights again, nor is one about to."""
+    def _end_era(self, why: str, doing: str, timeout: float) -> int:
+        """The new era. When it returns no publication registers the present weights again, nor is one about to."""
         self._era_ended = why
         self._era += 1
+        era = self._era
         if not self._lock.acquire(timeout=timeout):  # a publication is registering again: it sees that it must not
             raise DeadlineExceeded(f"{doing}: the agent did not answer within {timeout:g} s")
         self._lock.release()
+        return era
 
     def _call_unregister(self, registration_id: str, timeout: float) -> bool:
         request = _wire.message("UnregisterRequest")(registration_id=registration_id)
