@@ -10,7 +10,8 @@
             await update.apply()
 
 A task that is cancelled in `apply` or `layers` ends when the agent writes no more, so an engine's pause around it is long
-enough. Cancelled anywhere else it ends at once, and loses nothing.
+enough. Cancelled in a wait it ends at once, and loses nothing. A `register` or `publish` that is cancelled goes on by itself:
+the next `register` is the one that counts, and of a publication without a handle `wsync status` tells.
 """
 
 from __future__ import annotations
