@@ -32,6 +32,8 @@ Counts& Counts::operator+=(const Counts& other) {
   stale_messages += other.stale_messages;
   repeated_messages += other.repeated_messages;
   hang_ups += other.hang_ups;
+  engines_lost += other.engines_lost;
+  staged_engines += other.staged_engines;
   return *this;
 }
 
@@ -333,7 +335,8 @@ void World::SinkFault(Sink& sink) {
   } else if (kind == 4) {
     sink.Leave();
   } else if (kind == 5) {
-    sink.attached = !sink.attached;
+    if (sink.attached) return sink.LoseEngine();
+    sink.attached = true;
     sink.SayReady();
   } else if (kind < 8) {
     sink.attached = true;

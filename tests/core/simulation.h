@@ -32,7 +32,9 @@ struct Counts {
   int64_t kept_sessions = 0;   // rounds that went on in the session of the one before
   int64_t stale_messages = 0;  // of a former epoch, delivered to the coordinator
   int64_t repeated_messages = 0;
-  int64_t hang_ups = 0;  // of a trainer, on a version that was not released
+  int64_t hang_ups = 0;        // of a trainer, on a version that was not released
+  int64_t engines_lost = 0;    // in the middle of a version
+  int64_t staged_engines = 0;  // of these where everything was staged
   Counts& operator+=(const Counts& other);
 };
 

@@ -103,6 +103,23 @@ void Sink::Break(bool coordinator_notices) {
   });
 }
 
+// As SinkState: what it worked on fails, and torn by it is only what a new engine does not have.
+void Sink::LoseEngine() {
+  attached = false;
+  if (state != State::kIdle) {
+    constexpr MemberPhase kPhases[] = {MemberPhase::kIdle, MemberPhase::kIdle, MemberPhase::kReceive,
+                                       MemberPhase::kStaged, MemberPhase::kApply};
+    const bool written = in_place ? state != State::kApplying : state == State::kApplying;
+    const MemberPhase phase = kPhases[static_cast<int>(state)];
+    world->CountEngineLost(phase);
+    Send(event::Failed{stream, epoch, version, phase, absl::UnavailableError("engine gone"), written, -1});
+    DropWork();
+  }
+  serving = {};
+  torn = false;
+  SayReady();
+}
+
 void Sink::Leave() {
   if (stream == 0) return;
   Send(event::Left{stream, "shutting down"});
@@ -147,7 +164,7 @@ void Sink::Begin(const action::SendBegin& begin) {
   version = begin.version;
   session = begin.session;
   group = begin.group;
-  if (!attached) return Fail(MemberPhase::kConnect, absl::FailedPreconditionError("no engine attached"));
+  if (!attached) return Fail(MemberPhase::kConnect, absl::UnavailableError("no engine attached"));
   if (bad_luck == 1) {
     AfterWork(absl::Milliseconds(4),
               [this] { Fail(MemberPhase::kReceive, absl::ResourceExhaustedError("no memory")); });

@@ -76,6 +76,9 @@ void Checker::OnEvent(absl::Time, const event::Applied& event) {
 }
 
 void Checker::OnEvent(absl::Time, const event::Failed& event) {
+  const auto attempt = attempts_.find(event.epoch);
+  const bool engine_gone = absl::IsUnavailable(event.status) && event.phase == MemberPhase::kStaged;
+  if (engine_gone && attempt != attempts_.end()) attempt->second.engines_gone.insert(event.member);
   session_.broken |= session_.Has(event.member, event.epoch);
   Answered(event.member, event.epoch);
 }
@@ -196,7 +199,7 @@ void Checker::Decided(const ServedVersion& content) {
 }
 
 // All replicas of the round switch, or as many as the policy asks for. Under `all` a live sink is passed over only with
-// a replica that lost another rank, or after the deadline.
+// a replica that lost another rank, or an engine that had everything, or after the deadline.
 void Checker::CheckDecision(absl::Time now, uint64_t epoch) {
   const Attempt& attempt = attempts_[epoch];
   std::map<std::string, bool> complete;  // by replica: all its ranks are live and were told to commit
@@ -204,7 +207,7 @@ void Checker::CheckDecision(absl::Time now, uint64_t epoch) {
   for (const auto& [id, replica] : attempt.participants) {
     bool& all = complete.try_emplace(replica, true).first->second;
     all = all && attempt.committed.contains(id);
-    if (!members_.contains(id)) broken.insert(replica);
+    if (!members_.contains(id) || attempt.engines_gone.contains(id)) broken.insert(replica);
   }
   for (const auto& [id, replica] : attempt.participants) {
     const bool excused = attempt.committed.contains(id) || broken.contains(replica) || now >= attempt.deadline;

@@ -47,6 +47,7 @@ class Checker {
     std::map<MemberId, std::string> participants;  // and their replicas
     std::map<MemberId, Hash128> staged;
     std::set<MemberId> committed;
+    std::set<MemberId> engines_gone;  // that had everything
     bool catch_up = false;
   };
   struct UsedSession {

@@ -96,6 +96,7 @@ struct Sink {
   void Kill();
   void Connect();
   void Break(bool coordinator_notices);
+  void LoseEngine();
   void Leave();
   void StreamEnded();
   void SayReady();
@@ -147,6 +148,11 @@ class World {
   Checker& checker() { return *checker_; }
   Random random;
   absl::Time now = absl::UnixEpoch();
+
+  void CountEngineLost(MemberPhase phase) {
+    ++counts_.engines_lost;
+    counts_.staged_engines += phase == MemberPhase::kStaged;
+  }
 
  private:
   struct Item {
