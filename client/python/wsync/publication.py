@@ -93,8 +93,9 @@ class Publication:
         self._call.cancel()
 
     def _register_again(self, lost: grpc.RpcError) -> str:
+        forgotten = lost.code() == grpc.StatusCode.FAILED_PRECONDITION
         try:
-            again = self._trainer._register_again(self._registration_id, self._era)
+            again = self._trainer._register_again(self._registration_id, self._era, forgotten=forgotten)
         except AgentUnavailable as absent:
             raise self._error(lost) if self._accepted else absent from None
         if not again:

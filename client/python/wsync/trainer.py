@@ -171,14 +171,14 @@ class Trainer:
         except ValueError:  # gRPC's word for a channel that was closed meanwhile
             raise self._connection.closed("register") from None
 
-    def _register_again(self, lost: str, era: int) -> str:
-        """The id of a registration other than `lost`: the agent restarted and forgot ours. "": it was taken back.
+    def _register_again(self, lost: str, era: int, *, forgotten: bool) -> str:
+        """The id that the weights of this era have now; `forgotten`: the agent said that it is not `lost`. "": taken back.
 
         An id of a later era would be that of other weights, which were not published under this number.
         """
         with self._lock:
             if self._id == lost and self._found_agent(era):
-                again = self._register_or_keep(lost)
+                again = self._register_or_keep(lost, forgotten)
                 if self._era != era:
                     with contextlib.suppress(grpc.RpcError, ValueError):  # gone, or closed: nobody can
                         self._call_unregister(again, _AGAIN_TIMEOUT)
@@ -186,12 +186,15 @@ class Trainer:
                     self._id = again
             return self._id if self._era == era else ""
 
-    def _register_or_keep(self, lost: str) -> str:
-        """The connection alone may have been lost: then the agent has our registration yet."""
+    def _register_or_keep(self, lost: str, forgotten: bool) -> str:
+        """The connection alone may have been lost: then the agent has our registration yet.
+
+        Where it has another one of this process, another Trainer took over.
+        """
         try:
             return str(self._call_register(self._request, _AGAIN_TIMEOUT).registration_id)
         except AlreadyRegistered as held:
-            if f"process {os.getpid()} has registered" not in str(held):
+            if forgotten or f"process {os.getpid()} has registered" not in str(held):
                 raise
             return lost
 
