@@ -54,6 +54,46 @@ def test_trainer_and_engine_in_one_event_loop(cluster: Cluster) -> None:
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
+def test_what_can_be_asked_without_waiting_is_the_same(cluster: Cluster) -> None:
+    trainer_socket, rollout_socket = cluster.start_trainer(), cluster.start_rollout()
+
+    async def main() -> None:
+        async with wsync.aio.Trainer(trainer_socket) as trainer, wsync.aio.Rollout(rollout_socket) as rollout:
+            assert trainer.registration is None and not rollout.attached
+            assert await trainer.register(shared_arrays(SHAPES)) == trainer.registration
+            with pytest.raises(wsync.NotAttached):
+                await rollout.poll()
+            await rollout.attach(memory_for(await rollout.plan()))
+            assert rollout.attached and rollout.serving_digest == "" and await rollout.poll() is None
+            sync = await trainer.publish(1)
+            while (update := await rollout.poll()) is None:
+                await asyncio.sleep(0.01)
+            again = await rollout.poll()
+            assert again is not None and again.sync is update.sync and not sync.done and sync.progress
+            outcome = await update.apply()
+            assert await rollout.poll() is None
+            assert (await sync.committed()).applied and sync.done
+            assert rollout.serving_digest == outcome.content_digest != ""
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_an_engine_waits_as_long_for_its_agent_to_come_back_as_it_is_told_to(cluster: Cluster) -> None:
+    trainer_socket, rollout_socket = cluster.start_trainer(), cluster.start_rollout()
+
+    async def main() -> None:
+        async with wsync.aio.Trainer(trainer_socket) as trainer, wsync.aio.Rollout(rollout_socket) as rollout:
+            await trainer.register(shared_arrays(SHAPES))
+            await rollout.attach(memory_for(await rollout.plan()))
+            cluster.kill("rollout-0")
+            assert await rollout.poll() is None
+            with pytest.raises(wsync.AgentUnavailable):
+                async for _ in rollout.updates(reattach_timeout=0.3):
+                    pass
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_a_wait_that_runs_out_names_the_version_and_where_it_is(cluster: Cluster) -> None:
     async def main() -> None:
         async with wsync.aio.Trainer(cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")) as trainer:

@@ -31,7 +31,7 @@ from . import rollout as _rollout
 from . import trainer as _trainer
 from . import updates as _updates
 from .catalog import Plan, VersionReport
-from .errors import DeadlineExceeded
+from .errors import AgentUnavailable, DeadlineExceeded
 from .layer_window import Layer
 
 _SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
@@ -66,7 +66,15 @@ class Publication:
             waiter.cancel()  # where it has no answer: the loop may be gone when one comes
         if done:
             return done.pop().result()
-        raise DeadlineExceeded(f"version {self.version} was not {what} within {timeout:g} s: {self.sync.progress}")
+        raise DeadlineExceeded(f"version {self.version} was not {what} within {timeout:g} s: {self.progress}")
+
+    @property
+    def done(self) -> bool:
+        return self.sync.done
+
+    @property
+    def progress(self) -> str:
+        return self.sync.progress
 
 
 class Trainer:
@@ -77,6 +85,10 @@ class Trainer:
 
     async def register(self, *args: Any, **kwargs: Any) -> _trainer.Registration:
         return await asyncio.to_thread(self.sync.register, *args, **kwargs)
+
+    @property
+    def registration(self) -> _trainer.Registration | None:
+        return self.sync.registration
 
     async def publish(self, *args: Any, **kwargs: Any) -> Publication:
         return Publication(await asyncio.to_thread(self.sync.publish, *args, **kwargs))
@@ -233,6 +245,14 @@ class Rollout:
         return self.sync.serving_version
 
     @property
+    def serving_digest(self) -> str:
+        return self.sync.serving_digest
+
+    @property
+    def attached(self) -> bool:
+        return self.sync.attached
+
+    @property
     def torn(self) -> bool:
         return self.sync.torn
 
@@ -242,7 +262,9 @@ class Rollout:
     async def attach(self, *args: Any, **kwargs: Any) -> _rollout.Attached:
         return await asyncio.to_thread(self.sync.attach, *args, **kwargs)
 
-    async def updates(self, *, timeout: float | None = None) -> AsyncIterator[Update]:
+    async def updates(
+        self, *, timeout: float | None = None, reattach_timeout: float = 60.0
+    ) -> AsyncIterator[Update]:
         """As wsync.Rollout.updates: it ends when the engine is detached or the client closed, by whoever."""
         self.sync._check_attached("updates")
         loop = asyncio.get_running_loop()
@@ -264,13 +286,26 @@ class Rollout:
             if give_up is not None:
                 wait = min(wait, max(give_up - loop.time(), 0.0))
             if await self._turn.free("updates", wait):
-                await asyncio.wait([self._turn.start(self._take, wait)])
+                await asyncio.wait([self._turn.start(lambda left: self._take(left, reattach_timeout), wait)])
                 behind = ""
             else:
                 behind = f": it waits behind {self._turn.at}"
             taken = self._pop()
             if taken is None and give_up is not None and loop.time() >= give_up and engine is self.sync._engine:
                 raise DeadlineExceeded("no update came from the rollout agent in time" + behind)
+
+    async def poll(self) -> Update | None:
+        """As wsync.Rollout.poll. None also while another call follows the agent, which has what comes."""
+        self.sync._check_attached("poll")
+        taken = self._pop() or self.sync._unanswered()
+        if taken is None and await self._turn.free("poll", 0.0):
+            await asyncio.wait([self._turn.start(lambda left: self._take(left, 0.0), 0.0)])
+            taken = self._pop()
+        if taken is None or isinstance(taken, AgentUnavailable):
+            return None
+        if isinstance(taken, Exception):
+            raise taken
+        return Update(taken, self)
 
     def _pop(self) -> _updates.Update | Exception | None:
         """What was taken, but of an attachment that is over. Loops beside this one may be faster."""
@@ -283,12 +318,12 @@ class Rollout:
                 return taken
         return None
 
-    def _take(self, timeout: float) -> None:
+    def _take(self, timeout: float, reattach_timeout: float) -> None:
         """On the worker's thread."""
         if self._taken and self._taken[-1][0] is self.sync._stream:  # by the call before, which was cancelled
             return
         try:
-            taken: _updates.Update | Exception = next(self.sync._updates(timeout, 60.0))
+            taken: _updates.Update | Exception = next(self.sync._updates(timeout, reattach_timeout))
         except (DeadlineExceeded, StopIteration):
             return
         except Exception as error:
