@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 
 torch = pytest.importorskip("torch")
+from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
 
 import wsync  # noqa: E402
 from conftest import Cluster, assert_helpful  # noqa: E402
@@ -393,6 +394,17 @@ def test_tensors_that_cannot_be_sent_are_named(trainer: wsync.Trainer, rollout: 
     with pytest.raises(wsync.MemoryNotShareable, match="'x.weight'") as error:
         trainer.register({"x.weight": torch.eye(128).to_sparse()})
     assert_helpful(error, "x.weight")
+    freed = torch.zeros(4, 4)
+    freed.untyped_storage().resize_(0)
+    for absent, why in (
+        (torch.nn.LazyLinear(3).weight, "no shape yet"),
+        (torch.nn.Parameter(TwoTensor(torch.zeros(4, 4), torch.zeros(4, 4))), "TwoTensor wraps"),
+        (freed, "freed"),
+    ):
+        for copy in ("never", "if_needed", "always"):
+            with pytest.raises(wsync.MemoryNotShareable, match=f"'x.weight'.*{why}") as error:
+                trainer.register({"x.weight": absent}, copy=copy)
+            assert_helpful(error, "x.weight")
     for wrong in (torch.zeros(3, dtype=torch.complex64), [1, 2]):
         with pytest.raises(TypeError, match="'x.bias'"):
             trainer.register({"x.bias": wrong})

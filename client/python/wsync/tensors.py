@@ -103,7 +103,8 @@ def torch_dtype(dtype: Dtype) -> Any:
 def view_of(tensor: Tensor, name: str = "") -> View:
     """Describes a torch tensor or numpy array. TypeError for anything else.
 
-    MemoryNotShareable for sharded DTensors, and for tensors that are not laid out in memory (sparse ones).
+    MemoryNotShareable for sharded DTensors, and for tensors without memory of their own: sparse or lazy ones, and subclasses
+    that wrap others. Meta tensors have a view, at address 0.
     """
     if is_torch(tensor):
         return _torch_view(plain(tensor, name), name)
@@ -125,16 +126,21 @@ def check_type(tensor: Tensor, name: str) -> None:
 
 def _torch_view(tensor: Tensor, name: str) -> View:
     dtype = cached_dtype(tensor.dtype, name)
-    shape = tuple(tensor.shape)
     try:
+        shape = tuple(tensor.shape)
         contiguous = tensor.is_contiguous()
         address = tensor.data_ptr()
     except RuntimeError as error:
-        raise MemoryNotShareable(
-            f"{_of(name)}a tensor of layout {tensor.layout} is not laid out in memory: {error}",
-            names=[name] if name else [],
-            next_step="give a dense tensor",
-        ) from error
+        if hasattr(tensor, "materialize"):
+            why, step = f"an {type(tensor).__name__} has no shape yet", "run its lazy module once before"
+        else:
+            why, step = f"a tensor of layout {tensor.layout} is not laid out in memory: {error}", "give a dense tensor"
+        raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step) from error
+    if address == 0 and tensor.nbytes and (tensor.is_cpu or tensor.is_cuda):
+        wraps = hasattr(tensor, "__tensor_flatten__")
+        why = f"a {type(tensor).__name__} wraps other tensors and has no memory of its own" if wraps else "its memory was freed"
+        step = "give the tensors inside it, or a plain one (dequantized)" if wraps else "bring it back before, or give a copy"
+        raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step)
     if contiguous:
         pitch: int | None = (shape[-1] if shape else 1) * ITEMSIZE[dtype]
     else:
