@@ -426,6 +426,17 @@ def test_tensors_that_cannot_be_sent_are_named(trainer: wsync.Trainer, rollout: 
         rollout.attach({"x.bias": [1, 2, 3]})
 
 
+def test_weights_on_the_meta_device_are_said_to_have_no_memory(trainer: wsync.Trainer) -> None:
+    copies: tuple[Literal["never", "if_needed", "always"], ...] = ("never", "if_needed", "always")
+    for copy in copies:
+        with pytest.raises(wsync.MemoryNotShareable, match="'x.weight' has no memory.*meta") as error:
+            trainer.register({"x.weight": torch.empty(4, 4, device="meta")}, copy=copy)
+        assert_helpful(error, "x.weight")
+    trainer.register({"x.weight": torch.zeros(4, 4)}, copy="always")
+    with pytest.raises(wsync.MemoryNotShareable, match="'x.weight' has no memory"):
+        trainer.publish(1, weights={"x.weight": torch.empty(4, 4, device="meta")})
+
+
 def test_a_view_of_bytes_that_are_no_multiple_of_its_elements_is_copied(trainer: wsync.Trainer) -> None:
     codes = torch.arange(7, dtype=torch.uint8)
     odd = codes[:6].view(torch.int16)[::2]

@@ -58,6 +58,8 @@ def collect(
         if id(tensor) not in whole:
             _check_whole(name, tensor)
         view = view_of(tensor, name)
+        if view.device == "meta":
+            raise _no_values(name)
         # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
         order = None if view.contiguous else _strides(tensor)
         memory_of = (view.address, view.shape, view.dtype, view.device, order)
@@ -69,6 +71,14 @@ def collect(
     if not weights:
         raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
     return weights, ties
+
+
+def _no_values(name: str) -> MemoryNotShareable:
+    return MemoryNotShareable(
+        f"'{name}' has no memory: it lies on torch's meta device",
+        names=[name],
+        next_step="load the weights before (module.to_empty(device=...), then load_state_dict), or leave it out (rename)",
+    )
 
 
 def _check_whole(name: str, tensor: Tensor) -> None:
@@ -186,9 +196,11 @@ def refresh(weights: list[Weight]) -> None:
 
 
 def copy_into(lent: Tensor, tensor: Tensor, name: str) -> None:
-    """CatalogMismatch for another shape, TypeError for what is no tensor."""
+    """CatalogMismatch for another shape, TypeError for what is no tensor, MemoryNotShareable for one without values."""
     check_type(tensor, name)
     cached_dtype(tensor.dtype, name)
+    if getattr(tensor, "is_meta", False):
+        raise _no_values(name)
     if tuple(lent.shape) != tuple(tensor.shape):
         raise CatalogMismatch(
             f"'{name}' of shape {tuple(tensor.shape)} was registered as {tuple(lent.shape)}", names=[name]
