@@ -24,6 +24,24 @@ def test_using_a_trainer_before_register_says_so(trainer: wsync.Trainer) -> None
         trainer.register({})
 
 
+def test_arguments_that_can_never_be_right_are_named(trainer: wsync.Trainer) -> None:
+    weights = shared_arrays({"x.weight": (4, 4)})
+    for wrong, error in (
+        ({"copy": "sometimes"}, ValueError),
+        ({"copy": None}, ValueError),
+        ({"tied": "last"}, ValueError),
+        ({"modules_to_not_convert": "lm_head"}, TypeError),
+        ({"rename": lambda name: 5}, TypeError),
+    ):
+        with pytest.raises(error, match=next(iter(wrong))):
+            trainer.register(weights, **wrong)
+    trainer.register(weights)
+    for version, error in (("1", TypeError), (1.0, TypeError), (None, TypeError), (0, ValueError), (1 << 70, ValueError)):
+        with pytest.raises(error, match=f"version '?{version}"):
+            trainer.publish(version)
+    assert trainer.publish(np.int64(3)).version == 3
+
+
 def test_nan_in_a_weight_fails_the_version_and_names_it(cluster: Cluster) -> None:
     with wsync.Trainer(cluster.start_trainer()) as trainer:
         weights = shared_arrays(SHAPES)

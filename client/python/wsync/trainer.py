@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grpc
 
@@ -38,7 +39,7 @@ from .held import Held
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
-from .weights import CopyPolicy, Tie, Weight, collect, copy_into, lend, refresh
+from .weights import CopyPolicy, Tie, Weight, check_choice, collect, copy_into, lend, refresh
 
 # For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
 _AGAIN_TIMEOUT = 5.0
@@ -130,6 +131,10 @@ class Trainer:
         A publication that waits for its agent to come back ends with NotRegistered: its number does not stand for these
         weights. So does a `register` that another thread's `register` or `unregister` overtakes.
         """
+        check_choice("copy", copy, get_args(CopyPolicy))
+        check_choice("tied", tied, ("first", "all"))
+        if isinstance(modules_to_not_convert, str):
+            raise TypeError(f"modules_to_not_convert {modules_to_not_convert!r}: expected a list of names")
         self._connection.check_open("register")
         with garbage_free():
             weights, ties = collect(tensors, rename, tied)
@@ -248,8 +253,7 @@ class Trainer:
         with again. One that dies fails the version within a second (after `reconnect_timeout`, where nothing was released
         yet), one that is stopped within five: AgentGone.
         """
-        if version < 1:
-            raise ValueError(f"version {version}: versions begin with 1")
+        version = _checked_version(version)
         self._connection.check_open(f"publish version {version}")
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
@@ -370,6 +374,16 @@ class Trainer:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _checked_version(version: Any) -> int:
+    try:
+        number = operator.index(version)
+    except TypeError:
+        raise TypeError(f"version {version!r}: expected an int, got {type(version).__name__}") from None
+    if not 1 <= number < 1 << 64:
+        raise ValueError(f"version {number}: versions begin with 1 and have 64 bits")
+    return number
 
 
 def _current(stream: Stream) -> Any:

@@ -42,6 +42,11 @@ class Tie:
         return self.source is not self.weight.source
 
 
+def check_choice(argument: str, given: Any, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        raise ValueError(f"{argument}={given!r}: expected one of {', '.join(map(repr, choices))}")
+
+
 def collect(
     tensors: Tensors, rename: Callable[[str], str | None] | None, tied: str
 ) -> tuple[list[Weight], list[Tie]]:
@@ -55,6 +60,8 @@ def collect(
         name = rename(own_name) if rename else own_name
         if name is None:
             continue
+        if not isinstance(name, str):
+            raise TypeError(f"rename gives {name!r} for '{own_name}': expected a name, or None to leave the tensor out")
         if id(tensor) not in whole:
             _check_whole(name, tensor)
         view = view_of(tensor, name)
