@@ -42,6 +42,14 @@ def test_arguments_that_can_never_be_right_are_named(trainer: wsync.Trainer) -> 
     assert trainer.publish(np.int64(3)).version == 3
 
 
+def test_a_process_that_registers_twice_is_not_told_to_stop_itself(trainer: wsync.Trainer) -> None:
+    trainer.register(shared_arrays({"x.weight": (4, 4)}))
+    with pytest.raises(wsync.AlreadyRegistered, match="this very process") as error:
+        trainer.register(shared_arrays({"x.weight": (4, 4)}))
+    assert "replace=True" in error.value.next_step and "stop" not in str(error.value)
+    trainer.register(shared_arrays({"x.weight": (4, 4)}), replace=True)
+
+
 def test_nan_in_a_weight_fails_the_version_and_names_it(cluster: Cluster) -> None:
     with wsync.Trainer(cluster.start_trainer()) as trainer:
         weights = shared_arrays(SHAPES)

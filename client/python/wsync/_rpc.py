@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket as sockets
 from collections.abc import Callable
@@ -145,9 +146,20 @@ def _common(connection: Connection, error: grpc.RpcError, doing: str) -> errors.
     return kind(f"{doing}: {text} ({code.name})", names=quoted_names(text))
 
 
+def is_held_by_this_process(text: str) -> bool:
+    """Whether an agent, or `register_error`, says so of its registration."""
+    return f"process {os.getpid()} has registered" in text
+
+
 def register_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
     code, text = code_and_text(error)
     if code == grpc.StatusCode.ALREADY_EXISTS:
+        if is_held_by_this_process(text):
+            return errors.AlreadyRegistered(
+                f"register: this very process {os.getpid()} has registered weights with {connection.daemon} at "
+                f"{connection.socket}",
+                next_step="register(..., replace=True) puts these in their place; or unregister() before",
+            )
         return errors.AlreadyRegistered(f"register: {text}")
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return _refused(text)(f"register: {text}", names=quoted_names(text))

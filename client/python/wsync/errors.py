@@ -57,7 +57,7 @@ class ClientClosed(WsyncError):
 
 
 class AlreadyRegistered(WsyncError):
-    """Another live process has registered its weights with this trainer agent."""
+    """Another live process has registered its weights with this trainer agent, or this one has and did not say `replace`."""
 
     default_next_step = "stop that process, or take over with register(..., replace=True)"
 

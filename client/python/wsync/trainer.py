@@ -125,8 +125,8 @@ class Trainer:
         checkpoints of transformers do, or "all", for engines that hold each: the bytes are carried once per name. A view
         that differs in one of them is no tie, and is sent under its own name.
 
-        CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process holds
-        the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.
+        CatalogMismatch, MemoryNotShareable and WrongDevice name the tensors; AlreadyRegistered: another process, or
+        an earlier call, holds the agent (`replace=True` takes over); AgentUnavailable; DeadlineExceeded after `timeout` seconds.
 
         A publication that waits for its agent to come back ends with NotRegistered: its number does not stand for these
         weights. So does a `register` that another thread's `register` or `unregister` overtakes.
@@ -199,7 +199,7 @@ class Trainer:
         try:
             return str(self._call_register(self._request, _AGAIN_TIMEOUT).registration_id)
         except AlreadyRegistered as held:
-            if forgotten or f"process {os.getpid()} has registered" not in str(held):
+            if forgotten or not _rpc.is_held_by_this_process(str(held)):
                 raise
             return lost
 
