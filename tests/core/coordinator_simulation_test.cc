@@ -38,7 +38,8 @@ TEST(CoordinatorSimulation, NoSeedBreaksARule) {
   std::printf(
       "%llu seeds: %lld steps, %lld publishes (%lld failed, %lld repeated), %lld versions committed, %lld restarts, "
       "%lld catch-ups, %lld left out, %lld torn, %lld members lost, %lld coordinators, %lld kept sessions, %lld stale "
-      "messages, %lld repeated ones, %lld hang-ups, %lld engines lost in a version, %lld of them staged\n",
+      "messages, %lld repeated ones, %lld hang-ups, %lld engines lost in a version, %lld of them staged, %lld begins "
+      "declined\n",
       static_cast<unsigned long long>(seeds), static_cast<long long>(counts.steps),
       static_cast<long long>(counts.publishes + counts.failures), static_cast<long long>(counts.failures),
       static_cast<long long>(counts.repeats), static_cast<long long>(counts.commits),
@@ -47,7 +48,7 @@ TEST(CoordinatorSimulation, NoSeedBreaksARule) {
       static_cast<long long>(counts.coordinator_lives), static_cast<long long>(counts.kept_sessions),
       static_cast<long long>(counts.stale_messages), static_cast<long long>(counts.repeated_messages),
       static_cast<long long>(counts.hang_ups), static_cast<long long>(counts.engines_lost),
-      static_cast<long long>(counts.staged_engines));
+      static_cast<long long>(counts.staged_engines), static_cast<long long>(counts.declined));
   if (seeds < 100) return;
   // Each of these happened often, else the seeds proved nothing about it.
   const int64_t often = static_cast<int64_t>(seeds) / 4;
@@ -66,6 +67,7 @@ TEST(CoordinatorSimulation, NoSeedBreaksARule) {
   EXPECT_GT(counts.hang_ups, often);
   EXPECT_GT(counts.engines_lost, often);
   EXPECT_GT(counts.staged_engines, static_cast<int64_t>(seeds) / 100);
+  EXPECT_GT(counts.declined, static_cast<int64_t>(seeds) / 100);
   EXPECT_TRUE(seeds < 45'000 || counts.commits >= 1'000'000) << "what tests/faults/long.sh is to show";
 }
 

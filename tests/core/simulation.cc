@@ -34,6 +34,7 @@ Counts& Counts::operator+=(const Counts& other) {
   hang_ups += other.hang_ups;
   engines_lost += other.engines_lost;
   staged_engines += other.staged_engines;
+  declined += other.declined;
   return *this;
 }
 

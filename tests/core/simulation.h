@@ -35,6 +35,7 @@ struct Counts {
   int64_t hang_ups = 0;        // of a trainer, on a version that was not released
   int64_t engines_lost = 0;    // in the middle of a version
   int64_t staged_engines = 0;  // of these where everything was staged
+  int64_t declined = 0;        // begins, by a sink without an engine
   Counts& operator+=(const Counts& other);
 };
 

@@ -158,13 +158,17 @@ void Sink::Begin(const action::SendBegin& begin) {
   if (state != State::kIdle) {
     world->checker().Violate(absl::StrCat(name, " was asked into epoch ", begin.epoch, " while it works on ", epoch));
   }
+  group = begin.group;
+  if (!attached) {  // as SinkState::Decline: no work begins, and nothing is torn by it
+    world->CountDeclined();
+    const absl::Status why = absl::UnavailableError("no engine attached");
+    return Send(event::Failed{stream, begin.epoch, begin.version, MemberPhase::kConnect, why, false, -1});
+  }
   ++work;
   state = State::kReceiving;
   epoch = begin.epoch;
   version = begin.version;
   session = begin.session;
-  group = begin.group;
-  if (!attached) return Fail(MemberPhase::kConnect, absl::UnavailableError("no engine attached"));
   if (bad_luck == 1) {
     AfterWork(absl::Milliseconds(4),
               [this] { Fail(MemberPhase::kReceive, absl::ResourceExhaustedError("no memory")); });

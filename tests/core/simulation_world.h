@@ -149,6 +149,7 @@ class World {
   Random random;
   absl::Time now = absl::UnixEpoch();
 
+  void CountDeclined() { ++counts_.declined; }
   void CountEngineLost(MemberPhase phase) {
     ++counts_.engines_lost;
     counts_.staged_engines += phase == MemberPhase::kStaged;
