@@ -25,6 +25,26 @@ using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
+// What an engine's process is to the agent: a pid that lives, or does not.
+class IdleProcess {
+ public:
+  IdleProcess() : pid_(fork()) {
+    if (pid_ < 0) std::abort();  // kill(-1) is for everybody
+    while (pid_ == 0) pause();
+  }
+  ~IdleProcess() {
+    Kill();
+    waitpid(pid_, nullptr, 0);
+  }
+  IdleProcess(const IdleProcess&) = delete;
+  IdleProcess& operator=(const IdleProcess&) = delete;
+  pid_t pid() const { return pid_; }
+  void Kill() const { kill(pid_, SIGKILL); }
+
+ private:
+  const pid_t pid_;
+};
+
 TEST_F(RolloutAgentTest, OutputsAreThePlansInOrder) {
   StartAgent();
   Join();
@@ -145,13 +165,9 @@ TEST_F(RolloutAgentTest, EngineKilledBeforeItOpenedItsUpdatesMakesWayForItsSucce
 TEST_F(RolloutAgentTest, EngineThatDiesBeforeItOpenedItsUpdatesIsLetGoWithinASecond) {
   StartAgent();
   Join();
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    while (true) pause();
-  }
+  IdleProcess process;
   v1::AttachRequest request = Request();
-  request.mutable_header()->set_pid(child);
+  request.mutable_header()->set_pid(process.pid());
   ScriptedEngine killed(agent_->local_address());
   ASSERT_TRUE(killed.Attach(request).ok());
   const auto await = [this](const std::string& why) {
@@ -161,10 +177,9 @@ TEST_F(RolloutAgentTest, EngineThatDiesBeforeItOpenedItsUpdatesIsLetGoWithinASec
   };
   ASSERT_TRUE(await("has not opened its update stream"));
   const absl::Time begun = MonotonicNow();
-  kill(child, SIGKILL);
+  process.Kill();
   EXPECT_TRUE(await("no engine attached"));
   EXPECT_LT(MonotonicNow() - begun, absl::Seconds(1));
-  waitpid(child, nullptr, 0);
   AttachEngine();
   coordinator_->AwaitReady(true);
   Serve(1, 1);
@@ -174,21 +189,16 @@ TEST_F(RolloutAgentTest, EngineThatDiesBeforeItOpenedItsUpdatesIsLetGoWithinASec
 TEST_F(RolloutAgentTest, EngineThatDiesIsLetGoThoughItsStreamLivesOn) {
   StartAgent();
   Join();
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    while (true) pause();
-  }
+  IdleProcess process;
   v1::AttachRequest request = Request();
-  request.mutable_header()->set_pid(child);
+  request.mutable_header()->set_pid(process.pid());
   ScriptedEngine killed(agent_->local_address());
   ASSERT_TRUE(killed.Attach(request).ok());
   killed.OpenUpdates();
   coordinator_->AwaitReady(true);
-  kill(child, SIGKILL);
+  process.Kill();
   EXPECT_THAT(coordinator_->AwaitReady(false).reason(), HasSubstr("its process has ended"));
   EXPECT_EQ(killed.End().error_code(), grpc::StatusCode::ABORTED);
-  waitpid(child, nullptr, 0);
   AttachEngine();
   coordinator_->AwaitReady(true);
   Serve(1, 1);

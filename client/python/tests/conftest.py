@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -156,3 +157,10 @@ def trainer(cluster: Cluster) -> Iterator[wsync.Trainer]:
 def rollout(cluster: Cluster, trainer: wsync.Trainer) -> Iterator[wsync.Rollout]:
     with wsync.Rollout(cluster.start_rollout()) as rollout:
         yield rollout
+
+
+@pytest.fixture
+def pair(trainer: wsync.Trainer, rollout: wsync.Rollout) -> tuple[wsync.Trainer, wsync.Rollout]:
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    return trainer, rollout
