@@ -41,7 +41,7 @@ class Held:
         self._were_exact, self._were_plain = gc.get_referents(*self._exact), gc.get_referents(*self._plain)
 
     def _same(self) -> bool:
-        """`get_referents` tells what many dicts hold twice as fast as asking each, most of which is waiting for memory.
+        """`get_referents` tells what many dicts hold sooner than asking each.
 
         `==` of lists passes over what is the same without a look at it. Tensors must not be compared so.
         """
