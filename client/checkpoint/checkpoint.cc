@@ -177,6 +177,12 @@ absl::Status Checkpoint::AddFile(const std::string& file_path) {
   return absl::OkStatus();
 }
 
+absl::Status Checkpoint::Intact() const {
+  absl::Status status;
+  for (const auto& file : files_) status.Update(file->Intact());
+  return status;
+}
+
 const TensorView* Checkpoint::Find(std::string_view name) const {
   const auto found = index_.find(name);
   return found == index_.end() ? nullptr : &tensors_[found->second];

@@ -39,6 +39,8 @@ class Checkpoint {
   const TensorView* Find(std::string_view name) const;  // or null
   std::vector<Tensor> TensorList() const;               // what a trainer would register
   int64_t total_bytes() const { return total_bytes_; }
+  // OK: what was read of the tensors so far was there. FAILED_PRECONDITION: a file was cut short meanwhile.
+  absl::Status Intact() const;
 
   const std::optional<OrderedJson>& config() const { return config_; }  // config.json, if there is one
   // The modules that the checkpoint's own `quantization_config` keeps in high precision: `modules_to_not_convert`,

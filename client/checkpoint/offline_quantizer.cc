@@ -284,7 +284,10 @@ absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const Checkpoint& checkpoint, 
                                           .overwrite = options.overwrite});
   if (!writer.ok()) return writer.status();
   OfflineQuantizer quantizer(checkpoint, **plan, writer->get(), options, ThreadCount(options.threads));
-  if (absl::Status status = quantizer.Run(); !status.ok()) return status;
+  const absl::Status quantized = quantizer.Run();
+  // First: zeros where bytes were are no error of their own, or the wrong one.
+  if (absl::Status status = checkpoint.Intact(); !status.ok()) return status;
+  if (!quantized.ok()) return quantized;
   if (absl::Status status = (*writer)->Finish(); !status.ok()) return status;
   QuantizeReport report;
   report.tensors = static_cast<int64_t>(checkpoint.tensors().size());

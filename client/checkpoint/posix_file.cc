@@ -72,18 +72,35 @@ absl::Status FileError(const std::string& tried, const std::string& path, int er
 }
 
 absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
-  const FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0) return FileError("open", path, errno);
-  const absl::StatusOr<int64_t> size = RegularFileSize(fd.get(), path);
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // it may turn out to be a FIFO
+  if (fd < 0) return FileError("open", path, errno);
+  const absl::StatusOr<int64_t> size = RegularFileSize(fd, path);
+  std::unique_ptr<MappedFile> file(new MappedFile(path, fd, size.ok() ? static_cast<size_t>(*size) : 0));
   if (!size.ok()) return size.status();
-  if (*size == 0) return std::unique_ptr<MappedFile>(new MappedFile(nullptr, 0));  // mmap refuses zero bytes
-  void* data = mmap(nullptr, *size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  if (*size == 0) return file;  // mmap refuses zero bytes
+  void* data = mmap(nullptr, file->size_, PROT_READ, MAP_PRIVATE, fd, 0);
   if (data == MAP_FAILED) return FileError("map", path, errno);
-  return std::unique_ptr<MappedFile>(new MappedFile(static_cast<const std::byte*>(data), *size));
+  file->data_ = static_cast<const std::byte*>(data);
+  auto guard = GuardedRange::Create(data, *size);
+  if (!guard.ok()) return guard.status();
+  file->guard_ = *std::move(guard);
+  return file;
 }
 
 MappedFile::~MappedFile() {
+  guard_ = nullptr;
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+  close(fd_);
+}
+
+absl::Status MappedFile::Intact() const {
+  struct stat info = {};
+  const bool cut = guard_ != nullptr && guard_->cut();
+  // Of a page that is still there in part, the rest reads as zeros without a fault.
+  if (!cut && fstat(fd_, &info) == 0 && static_cast<size_t>(info.st_size) >= size_) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("'", path_, "' was cut short while it was read (it had ", size_,
+                   " bytes): another process writes to it; wait until that is done, or copy it first"));
 }
 
 void ReleaseMappedPages(const std::byte* data, int64_t bytes) {

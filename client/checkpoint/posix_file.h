@@ -11,18 +11,20 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/core/guarded_range.h"
 
 namespace wsync {
 
 // `tried` reads as in "cannot <tried> '<path>': <errno's text>"; a full disk, a size limit and the like add advice.
 absl::Status FileError(const std::string& tried, const std::string& path, int error);
 
-// A whole regular file, mapped read-only. The mapping dies with the object. A file that another process shortens
-// meanwhile raises SIGBUS on access, as with every mapping: do not edit a checkpoint in place while it is read.
+// A whole regular file, mapped read-only. The mapping dies with the object. What another process cuts off meanwhile
+// reads as zeros (core/guarded_range.h), so whoever made something of the bytes asks Intact before it is kept.
 class MappedFile {
  public:
   static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);
@@ -31,11 +33,16 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   absl::Span<const std::byte> bytes() const { return {data_, size_}; }
+  // OK: the file is still as long as it was. FAILED_PRECONDITION: it was cut short, and bytes may be zeros.
+  absl::Status Intact() const;
 
  private:
-  MappedFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
-  const std::byte* data_;
-  size_t size_;
+  MappedFile(std::string path, int fd, size_t size) : path_(std::move(path)), fd_(fd), size_(size) {}
+  const std::string path_;
+  const int fd_;
+  const size_t size_;
+  const std::byte* data_ = nullptr;  // null: there are no bytes
+  std::unique_ptr<GuardedRange> guard_;
 };
 
 // Tells the kernel that mapped pages fully inside the range will not be needed soon, so that reading a model once does

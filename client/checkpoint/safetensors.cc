@@ -54,6 +54,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   const int64_t buffer_begin = kSafetensorsLengthBytes + static_cast<int64_t>(header->size());
   auto entries = ParseSafetensorsHeader(*header, static_cast<int64_t>(bytes.size()) - buffer_begin, path);
   if (!entries.ok()) return entries.status();
+  if (absl::Status status = (*mapped)->Intact(); !status.ok()) return status;
   std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path, *std::move(mapped)));
   file->tensors_.reserve(entries->size());
   for (HeaderEntry& entry : *entries) {

@@ -39,6 +39,7 @@ class SafetensorsFile {
 
   const std::string& path() const { return path_; }
   const std::vector<TensorView>& tensors() const { return tensors_; }  // in file order
+  absl::Status Intact() const { return file_->Intact(); }
 
  private:
   SafetensorsFile(std::string path, std::unique_ptr<MappedFile> file)

@@ -281,7 +281,7 @@ void AddDemo(CLI::App& app) {
                  "  wsync demo\n"
                  "  wsync demo --model ~/Qwen2.5-0.5B       with your own BF16 checkpoint\n"
                  "  wsync demo --keep                       look at logs and the exported checkpoint afterwards\n"
-                 "\nNeeds about 6 GB of memory (4.5 GB of it in /dev/shm and the agents) for the default model.\n",
+                 "\nNeeds about 6 GB of memory (4.5 GB of it shared memory and the agents') for the default model.\n",
                  [arguments] {
                    if (!arguments->model.empty()) {  // before any agent is started
                      const auto checkpoint = Checkpoint::Open(arguments->model);

@@ -35,13 +35,14 @@ struct Finding {
 Finding SharedMemory() {
   struct statvfs stats = {};
   if (statvfs("/dev/shm", &stats) != 0) {
-    return {"shared memory", Verdict::kBad, "no /dev/shm", "mount a tmpfs there: the host backend moves weights in it"};
+    return {"shared memory", Verdict::kBad, "no /dev/shm",
+            "mount a tmpfs there: Python lends weights of the host backend in it"};
   }
   const auto free = static_cast<double>(stats.f_bavail) * static_cast<double>(stats.f_frsize);
   Finding finding{"shared memory", Verdict::kGood, absl::StrCat(FormatBytes(free), " free in /dev/shm"), ""};
   if (free < 1e9) {
     finding.verdict = Verdict::kAdvice;
-    finding.advice = "BF16 weights must fit for `wsync publish`; in a container, raise --shm-size";
+    finding.advice = "weights that Python lends on the host backend must fit; in a container, raise --shm-size";
   }
   return finding;
 }

@@ -34,6 +34,7 @@ absl::StatusOr<SharedModel> SharedModel::FromCheckpoint(const Checkpoint& checkp
     done += view.bytes;
     progress(done, checkpoint.total_bytes());
   }
+  if (absl::Status status = checkpoint.Intact(); !status.ok()) return status;
   return model;
 }
 

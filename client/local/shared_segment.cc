@@ -2,53 +2,50 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <cerrno>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "server/core/available_memory.h"
 
 namespace wsync {
 namespace {
 
-std::string RandomName() {
-  uint64_t random[2] = {};
-  for (size_t got = 0; got < sizeof(random);) {
-    const ssize_t n = getrandom(reinterpret_cast<char*>(random) + got, sizeof(random) - got, 0);
-    if (n > 0) got += n;
-  }
-  return absl::StrFormat("/wsync-%016x%016x", random[0], random[1]);
+absl::Status CannotHold(int64_t bytes, const std::string& purpose) {
+  return absl::ResourceExhaustedError(absl::StrCat(purpose, ": there is no memory for ", bytes >> 20,
+                                                   " MiB to share: ", AvailableMemory() >> 20,
+                                                   " MiB are available; free some, or take another machine"));
+}
+
+// The error number, or 0: every page is there, and the size is what it will always be.
+int ReserveAndSeal(int fd, int64_t bytes) {
+  int error = 0;
+  do {
+    error = posix_fallocate(fd, 0, bytes);
+  } while (error == EINTR);
+  if (error != 0) return error;
+  return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 ? 0 : errno;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Create(int64_t bytes, const std::string& purpose) {
   if (bytes <= 0) return absl::InvalidArgumentError(absl::StrCat(purpose, ": there are no bytes to share"));
-  const std::string name = RandomName();
-  const int fd = shm_open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
-  if (fd < 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat(purpose, ": cannot create shared memory; is /dev/shm mounted?"));
-  }
-  shm_unlink(name.c_str());
-  int error = posix_fallocate(fd, 0, bytes);
+  if (bytes > AvailableMemory()) return CannotHold(bytes, purpose);
+  const int fd = memfd_create("wsync", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat(purpose, ": cannot create shared memory"));
+  int error = ReserveAndSeal(fd, bytes);
   void* data = MAP_FAILED;
   if (error == 0) {
     data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) error = errno;
   }
-  if (error != 0) {
-    close(fd);
-    if (error == ENOSPC || error == ENOMEM) {
-      return absl::ResourceExhaustedError(absl::StrCat(purpose, ": shared memory cannot hold ", bytes >> 20,
-                                                       " MiB; free some, or enlarge it with 'mount -o "
-                                                       "remount,size=... /dev/shm' (docker: --shm-size)"));
-    }
-    return absl::ErrnoToStatus(error, absl::StrCat(purpose, ": cannot map ", bytes, " bytes of shared memory"));
-  }
-  return std::unique_ptr<SharedSegment>(new SharedSegment(fd, static_cast<std::byte*>(data), bytes));
+  if (error == 0) return std::unique_ptr<SharedSegment>(new SharedSegment(fd, static_cast<std::byte*>(data), bytes));
+  close(fd);
+  if (error == ENOSPC || error == ENOMEM) return CannotHold(bytes, purpose);
+  return absl::ErrnoToStatus(error, absl::StrCat(purpose, ": cannot map ", bytes, " bytes of shared memory"));
 }
 
 SharedSegment::~SharedSegment() {

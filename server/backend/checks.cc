@@ -1,7 +1,5 @@
 #include "server/backend/checks.h"
 
-#include <string>
-
 #include "absl/strings/str_cat.h"
 
 namespace wsync {
@@ -50,6 +48,13 @@ absl::Status CheckSession(const SessionSpec& spec) {
   }
   if (spec.token.empty()) return absl::InvalidArgumentError("data plane: the session has no token");
   return absl::OkStatus();
+}
+
+absl::Status MemoryCutError(const std::string& what) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(what,
+                   " was cut short by the process that lent it, or could never be had whole (a full /dev/shm): "
+                   "lend new memory, and keep its size for as long as it is lent"));
 }
 
 absl::Status MismatchError(const Plan& plan, int64_t bucket, int64_t piece) {

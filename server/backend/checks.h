@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -23,6 +24,8 @@ absl::Status CheckBucket(const Plan& plan, int64_t bucket, const char* what);
 // INVALID_ARGUMENT: a rank outside [0, world), an empty token.
 absl::Status CheckSession(const SessionSpec& spec);
 
+// FAILED_PRECONDITION: `what` ("the memory of tensor 'x'") was lent by a client, and is not there any more.
+absl::Status MemoryCutError(const std::string& what);
 // DATA_LOSS naming the rows, tensor and bucket of piece `piece`, whose digest is not the one in the bucket's table.
 absl::Status MismatchError(const Plan& plan, int64_t bucket, int64_t piece);
 

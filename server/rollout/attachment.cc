@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/backend/checks.h"
+#include "server/core/guarded_range.h"
 #include "server/rollout/deep_check.h"
 #include "server/rollout/direct_buckets.h"
 #include "server/rollout/underlay.h"
@@ -94,6 +96,15 @@ std::vector<std::byte*> Attachment::Bases() const {
   std::vector<std::byte*> bases;
   for (const auto& buffer : memory_) bases.push_back(buffer->data());
   return bases;
+}
+
+absl::Status Attachment::CheckLent() const {
+  for (size_t i = 0; i < memory_.size(); ++i) {
+    if (CutMarkAt(memory_[i]->data()).cut()) {
+      return MemoryCutError(absl::StrCat("memory of engine ", spec_.engine, " (handle ", i, ")"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Hash128> Attachment::Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,

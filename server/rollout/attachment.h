@@ -55,6 +55,9 @@ class Attachment {
   absl::StatusOr<Hash128> Verify(Backend& backend, std::shared_ptr<const Plan> plan, const std::byte* image,
                                  std::function<bool()> interrupted) const;
 
+  // Not OK: the engine cut memory that it lent, which nothing can be written to any more (FAILED_PRECONDITION).
+  absl::Status CheckLent() const;
+
   Loader* loader() const { return loader_.get(); }          // null: not fitted
   const LayerMap* layers() const { return layers_.get(); }  // of that plan; null: not asked for
   // By bucket of that plan; see FindDirectBuckets.

@@ -110,7 +110,11 @@ void Receiver::Receive(std::function<void(sink::Received)> done, LayerCalls laye
     paused_ = false;
     paused_after_.reset();
   }
-  thread_.Post([this, job, done = std::move(done), layers = std::move(layers)] { done(ReceiveNow(job, layers)); });
+  thread_.Post([this, job, done = std::move(done), layers = std::move(layers)] {
+    const sink::Received received = ReceiveNow(job, layers);
+    NoteLent(received.status);
+    done(received);
+  });
 }
 
 void Receiver::EnginePaused(std::optional<EventHandle> after) {
@@ -122,12 +126,20 @@ void Receiver::EnginePaused(std::optional<EventHandle> after) {
 
 void Receiver::Apply(std::function<void(sink::ApplyDone)> done, std::optional<EventHandle> after) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done), after = std::move(after)] { done(ApplyNow(job, after)); });
+  thread_.Post([this, job, done = std::move(done), after = std::move(after)] {
+    const sink::ApplyDone applied = ApplyNow(job, after);
+    NoteLent(applied.status);
+    done(applied);
+  });
 }
 
 void Receiver::Verify(std::function<void(absl::StatusOr<Hash128>)> done) {
   const uint64_t job = NextJob();
-  thread_.Post([this, job, done = std::move(done)] { done(VerifyNow(job)); });
+  thread_.Post([this, job, done = std::move(done)] {
+    const absl::StatusOr<Hash128> digest = VerifyNow(job);
+    NoteLent(digest.status());
+    done(digest);
+  });
 }
 
 // ---- on the receiver's thread
@@ -183,6 +195,8 @@ absl::StatusOr<AttachInfo> Receiver::AttachNow(AttachSpec spec) {
       Attachment::Create(*backend_, std::move(spec), options_.mode, options_.ring_slots, work_.plan);
   if (!attachment.ok()) return attachment.status();
   work_.attachment = *std::move(attachment);
+  MutexLock lock(&mu_);
+  lent_ = absl::OkStatus();
   return AttachInfo{work_.plan->hash(), work_.attachment->bytes_per_version()};
 }
 
@@ -301,6 +315,13 @@ absl::Status Receiver::CheckUsable(const char* what) const {
   return absl::OkStatus();
 }
 
+void Receiver::NoteLent(const absl::Status& outcome) {
+  if (outcome.ok() || work_.attachment == nullptr) return;
+  const absl::Status lent = work_.attachment->CheckLent();
+  MutexLock lock(&mu_);
+  lent_ = lent;
+}
+
 // ---- beside the running job
 
 void Receiver::Cancel(const absl::Status& why) {
@@ -327,6 +348,11 @@ absl::Status Receiver::Look(absl::Time now) {
   const char* const since = watched_.counts == Counts::kAtOnce ? "it began" : "that was called off";
   return absl::InternalError(absl::StrCat("the receive thread is still ", watched_.what, " ",
                                           absl::FormatDuration(watched_.limit), " after ", since));
+}
+
+absl::Status Receiver::lent() const {
+  MutexLock lock(&mu_);
+  return lent_;
 }
 
 int64_t Receiver::received_bytes() const {

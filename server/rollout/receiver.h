@@ -93,6 +93,8 @@ class Receiver {
   // One thread, a few times a second. INTERNAL: its thread hangs in the device or the network, which nothing but a new
   // process mends.
   absl::Status Look(absl::Time now);
+  // Not OK, once a Receive, an Apply or a Verify found it: the attached engine's memory is gone. See Attachment.
+  absl::Status lent() const;
   int64_t received_bytes() const;  // since the last Connect
   int64_t bucket() const { return bucket_.load(std::memory_order_relaxed); }
 
@@ -131,6 +133,7 @@ class Receiver {
   absl::Status AwaitPause(const std::optional<EventHandle>& after, const std::function<absl::Status()>& called_off);
   absl::StatusOr<Hash128> VerifyNow(uint64_t job);
   absl::Status CheckUsable(const char* what) const;
+  void NoteLent(const absl::Status& outcome);  // of what used the engine's memory
 
   uint64_t NextJob();
   bool IsNewest(uint64_t job) const;
@@ -157,6 +160,7 @@ class Receiver {
   Watched watched_ ABSL_GUARDED_BY(mu_);
   SeenRunning late_ ABSL_GUARDED_BY(mu_);
   absl::Status cancelled_why_ ABSL_GUARDED_BY(mu_);
+  absl::Status lent_ ABSL_GUARDED_BY(mu_);
   // Of the newest Receive.
   bool paused_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<EventHandle> paused_after_ ABSL_GUARDED_BY(mu_);

@@ -210,6 +210,7 @@ void SinkController::OnVerify(uint64_t id) {
     Post([this, serving, answer, digest] {
       const bool changed = state_.serving() != serving;
       answer(changed ? absl::AbortedError("it serves another version by now: ask again") : digest);
+      LetEngineGoIfCut();
     });
   });
 }
@@ -237,6 +238,11 @@ void SinkController::Step(const sink::Event& event) {
   if (on_idle_ && !state_.busy()) std::exchange(on_idle_, nullptr)();
 }
 
+void SinkController::StepWithEngine(const sink::Event& event) {
+  Step(event);
+  LetEngineGoIfCut();
+}
+
 void SinkController::Do(const sink::Report& action) {
   if (std::holds_alternative<event::Staged>(action.message)) (void)WSYNC_FAILPOINT("rollout.staged");
   if (std::holds_alternative<event::Applied>(action.message)) (void)WSYNC_FAILPOINT("rollout.applied");
@@ -258,7 +264,7 @@ void SinkController::Do(const sink::Connect& action) {
 }
 
 void SinkController::Do(const sink::Receive& action) {
-  receiver_.Receive([this](const sink::Received& result) { Post([=, this] { Step(result); }); },
+  receiver_.Receive([this](const sink::Received& result) { Post([=, this] { StepWithEngine(result); }); },
                     {.ready = [this, version = action.version](
                                   const LayerReady& layer) { Post([=, this] { OnLayer(version, layer); }); },
                      .wanted = [this, version = action.version](
@@ -282,7 +288,7 @@ void SinkController::OnLayerWanted(uint64_t version, const LayerWanted& layer) {
 }
 
 void SinkController::Do(const sink::Apply& action) {
-  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { Step(result); }); },
+  receiver_.Apply([this](const sink::ApplyDone& result) { Post([=, this] { StepWithEngine(result); }); },
                   PausedAt(action.version));
 }
 

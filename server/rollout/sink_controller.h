@@ -80,6 +80,7 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Status CannotVerify() const;
   void OnPlan(uint64_t catalog, const PlanResult& result);
   void Step(const sink::Event& event);
+  void StepWithEngine(const sink::Event& event);  // of what used the engine's memory
   void Do(const sink::Report& action);
   void Do(const sink::Connect& action);
   void Do(const sink::Receive& action);
@@ -117,6 +118,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   EngineStream* engine_stream() const { return engine_ ? engine_->stream.get() : nullptr; }
   // Ends the engine's stream with `status` and forgets it; the state hears of it unless it said so itself.
   void LetEngineGo(const absl::Status& status, bool tell_state = true);
+  // One that cut its memory fails every version there is, and would fail the others' under policy `all`.
+  void LetEngineGoIfCut();
 
   absl::Time NextDeadline() const;
   void Tick();

@@ -160,6 +160,10 @@ void SinkController::LetEngineGo(const absl::Status& status, bool tell_state) {
   }
 }
 
+void SinkController::LetEngineGoIfCut() {
+  if (const absl::Status lent = receiver_.lent(); !lent.ok()) LetEngineGo(lent);
+}
+
 // ---- the Updates stream
 
 void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) {

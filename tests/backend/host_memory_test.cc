@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
@@ -11,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/backend/host/memory.h"
 #include "tests/backend/contract/agent.h"
 
@@ -93,6 +95,65 @@ TEST_F(HostMemoryTest, MalformedNamesAreRefused) {
                 FailsWith(absl::StatusCode::kInvalidArgument, "malformed name"))
         << name;
   }
+}
+
+// Each would hang the agent, end it, or give it what is not the client's to lend.
+TEST_F(HostMemoryTest, WhatIsNoSharedMemoryIsRefusedAtOnce) {
+  const std::string base = "/wsync-test-" + std::to_string(getpid());
+  const std::string path = "/dev/shm" + base;
+  const auto refused = FailsWith(absl::StatusCode::kInvalidArgument, "cannot open shared memory");
+
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  for (const Access access : {Access::kRead, Access::kReadWrite}) {
+    EXPECT_THAT(memory_.Open(SharedMemoryHandle{base, 1}, access).status(), refused) << "a FIFO";
+  }
+  unlink(path.c_str());
+  ASSERT_EQ(mkdir(path.c_str(), 0700), 0);
+  EXPECT_THAT(OpenStatus(SharedMemoryHandle{base, 1}), refused) << "a directory";
+  rmdir(path.c_str());
+  ASSERT_EQ(symlink("/proc/self/exe", path.c_str()), 0);
+  EXPECT_THAT(OpenStatus(SharedMemoryHandle{base, 1}), refused) << "a link";
+  unlink(path.c_str());
+
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const int others[] = {ends[0],
+                        ends[1],
+                        open("/dev/zero", O_RDWR),
+                        open("/proc/self/mem", O_RDONLY),
+                        open("/", O_RDONLY | O_DIRECTORY),
+                        socket(AF_UNIX, SOCK_STREAM, 0)};
+  for (const int fd : others) {
+    const std::string name = absl::StrCat("/proc/", getpid(), "/fd/", fd);
+    EXPECT_FALSE(OpenStatus(SharedMemoryHandle{name, 1}).ok()) << name;
+    close(fd);
+  }
+}
+
+TEST_F(HostMemoryTest, AHoleThatIsLargerThanMemoryIsRefusedBeforeItIsMapped) {
+  const int fd = memfd_create("wsync-test", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(fd, int64_t{1} << 50), 0);
+  const SharedMemoryHandle handle{absl::StrCat("/proc/", getpid(), "/fd/", fd), int64_t{1} << 50};
+  EXPECT_THAT(OpenStatus(handle), FailsWith(absl::StatusCode::kResourceExhausted, "do not exist yet"));
+  EXPECT_TRUE(OpenStatus(SharedMemoryHandle{handle.name, 1 << 20}).ok()) << "a hole that fits";
+  close(fd);
+}
+
+TEST_F(HostMemoryTest, MemoryOfAThirdUserIsRefused) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root, to be two other users";
+  const SharedMemoryHandle handle = Share(100);
+  const std::string path = "/dev/shm" + handle.name;
+  ASSERT_EQ(chown(path.c_str(), 12'345, 12'345), 0);
+  ASSERT_EQ(chmod(path.c_str(), 0666), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (setresuid(54'321, 54'321, 54'321) != 0) _exit(2);
+    _exit(absl::IsPermissionDenied(HostMemory().Open(handle, Access::kRead).status()) ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_TRUE(OpenStatus(handle).ok()) << "root may lend and borrow what it likes";
 }
 
 TEST_F(HostMemoryTest, AHandleOfTheCudaBackendIsRefused) {

@@ -104,11 +104,29 @@ class SmallModel : public testing::Test {
     std::memcpy(&tensors_[tensor].bytes[element * 2], &bits, 2);
     WriteSafetensors(in_ + "/model.safetensors", tensors_);
   }
+  // To be cut after it was opened, as by somebody who writes the checkpoint anew.
+  void CutBy(uint64_t bytes) {
+    const std::string file = in_ + "/model.safetensors";
+    std::filesystem::resize_file(file, std::filesystem::file_size(file) - bytes);
+  }
   const TemporaryDirectory directory_;
   const std::string in_ = directory_ / "in";
   const std::string out_ = directory_ / "out";
   std::vector<TestTensor> tensors_;
 };
+
+TEST_F(SmallModel, AFileThatIsCutShortWhileItIsReadIsAnErrorAndNothingIsWritten) {
+  // 20 bytes: the rest of a page that is still there reads as zeros, and no signal tells of it.
+  for (const uint64_t cut : {uint64_t{20}, uint64_t{4} << 20}) {
+    WriteSafetensors(in_ + "/model.safetensors", tensors_);
+    const auto checkpoint = OpenOrDie(in_);
+    CutBy(cut);
+    const auto report = QuantizeCheckpoint(*checkpoint, out_, {});
+    EXPECT_EQ(report.status().code(), absl::StatusCode::kFailedPrecondition) << report.status();
+    EXPECT_THAT(std::string(report.status().message()), HasSubstr("model.safetensors' was cut short"));
+    EXPECT_FALSE(std::filesystem::exists(out_ + "/model.safetensors")) << cut;
+  }
+}
 
 TEST_F(SmallModel, BecomesAnFp8CheckpointWithConfigAndOtherFiles) {
   const QuantizeReport report = QuantizeOrDie(in_, out_, {});

@@ -5,10 +5,12 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/digest.h"
 #include "server/backend/checks.h"
 #include "server/backend/host/task_queue.h"
 #include "server/backend/host/work_table.h"
+#include "server/core/guarded_range.h"
 
 namespace wsync::host {
 namespace {
@@ -46,12 +48,16 @@ class HostLoader final : public Loader {
   void DigestSegment(const Segment& segment, const std::byte* wire);
   void CopySegment(const Segment& segment, const std::byte* wire) const;
   absl::Status Compare(int64_t bucket, const std::byte* wire) const;
+  void MarkHandles();
+  // OK: the memory that a bucket's copies went to, and came from, was there.
+  absl::Status CheckLent(int64_t bucket, const std::byte* wire) const;
 
   const std::shared_ptr<const Plan> plan_;
   ScatterTable table_;
   std::vector<std::byte*> handles_;
-  WorkTable check_work_;  // segments of pieces
-  WorkTable copy_work_;   // segments of copies
+  std::vector<CutMark> marks_;  // of handles_
+  WorkTable check_work_;        // segments of pieces
+  WorkTable copy_work_;         // segments of copies
   std::vector<std::atomic<uint64_t>> digests_;
   std::vector<uint64_t> found_;        // what the last Finish gave
   std::atomic<bool> writing_ = false;  // an apply has begun since the last Finish
@@ -73,6 +79,7 @@ HostLoader::HostLoader(std::shared_ptr<const Plan> plan, ScatterTable table, std
       queue_(std::make_shared<TaskQueue>(pool)) {
   BuildChecks();
   BuildCopies();
+  MarkHandles();
 }
 
 HostLoader::~HostLoader() {
@@ -106,7 +113,13 @@ absl::Status HostLoader::Retarget(ScatterTable table, std::vector<std::byte*> ha
   table_ = status.ok() ? std::move(table) : ScatterTable{};
   handles_ = status.ok() ? std::move(handles) : std::vector<std::byte*>{};
   BuildCopies();
+  MarkHandles();
   return status;
+}
+
+void HostLoader::MarkHandles() {
+  marks_.clear();
+  for (const std::byte* handle : handles_) marks_.push_back(CutMarkAt(handle));
 }
 
 CompletionPtr HostLoader::Check(int64_t bucket, const std::byte* wire, CompletionPtr after) {
@@ -137,6 +150,7 @@ void HostLoader::DigestSegment(const Segment& segment, const std::byte* wire) {
 }
 
 absl::Status HostLoader::Compare(int64_t bucket, const std::byte* wire) const {
+  if (CutMarkAt(wire).cut()) return MemoryCutError("memory of the engine that a bucket was received into");
   const Bucket& b = plan_->buckets()[bucket];
   const std::byte* table = wire + b.digest_offset;
   for (int64_t i = b.piece_begin; i < b.piece_end; ++i, table += sizeof(uint64_t)) {
@@ -161,7 +175,18 @@ void HostLoader::ApplyItems(int64_t bucket, const std::byte* wire, TaskQueue::Do
       [this, bucket, wire](int64_t item) {
         for (const Segment& segment : copy_work_.Item(bucket, item)) CopySegment(segment, wire);
       },
-      [done = std::move(done)] { done(absl::OkStatus()); });
+      [this, bucket, wire, done = std::move(done)] { done(CheckLent(bucket, wire)); });
+}
+
+absl::Status HostLoader::CheckLent(int64_t bucket, const std::byte* wire) const {
+  if (table_.bucket_begin.empty()) return absl::OkStatus();
+  if (CutMarkAt(wire).cut()) return MemoryCutError("memory of the engine");
+  for (int64_t i = table_.bucket_begin[bucket]; i < table_.bucket_begin[bucket + 1]; ++i) {
+    if (marks_[table_.copies[i].handle].cut()) {
+      return MemoryCutError(absl::StrCat("memory of the engine (handle ", table_.copies[i].handle, ")"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 CompletionPtr HostLoader::ApplyAll(const std::byte* image, CompletionPtr after) {
@@ -171,13 +196,15 @@ CompletionPtr HostLoader::ApplyAll(const std::byte* image, CompletionPtr after) 
 
 void HostLoader::ApplyFrom(int64_t bucket, const std::byte* image, TaskQueue::Done done) {
   if (bucket == static_cast<int64_t>(plan_->buckets().size())) return done(absl::OkStatus());
-  ApplyItems(
-      bucket, image + plan_->buckets()[bucket].image_offset,
-      [this, bucket, image, done = std::move(done)](const absl::Status&) { ApplyFrom(bucket + 1, image, done); });
+  ApplyItems(bucket, image + plan_->buckets()[bucket].image_offset,
+             [this, bucket, image, done = std::move(done)](const absl::Status& status) {
+               status.ok() ? ApplyFrom(bucket + 1, image, done) : done(status);
+             });
 }
 
 void HostLoader::CopySegment(const Segment& segment, const std::byte* wire) const {
   const ScatterCopy& copy = table_.copies[segment.index];
+  if (marks_[copy.handle].cut()) return;  // it would only fill memory of our own
   CopyRows(wire + copy.source_offset + segment.row * copy.source_pitch, copy.source_pitch,
            handles_[copy.handle] + copy.dest_offset + segment.row * copy.dest_pitch, copy.dest_pitch, segment.rows,
            copy.row_bytes);

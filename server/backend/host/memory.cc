@@ -11,8 +11,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <limits>
 #include <string>
 #include <utility>
 
@@ -20,6 +18,8 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "server/backend/host/random.h"
+#include "server/core/available_memory.h"
+#include "server/core/guarded_range.h"
 
 namespace wsync::host {
 namespace {
@@ -36,12 +36,19 @@ class Mapping final : public Buffer {
     bytes_ = bytes;
   }
   ~Mapping() override {
+    guard_ = nullptr;
     munmap(data_, static_cast<size_t>(bytes_));
     if (!unlink_.empty()) shm_unlink(unlink_.c_str());
+  }
+  absl::Status Guard() {
+    auto guard = GuardedRange::Create(data_, bytes_);
+    if (guard.ok()) guard_ = *std::move(guard);
+    return guard.status();
   }
 
  private:
   const std::string unlink_;
+  std::unique_ptr<GuardedRange> guard_;  // of memory that is lent; null: it is our own
 };
 
 class FileDescriptor {
@@ -59,17 +66,6 @@ class FileDescriptor {
 };
 
 std::string Reason(int error) { return std::error_code(error, std::generic_category()).message(); }
-
-// What the kernel would give without swapping; the largest number when it does not say.
-int64_t AvailableMemory() {
-  std::ifstream info("/proc/meminfo");
-  std::string word;
-  int64_t kib = 0;
-  while (info >> word) {
-    if (word == "MemAvailable:" && info >> kib) return kib * 1024;
-  }
-  return std::numeric_limits<int64_t>::max();
-}
 
 int64_t FreeSharedMemory() {
   struct statvfs stats = {};
@@ -130,27 +126,50 @@ absl::Status OpenError(const std::string& name, int error) {
   return absl::InvalidArgumentError(text);
 }
 
+// A descriptor that only names the file: opening a FIFO waits for somebody, and opening a device may do anything.
+int NameShared(const std::string& name) {
+  if (IsProcessFile(name)) return open(name.c_str(), O_PATH | O_CLOEXEC);  // a link, to what that process has open
+  return open(absl::StrCat(kSharedMemoryFolder, name).c_str(), O_PATH | O_CLOEXEC | O_NOFOLLOW);
+}
+
 // Shared memory only: another file could be cut short under the mapping by anybody who may write to it.
-absl::Status CheckKind(int fd, const std::string& name) {
-  struct stat info = {};
+absl::Status CheckKind(int fd, const struct stat& info, const std::string& name) {
   struct statfs system = {};
-  if (fstat(fd, &info) != 0 || fstatfs(fd, &system) != 0) return OpenError(name, errno);
+  if (fstatfs(fd, &system) != 0) return OpenError(name, errno);
   if (S_ISREG(info.st_mode) && system.f_type == TMPFS_MAGIC) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("cannot open shared memory '", name, "': it is not shared memory"));
 }
 
-int OpenShared(const std::string& name, bool write) {
-  const int flags = write ? O_RDWR : O_RDONLY;
-  if (!IsProcessFile(name)) return shm_open(name.c_str(), flags, 0);
-  return open(name.c_str(), flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);  // it may turn out to be anything
+// What belongs to a third user could be changed and cut short by that one. Root may lend and borrow what it likes.
+absl::Status CheckOwner(const struct stat& info, const std::string& name) {
+  const uid_t self = geteuid();
+  if (self == 0 || info.st_uid == 0 || info.st_uid == self) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat("cannot open shared memory '", name, "': it belongs to user ",
+                                                  info.st_uid, ", this agent runs as user ", self,
+                                                  "; run both processes as the same user"));
 }
 
-absl::Status CheckSize(int fd, const SharedMemoryHandle& handle) {
+absl::Status CheckSize(const struct stat& info, const SharedMemoryHandle& handle) {
+  if (handle.bytes <= 0 || info.st_size < handle.bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot open shared memory '", handle.name, "': the handle claims ",
+                                                   handle.bytes, " bytes, the segment has ", info.st_size));
+  }
+  // Pages that nobody touched are made when they are first touched, which would be here.
+  const int64_t missing = handle.bytes - static_cast<int64_t>(info.st_blocks) * 512;
+  if (missing <= 0 || missing <= AvailableMemory()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("cannot open shared memory '", handle.name, "': ", missing, " of its ", handle.bytes,
+                   " bytes do not exist yet, and there is no memory for them; let who lends it reserve them first "
+                   "(posix_fallocate)"));
+}
+
+// OK: a segment that is safe to open and large enough.
+absl::Status CheckSegment(int fd, const SharedMemoryHandle& handle) {
   struct stat info = {};
   if (fstat(fd, &info) != 0) return OpenError(handle.name, errno);
-  if (handle.bytes > 0 && info.st_size >= handle.bytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("cannot open shared memory '", handle.name, "': the handle claims ",
-                                                 handle.bytes, " bytes, the segment has ", info.st_size));
+  if (absl::Status status = CheckKind(fd, info, handle.name); !status.ok()) return status;
+  if (absl::Status status = CheckOwner(info, handle.name); !status.ok()) return status;
+  return CheckSize(info, handle);
 }
 
 }  // namespace
@@ -196,15 +215,19 @@ absl::StatusOr<std::unique_ptr<Buffer>> HostMemory::Open(const MemoryHandle& han
         "backend");
   }
   if (absl::Status status = CheckName(shared->name); !status.ok()) return status;
+  const FileDescriptor named(NameShared(shared->name));
+  if (named.get() < 0) return OpenError(shared->name, errno);
+  if (absl::Status status = CheckSegment(named.get(), *shared); !status.ok()) return status;
   const bool write = access == Access::kReadWrite;
-  const FileDescriptor fd(OpenShared(shared->name, write));
+  const FileDescriptor fd(
+      open(absl::StrCat("/proc/self/fd/", named.get()).c_str(), (write ? O_RDWR : O_RDONLY) | O_CLOEXEC));
   if (fd.get() < 0) return OpenError(shared->name, errno);
-  if (absl::Status status = CheckKind(fd.get(), shared->name); !status.ok()) return status;
-  if (absl::Status status = CheckSize(fd.get(), *shared); !status.ok()) return status;
   void* data = mmap(nullptr, static_cast<size_t>(shared->bytes), write ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED,
                     fd.get(), 0);
   if (data == MAP_FAILED) return OpenError(shared->name, errno);
-  return std::make_unique<Mapping>(data, shared->bytes, "");
+  auto mapping = std::make_unique<Mapping>(data, shared->bytes, "");
+  if (absl::Status status = mapping->Guard(); !status.ok()) return status;
+  return mapping;
 }
 
 absl::Status HostMemory::CheckEvent(const EventHandle&) const {

@@ -19,7 +19,9 @@ class HostMemory final : public Memory {
   // All pages are reserved here, so that a full /dev/shm is an error now and not a SIGBUS at some later write.
   absl::StatusOr<std::unique_ptr<Buffer>> AllocateShared(int64_t bytes, std::string_view purpose,
                                                          MemoryHandle* handle) override;
-  // The exporting process must not shrink the segment while it is mapped: reading beyond its end is a SIGBUS.
+  // Nothing but shared memory of this user (or root's) is opened, and nothing is waited for. What the exporting process
+  // takes away while it is mapped becomes zeros and is marked: see core/guarded_range.h. RESOURCE_EXHAUSTED: pages that
+  // do not exist yet, and cannot.
   absl::StatusOr<std::unique_ptr<Buffer>> Open(const MemoryHandle& handle, Access access) override;
   absl::Status CheckEvent(const EventHandle& handle) const override;
   absl::StatusOr<std::unique_ptr<StreamEvent>> OpenEvent(const EventHandle& handle) override;

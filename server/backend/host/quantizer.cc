@@ -6,11 +6,13 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/quantize.h"
 #include "server/backend/checks.h"
 #include "server/backend/host/task_queue.h"
 #include "server/backend/host/work_table.h"
 #include "server/backend/nonfinite.h"
+#include "server/core/guarded_range.h"
 
 namespace wsync::host {
 namespace {
@@ -21,6 +23,7 @@ struct Source {
   int64_t cols = 0;
   Dtype dtype = Dtype::kBF16;
   Recipe recipe;
+  CutMark mark;  // of the lent memory it lies in
 
   int64_t row_bytes() const { return cols * DtypeBytes(dtype); }
   int64_t wire_row_bytes() const { return cols * (recipe.fp8 ? 1 : DtypeBytes(dtype)); }
@@ -52,6 +55,8 @@ class HostQuantizer final : public Quantizer {
   void EndBucket(int64_t bucket, std::byte* wire);
   void Report(int64_t tensor, int64_t element);
   absl::Status TakeError();
+  // OK: what was read of the bucket's tensors was there.
+  absl::Status CheckLent(int64_t bucket) const;
 
   const std::shared_ptr<const Plan> plan_;
   std::vector<Source> sources_;  // per catalog tensor
@@ -81,7 +86,8 @@ HostQuantizer::HostQuantizer(std::shared_ptr<const Plan> plan, const std::vector
   sources_.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& tensor = plan_->catalog().tensors()[i];
-    sources_.push_back({tensors[i], ViewOf(tensor).cols, tensor.dtype, plan_->recipes()[i].recipe});
+    sources_.push_back(
+        {tensors[i], ViewOf(tensor).cols, tensor.dtype, plan_->recipes()[i].recipe, CutMarkAt(tensors[i])});
     any_amax |= sources_.back().needs_amax();
   }
   if (any_amax) amaxes_ = std::vector<Amax>(tensors.size());
@@ -127,7 +133,9 @@ void HostQuantizer::FindAmaxes(int64_t bucket, std::byte* wire, TaskQueue::Done 
       },
       [this, bucket, wire, done = std::move(done)] {
         EndAmaxes(bucket);
-        if (absl::Status status = TakeError(); !status.ok()) return done(status);
+        absl::Status status = CheckLent(bucket);
+        status.Update(TakeError());
+        if (!status.ok()) return done(status);
         EncodeItems(bucket, wire, done);
       });
 }
@@ -162,7 +170,9 @@ void HostQuantizer::EncodeItems(int64_t bucket, std::byte* wire, TaskQueue::Done
       },
       [this, bucket, wire, done = std::move(done)] {
         EndBucket(bucket, wire);
-        done(TakeError());
+        absl::Status status = CheckLent(bucket);  // first: what was cut is no value of the client's
+        status.Update(TakeError());
+        done(status);
       });
 }
 
@@ -216,6 +226,14 @@ absl::Status HostQuantizer::TakeError() {
   if (tensor < 0) return absl::OkStatus();
   const Source& source = sources_[tensor];
   return NonFiniteError(plan_->catalog().tensors()[tensor], element, source.data + element * DtypeBytes(source.dtype));
+}
+
+absl::Status HostQuantizer::CheckLent(int64_t bucket) const {
+  for (const Piece& piece : plan_->PiecesOf(plan_->buckets()[bucket])) {
+    if (!sources_[piece.tensor].mark.cut()) continue;
+    return MemoryCutError(absl::StrCat("the memory of tensor '", plan_->catalog().tensors()[piece.tensor].name, "'"));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<absl::Span<const uint64_t>> HostQuantizer::Finish(absl::Time deadline) {
