@@ -119,6 +119,7 @@ absl::StatusOr<v1::AttachReply> EngineClient::Attach(const std::string& engine,
   request.mutable_header()->set_engine(engine);
   request.mutable_header()->set_allow_partial(allow_partial);
   request.mutable_header()->set_layer_window(layer_window);
+  request.mutable_header()->set_destinations(destinations.size());
   for (const MemoryHandle& handle : handles) *request.mutable_header()->add_handles() = ToProto(handle);
   bool writable = true;
   for (const Destination& destination : destinations) {

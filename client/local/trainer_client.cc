@@ -49,6 +49,7 @@ absl::StatusOr<v1::RegisterReply> SendRegistration(v1::Trainer::Stub& stub, cons
   v1::RegisterHeader* header = request.mutable_header();
   header->set_pid(getpid());
   header->set_replace(replace);
+  header->set_tensors(lent.tensors.size());
   for (const MemoryHandle& handle : lent.handles) *header->add_handles() = ToProto(handle);
   for (const std::string& module : lent.modules_to_not_convert) header->add_modules_to_not_convert(module);
   bool writable = true;

@@ -42,6 +42,9 @@ class EngineStream {
   virtual void Applied(const sink::TellApplied& event) = 0;
   virtual void Torn(const sink::TellTorn& event) = 0;
   virtual void Cancelled(const sink::TellCancelled& event) = 0;
+  // The controller has dealt with what the engine said last: only now is its next message read. Once for each call of
+  // OpenUpdates, EnginePaused and EngineAnswers.
+  virtual void Heard() = 0;
   // Ends the call, after what was sent before. Idempotent; nothing is sent after it.
   virtual void Finish(const absl::Status& status) = 0;
 };

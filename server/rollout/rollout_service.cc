@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
 #include "server/rollout/updates_call.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/whole_stream.h"
 
 namespace wsync {
 namespace {
@@ -16,6 +18,9 @@ constexpr size_t kChunkBytes = 1 << 20;  // of outputs per message: with the las
 constexpr size_t kMaxEngineNameBytes = 256;
 constexpr int64_t kMaxHandles = 65'536;
 constexpr int64_t kMaxDestinations = 2 * kMaxTensors;  // data and scales of every tensor
+// What an attach may take before it is checked: names are all that grows, 250 bytes for each of kMaxTensors with its
+// scales.
+constexpr size_t kMaxNamesBytes = size_t{2} << 30;
 
 // For callers that gave no deadline of their own.
 constexpr absl::Duration kDefaultWait = absl::Seconds(60);
@@ -32,9 +37,13 @@ Caller CallerOf(const grpc::CallbackServerContext& context) {
 
 class OutputsCall final : public grpc::ServerWriteReactor<v1::OutputsReply> {
  public:
-  OutputsCall(LocalApi* api, const grpc::CallbackServerContext& context) : gone_(nullptr) {
+  OutputsCall(LocalApi* api, const grpc::CallbackServerContext& context, CallLimit* limit) : place_(limit) {
     Caller caller = CallerOf(context);
     gone_ = caller.gone;
+    if (!place_.status().ok()) {
+      Finish(ToGrpc(place_.status()));
+      return;
+    }
     api->AwaitPlan(std::move(caller), [this](absl::StatusOr<std::shared_ptr<const Plan>> plan) {
       if (!plan.ok()) return Finish(ToGrpc(plan.status()));
       plan_ = *std::move(plan);
@@ -64,6 +73,7 @@ class OutputsCall final : public grpc::ServerWriteReactor<v1::OutputsReply> {
   void OnCancel() override { gone_->store(true); }
   void OnDone() override { delete this; }
 
+  const CallLimit::Place place_;
   std::shared_ptr<std::atomic<bool>> gone_;
   std::shared_ptr<const Plan> plan_;
   size_t next_ = 0;
@@ -72,9 +82,9 @@ class OutputsCall final : public grpc::ServerWriteReactor<v1::OutputsReply> {
 
 class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
  public:
-  AttachCall(LocalApi* api, const grpc::CallbackServerContext& context, v1::AttachReply* reply)
-      : api_(api), caller_(CallerOf(context)), gone_(caller_.gone), reply_(reply) {
-    StartRead(&request_);
+  AttachCall(LocalApi* api, const grpc::CallbackServerContext& context, v1::AttachReply* reply, CallLimit* limit)
+      : api_(api), context_(context), place_(limit), caller_(CallerOf(context)), gone_(caller_.gone), reply_(reply) {
+    place_.status().ok() ? StartRead(&request_) : Finish(ToGrpc(place_.status()));
   }
 
  private:
@@ -97,7 +107,11 @@ class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
     for (const v1::Destination& destination : request.destinations()) {
       absl::StatusOr<Destination> converted = FromProto(destination);
       if (!converted.ok()) return converted.status();
+      name_bytes_ += converted->output.size();
       spec_.destinations.push_back(*std::move(converted));
+    }
+    if (name_bytes_ > kMaxNamesBytes) {
+      return absl::InvalidArgumentError("the destinations' names take more than 2 GiB: is the list garbled?");
     }
     return absl::OkStatus();
   }
@@ -115,6 +129,7 @@ class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
     spec_.allow_partial = header.allow_partial();
     spec_.layer_events = header.layer_events();
     spec_.layer_window = header.layer_window();
+    if (header.has_destinations()) announced_ = header.destinations();
     for (const v1::MemoryHandle& handle : header.handles()) {
       absl::StatusOr<MemoryHandle> converted = FromProto(handle);
       if (!converted.ok()) return converted.status();
@@ -124,8 +139,9 @@ class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
   }
 
   void Submit() {
-    if (gone_->load()) return Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller is gone"));
-    if (!has_header_) return Finish(ToGrpc(absl::InvalidArgumentError("Attach without any message")));
+    absl::Status whole = CheckWhole(announced_, spec_.destinations.size(), context_.IsCancelled(), "destinations");
+    if (!has_header_) whole.Update(absl::InvalidArgumentError("Attach without any message"));
+    if (!whole.ok()) return Finish(ToGrpc(whole));
     api_->Attach(std::move(caller_), std::move(spec_), [this](absl::StatusOr<Attached> attached) {
       if (!attached.ok()) return Finish(ToGrpc(attached.status()));
       reply_->set_attachment_id(attached->attachment_id);
@@ -138,28 +154,32 @@ class AttachCall final : public grpc::ServerReadReactor<v1::AttachRequest> {
   void OnDone() override { delete this; }
 
   LocalApi* const api_;
+  const grpc::CallbackServerContext& context_;
+  const CallLimit::Place place_;
   Caller caller_;
   const std::shared_ptr<std::atomic<bool>> gone_;
   v1::AttachReply* const reply_;
   v1::AttachRequest request_;
   AttachSpec spec_;
   bool has_header_ = false;
+  std::optional<uint64_t> announced_;  // destinations
+  size_t name_bytes_ = 0;
 };
 
 }  // namespace
 
 grpc::ServerWriteReactor<v1::OutputsReply>* RolloutService::GetOutputs(grpc::CallbackServerContext* context,
                                                                        const v1::GetOutputsRequest*) {
-  return new OutputsCall(api_, *context);
+  return new OutputsCall(api_, *context, &outputs_calls_);
 }
 
 grpc::ServerReadReactor<v1::AttachRequest>* RolloutService::Attach(grpc::CallbackServerContext* context,
                                                                    v1::AttachReply* reply) {
-  return new AttachCall(api_, *context, reply);
+  return new AttachCall(api_, *context, reply, &attach_calls_);
 }
 
 grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* RolloutService::Updates(grpc::CallbackServerContext*) {
-  return UpdatesCall::Start(api_);
+  return UpdatesCall::Start(api_, &update_streams_);
 }
 
 grpc::ServerUnaryReactor* RolloutService::Detach(grpc::CallbackServerContext* context, const v1::DetachRequest* request,

@@ -4,6 +4,7 @@
 #define WSYNC_SERVER_ROLLOUT_ROLLOUT_SERVICE_H_
 
 #include "server/rollout/local_api.h"
+#include "server/rpc/call_limit.h"
 #include "wsync/v1/rollout.grpc.pb.h"
 
 namespace wsync {
@@ -22,6 +23,9 @@ class RolloutService final : public v1::Rollout::CallbackService {
 
  private:
   LocalApi* const api_;
+  CallLimit outputs_calls_{"GetOutputs", 1024};
+  CallLimit attach_calls_{"Attach", 64};
+  CallLimit update_streams_{"Updates", 1024};
 };
 
 }  // namespace wsync

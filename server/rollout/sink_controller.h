@@ -124,6 +124,8 @@ class SinkController final : public LocalApi, private MemberDelegate {
   absl::Time NextDeadline() const;
   void Tick();
   void Post(std::function<void()> job) { thread_->Post(std::move(job)); }
+  // What the engine said on that stream.
+  void PostHeard(const std::shared_ptr<EngineStream>& stream, std::function<void()> job);
   // Runs `job` on the thread and waits until it has called what it was given, or until the deadline.
   void RunAndWait(absl::Time deadline, std::function<void(std::function<void()> finished)> job);
 

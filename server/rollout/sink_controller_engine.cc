@@ -166,8 +166,15 @@ void SinkController::LetEngineGoIfCut() {
 
 // ---- the Updates stream
 
+void SinkController::PostHeard(const std::shared_ptr<EngineStream>& stream, std::function<void()> job) {
+  Post([stream, job = std::move(job)] {
+    job();
+    stream->Heard();
+  });
+}
+
 void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<EngineStream> stream) {
-  Post([this, attachment_id = std::move(attachment_id), stream = std::move(stream)] {
+  PostHeard(stream, [this, attachment_id = std::move(attachment_id), stream] {
     if (!IsAttached(attachment_id)) return stream->Finish(WhyNotAttached(attachment_id));
     if (engine_->stream != nullptr) {
       return stream->Finish(absl::AlreadyExistsError("this attachment has an update stream already"));
@@ -179,7 +186,7 @@ void SinkController::OpenUpdates(std::string attachment_id, std::shared_ptr<Engi
 
 void SinkController::EnginePaused(std::shared_ptr<EngineStream> stream, uint64_t version,
                                   std::optional<EventHandle> after) {
-  Post([this, stream = std::move(stream), version, after = std::move(after)] {
+  PostHeard(stream, [this, stream, version, after = std::move(after)] {
     if (engine_stream() != stream.get()) return;
     const absl::Status usable = after.has_value() ? memory_.CheckEvent(*after) : absl::OkStatus();
     if (!usable.ok()) {
@@ -198,7 +205,7 @@ std::optional<EventHandle> SinkController::PausedAt(uint64_t version) const {
 
 void SinkController::EngineAnswers(std::shared_ptr<EngineStream> stream, LayerAnswer answer) {
   auto shared = std::make_shared<LayerAnswer>(std::move(answer));
-  Post([this, stream = std::move(stream), shared] {
+  PostHeard(stream, [this, stream, shared] {
     if (engine_stream() == stream.get()) receiver_.Answer(std::move(*shared));
   });
 }

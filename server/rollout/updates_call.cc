@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/rpc/convert.h"
 
 namespace wsync {
@@ -32,17 +33,23 @@ v1::OutputTensor OutputToProto(const Plan& plan, const Output& output) {
   return message;
 }
 
-grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* UpdatesCall::Start(LocalApi* api) {
-  std::shared_ptr<UpdatesCall> call(new UpdatesCall(api));
+grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* UpdatesCall::Start(LocalApi* api, CallLimit* limit) {
+  std::shared_ptr<UpdatesCall> call(new UpdatesCall(api, limit));
   call->self_ = call;
-  call->StartRead(&call->incoming_);
+  const absl::Status taken = call->place_.status();
+  taken.ok() ? call->Heard() : call->Finish(taken);
   return call.get();
 }
 
 void UpdatesCall::OnReadDone(bool ok) {
   if (!ok) return api_->EngineGone(self_, absl::CancelledError("the engine closed its update stream"));
+  // The next is read once the controller has dealt with this one: an engine cannot fill its queue.
   if (absl::Status status = Hear(std::exchange(incoming_, {})); !status.ok()) return api_->EngineGone(self_, status);
-  StartRead(&incoming_);
+}
+
+void UpdatesCall::Heard() {
+  MutexLock lock(&mu_);
+  if (!finish_) StartRead(&incoming_);
 }
 
 absl::Status UpdatesCall::Hear(const v1::EngineMessage& message) {
@@ -158,10 +165,18 @@ void UpdatesCall::Finish(const absl::Status& status) {
 }
 
 void UpdatesCall::Send(v1::UpdateEvent event) {
+  bool full = false;
   {
     MutexLock lock(&mu_);
-    if (finish_) return;
-    queue_.push_back(std::move(event));
+    if (finish_ || unread_) return;
+    unread_ = queue_.size() >= kMaxUnread;
+    if (!unread_) queue_.push_back(std::move(event));
+    full = unread_;
+  }
+  if (full) {
+    return api_->EngineGone(self_, absl::ResourceExhaustedError(absl::StrCat(
+                                       "the engine does not read its update stream: ", kMaxUnread,
+                                       " events wait there; attach again, and read on while weights are used")));
   }
   GoOn();
 }

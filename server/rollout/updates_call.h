@@ -12,6 +12,7 @@
 
 #include "server/core/sync.h"
 #include "server/rollout/local_api.h"
+#include "server/rpc/call_limit.h"
 #include "wsync/v1/rollout.grpc.pb.h"
 
 namespace wsync {
@@ -20,7 +21,10 @@ v1::OutputTensor OutputToProto(const Plan& plan, const Output& output);
 
 class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>, public EngineStream {
  public:
-  static grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* Start(LocalApi* api);
+  // Events that wait for an engine which reads none of them, before it is let go: no version has as many.
+  static constexpr size_t kMaxUnread = 4096;
+
+  static grpc::ServerBidiReactor<v1::EngineMessage, v1::UpdateEvent>* Start(LocalApi* api, CallLimit* limit);
 
   void Prepare(const sink::TellPrepare& event) override;
   void LayerComplete(uint64_t version, const LayerReady& layer) override;
@@ -29,10 +33,11 @@ class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::
   void Applied(const sink::TellApplied& event) override;
   void Torn(const sink::TellTorn& event) override;
   void Cancelled(const sink::TellCancelled& event) override;
+  void Heard() override;
   void Finish(const absl::Status& status) override;
 
  private:
-  explicit UpdatesCall(LocalApi* api) : api_(api) {}
+  UpdatesCall(LocalApi* api, CallLimit* limit) : api_(api), place_(limit) {}
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -44,6 +49,7 @@ class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::
   void GoOn();
 
   LocalApi* const api_;
+  const CallLimit::Place place_;
   v1::EngineMessage incoming_;
   v1::UpdateEvent outgoing_;  // being written
   bool greeted_ = false;      // gRPC's read callbacks only
@@ -52,6 +58,7 @@ class UpdatesCall final : public grpc::ServerBidiReactor<v1::EngineMessage, v1::
   std::deque<v1::UpdateEvent> queue_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> finish_ ABSL_GUARDED_BY(mu_);  // to end with, once the queue is out
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool unread_ ABSL_GUARDED_BY(mu_) = false;  // it has kMaxUnread, and was told on
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
 

@@ -11,14 +11,15 @@ constexpr size_t kAlways = 16;  // a call has at most four events besides progre
 
 }  // namespace
 
-std::shared_ptr<PublishCall> PublishCall::Open(std::function<void()> hung_up) {
-  std::shared_ptr<PublishCall> call(new PublishCall(std::move(hung_up)));
+std::shared_ptr<PublishCall> PublishCall::Open(std::function<void()> hung_up, CallLimit* limit) {
+  std::shared_ptr<PublishCall> call(new PublishCall(std::move(hung_up), limit));
   call->self_ = call;
   return call;
 }
 
-PublishCall::PublishCall(std::function<void()> hung_up)
-    : hung_up_(std::move(hung_up)),
+PublishCall::PublishCall(std::function<void()> hung_up, CallLimit* limit)
+    : place_(limit),
+      hung_up_(std::move(hung_up)),
       writer_({[this](const v1::PublishEvent* event) { StartWrite(event); },
                [this](const grpc::Status& status) { Finish(status); },
                [this](const v1::PublishEvent* event, const grpc::Status& status) {

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "server/rpc/call_limit.h"
 #include "server/trainer/publish_tracker.h"
 #include "server/trainer/stream_writer.h"
 #include "wsync/v1/trainer.pb.h"
@@ -18,7 +19,9 @@ namespace wsync {
 class PublishCall final : public grpc::ServerWriteReactor<v1::PublishEvent>, public PublishWatcher {
  public:
   // Owns itself until gRPC is done with it. `hung_up` is called when the caller did, on a thread of gRPC's.
-  static std::shared_ptr<PublishCall> Open(std::function<void()> hung_up);
+  static std::shared_ptr<PublishCall> Open(std::function<void()> hung_up, CallLimit* limit);
+  // RESOURCE_EXHAUSTED: too many are open, and this one is to Fail.
+  absl::Status taken() const { return place_.status(); }
 
   void Fail(const absl::Status& why);
 
@@ -29,11 +32,12 @@ class PublishCall final : public grpc::ServerWriteReactor<v1::PublishEvent>, pub
   bool HungUp() const override { return gone_; }
 
  private:
-  explicit PublishCall(std::function<void()> hung_up);
+  PublishCall(std::function<void()> hung_up, CallLimit* limit);
   void OnWriteDone(bool ok) override { writer_.Written(ok); }
   void OnCancel() override;
   void OnDone() override { self_ = nullptr; }
 
+  const CallLimit::Place place_;
   const std::function<void()> hung_up_;
   std::atomic<bool> gone_ = false;
   StreamWriter<v1::PublishEvent> writer_;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/whole_stream.h"
 
 namespace wsync {
 namespace {
@@ -14,17 +15,14 @@ constexpr size_t kMaxNamesBytes = size_t{1} << 30;
 
 }  // namespace
 
-RegisterCall::RegisterCall(grpc::CallbackServerContext* context, v1::RegisterReply* reply, Registrar* registrar)
-    : context_(context), reply_(reply), registrar_(registrar) {
-  StartRead(&message_);
+RegisterCall::RegisterCall(grpc::CallbackServerContext* context, v1::RegisterReply* reply, Registrar* registrar,
+                           CallLimit* limit)
+    : context_(context), reply_(reply), registrar_(registrar), place_(limit) {
+  place_.status().ok() ? StartRead(&message_) : Finish(ToGrpc(place_.status()));
 }
 
 void RegisterCall::OnReadDone(bool ok) {
-  if (!ok) {
-    // The same for "that was all" and "the caller is gone": half a catalog must not be registered.
-    if (context_->IsCancelled()) return Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller hung up"));
-    return Decide();
-  }
+  if (!ok) return Decide();  // the same for "that was all" and "the caller is gone"
   if (absl::Status status = Take(message_); !status.ok()) return Finish(ToGrpc(status));
   StartRead(&message_);
 }
@@ -56,6 +54,7 @@ absl::Status RegisterCall::TakeHeader(const v1::RegisterHeader& header) {
   has_header_ = true;
   request_.pid = header.pid();
   request_.replace = header.replace();
+  if (header.has_tensors()) announced_ = header.tensors();
   if (static_cast<size_t>(header.handles_size()) > kMaxHandles) {
     return absl::InvalidArgumentError(
         absl::StrCat(header.handles_size(), " memory handles; at most ", kMaxHandles, " can be registered"));
@@ -71,7 +70,9 @@ absl::Status RegisterCall::TakeHeader(const v1::RegisterHeader& header) {
 }
 
 void RegisterCall::Decide() {
-  if (!has_header_) return Finish(ToGrpc(absl::InvalidArgumentError("a registration begins with its header")));
+  absl::Status whole = CheckWhole(announced_, request_.tensors.size(), context_->IsCancelled(), "tensors");
+  if (!has_header_) whole.Update(absl::InvalidArgumentError("a registration begins with its header"));
+  if (!whole.ok()) return Finish(ToGrpc(whole));
   registrar_->Register(std::move(request_), [this](absl::StatusOr<Registered> registered) {
     if (!registered.ok()) return Finish(ToGrpc(registered.status()));
     const PlanInfo& plan = registered->plan;

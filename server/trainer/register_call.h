@@ -5,7 +5,11 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <cstdint>
+#include <optional>
+
 #include "absl/status/status.h"
+#include "server/rpc/call_limit.h"
 #include "server/trainer/registrar.h"
 #include "wsync/v1/trainer.pb.h"
 
@@ -14,7 +18,7 @@ namespace wsync {
 // Deletes itself when gRPC is done with it.
 class RegisterCall final : public grpc::ServerReadReactor<v1::RegisterRequest> {
  public:
-  RegisterCall(grpc::CallbackServerContext* context, v1::RegisterReply* reply, Registrar* registrar);
+  RegisterCall(grpc::CallbackServerContext* context, v1::RegisterReply* reply, Registrar* registrar, CallLimit* limit);
 
  private:
   void OnReadDone(bool ok) override;
@@ -28,7 +32,9 @@ class RegisterCall final : public grpc::ServerReadReactor<v1::RegisterRequest> {
   Registrar* const registrar_;
   v1::RegisterRequest message_;
   RegistrationRequest request_;
+  const CallLimit::Place place_;
   bool has_header_ = false;
+  std::optional<uint64_t> announced_;  // tensors
   size_t name_bytes_ = 0;
 };
 

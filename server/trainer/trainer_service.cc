@@ -19,13 +19,18 @@ absl::Status ShuttingDown() {
 
 grpc::ServerReadReactor<v1::RegisterRequest>* TrainerService::Register(grpc::CallbackServerContext* context,
                                                                        v1::RegisterReply* reply) {
-  return new RegisterCall(context, reply, registrar_);
+  return new RegisterCall(context, reply, registrar_, &registrations_);
 }
 
 grpc::ServerWriteReactor<v1::PublishEvent>* TrainerService::Publish(grpc::CallbackServerContext*,
                                                                     const v1::PublishRequest* request) {
   auto call = PublishCall::Open(
-      [this, version = request->version()] { loop_->Run([this, version] { CallOffIfForsaken(version); }); });
+      [this, version = request->version()] { loop_->Run([this, version] { CallOffIfForsaken(version); }); },
+      &publishes_);
+  if (!call->taken().ok()) {
+    call->Fail(call->taken());
+    return call.get();
+  }
   const bool queued = loop_->Run([this, call, request = *request] {
     if (call->HungUp()) return;
     if (absl::Status status = Admit(request); !status.ok()) return call->Fail(status);

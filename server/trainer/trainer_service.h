@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 
+#include "server/rpc/call_limit.h"
 #include "server/trainer/control_loop.h"
 #include "server/trainer/publish_tracker.h"
 #include "server/trainer/registrar.h"
@@ -41,6 +42,8 @@ class TrainerService final : public v1::Trainer::CallbackService {
   ControlLoop* const loop_;
   const Memory* const memory_;
   std::atomic<bool> draining_ = false;
+  CallLimit registrations_{"Register", 64};
+  CallLimit publishes_{"Publish", 1024};
 };
 
 }  // namespace wsync

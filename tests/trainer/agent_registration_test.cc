@@ -155,6 +155,30 @@ TEST_F(AgentTest, RegistrationWithoutHeaderIsRefused) {
   }
 }
 
+TEST_F(AgentTest, ACatalogOfWhichPartCameIsNeverRegistered) {
+  StartAgent();
+  backend_->Lend("/weights", 4096);
+  for (const uint64_t announced : {uint64_t{2}, uint64_t{0}, uint64_t{1}}) {
+    grpc::ClientContext context;
+    v1::RegisterReply reply;
+    auto stream = trainer_->Register(&context, &reply);
+    v1::RegisterRequest request;
+    request.mutable_header()->set_pid(getpid());
+    request.mutable_header()->set_tensors(announced);
+    request.mutable_header()->add_handles()->mutable_shared_memory()->set_name("/weights");
+    request.mutable_header()->mutable_handles(0)->mutable_shared_memory()->set_size_bytes(4096);
+    request.add_tensors()->mutable_tensor()->set_name("a");
+    request.mutable_tensors(0)->mutable_tensor()->set_dtype(v1::DTYPE_BF16);
+    stream->Write(request);
+    stream->WritesDone();
+    const grpc::Status status = stream->Finish();
+    EXPECT_EQ(status.ok(), announced == 1) << status.error_message();
+    if (announced != 1) {
+      EXPECT_THAT(status.error_message(), HasSubstr(absl::StrCat("1 tensors where its header says ", announced)));
+    }
+  }
+}
+
 TEST_F(AgentTest, AbandonedRegistrationRegistersNothing) {
   StartAgent();
   {

@@ -67,6 +67,7 @@ class Engine:
             allow_partial=allow_partial,
             layer_events=layer_events,
             layer_window=0 if window is None else window.size,
+            destinations=len(lent.entries),
         )
         self.window = window
         self.request = _chunks(lent.entries, header)

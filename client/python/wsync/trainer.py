@@ -405,6 +405,7 @@ def _messages(
         handles=handles.messages(),
         replace=replace,
         modules_to_not_convert=modules_to_not_convert,
+        tensors=len(weights),
     )
     registered = _wire.message("RegisteredTensor")
     entries = [
