@@ -10,6 +10,7 @@
 #include <iostream>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -107,7 +108,7 @@ std::optional<int> ParseArguments(int argc, char** argv, const DaemonSpec& spec,
   app.add_option("--config", arguments->config_file, "YAML file with settings")->type_name("FILE");
   app.add_flag("--check-config", arguments->check_config,
                "print every setting with its origin and exit: 0 if the configuration is good and the files of tls\n"
-               "can be read, else 2");
+               "can be used, else 2");
   const std::vector<ConfigField> fields = ConfigFields(*spec.config);
   FlagTexts texts;
   AddFlags(fields, &app, &texts);
@@ -149,10 +150,23 @@ LogOptions LogOptionsFrom(const google::protobuf::Message& config, const std::st
   return options;
 }
 
+void TakeHangup(const std::string& log_file) {
+  const absl::Status reopened = ReopenLog();
+  if (!reopened.ok()) {
+    LogWarn("SIGHUP: lines go on to where they went", {{"error", std::string(reopened.message())}});
+  } else {
+    LogInfo(log_file.empty() ? "SIGHUP: there is no log.file to open anew" : "SIGHUP: opened the log file anew",
+            {{"configuration", "is read at the start only"}});
+  }
+}
+
 // The signal that ends the daemon, or why it cannot go on.
-absl::StatusOr<int> WaitForEnd(SignalWatcher& signals, const Daemon& daemon) {
+absl::StatusOr<int> WaitForEnd(SignalWatcher& signals, const Daemon& daemon, const std::string& log_file) {
   while (true) {
-    if (const auto signal = signals.WaitUntil(MonotonicNow() + kHealthPeriod)) return *signal;
+    const std::optional<int> signal = signals.WaitUntil(MonotonicNow() + kHealthPeriod);
+    if (signal == SIGHUP) TakeHangup(log_file);
+    if (signal.has_value() && *signal != SIGHUP) return *signal;
+    TellLeftOutOfLog();
     absl::Status health = daemon.Health();
     health.Update(ListenersHealth());
     if (!health.ok()) return health;
@@ -204,7 +218,7 @@ int Serve(const DaemonSpec& spec, const std::string& log_file) {
     return log_file.empty() ? kError : Fail(spec, daemon.status(), kError);
   }
   LogInfo((*daemon)->Banner(), {{"version", std::string(kVersion)}, {"pid", absl::StrCat(getpid())}});
-  const auto signal = WaitForEnd(**signals, **daemon);
+  const auto signal = WaitForEnd(**signals, **daemon, log_file);
   if (!signal.ok()) ExitForRestart(daemon->get(), signal.status());
   LogInfo("stopping; the same signal again ends it at once", {{"signal", *signal == SIGINT ? "SIGINT" : "SIGTERM"}});
   (*daemon)->Stop(kGrace);

@@ -40,7 +40,8 @@ struct DaemonSpec {
 };
 
 // Parses argv (--config FILE, --check-config, --version, --help, one flag per config key), loads the config, starts,
-// waits for SIGTERM or SIGINT, stops. First signal: graceful; second: exits at once with 128+signal.
+// waits for SIGTERM or SIGINT, stops. First signal: graceful; second: exits at once with 128+signal. SIGHUP opens the
+// log file anew. See signals.h for the others.
 // Returns main's exit code: 0, 1 error, 2 usage or bad config. When the daemon's Health is not OK the process ends with
 // kExitForRestart within 3 s, after what it can still say goodbye to; whatever hangs in it does not hold that up.
 int RunDaemon(int argc, char** argv, const DaemonSpec& spec);

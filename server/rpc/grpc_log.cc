@@ -24,11 +24,10 @@ void Take(gpr_log_func_args* args) {
     auto why = std::make_unique<const std::string>(text);
     if (listener_ended.compare_exchange_strong(none, why.get())) (void)why.release();  // for as long as the process
   }
-  const LogFields fields = {{"from", absl::StrCat(args->file, ":", args->line)}};
+  const std::string from = absl::StrCat(args->file, ":", args->line);
   const std::string message = absl::StrCat("gRPC: ", text);
-  if (args->severity == GPR_LOG_SEVERITY_ERROR)
-    return LogWarn(message, fields);  // it is an error to gRPC, not yet to us
-  LogDebug(message, fields);
+  // It is an error to gRPC, not yet to us.
+  (args->severity == GPR_LOG_SEVERITY_ERROR ? LogWarnFrom : LogDebugFrom)(from, message, {{"from", from}});
 }
 
 }  // namespace

@@ -16,8 +16,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "server/core/clock.h"
 #include "server/core/sync.h"
 #include "server/rpc/errno_text.h"
+#include "server/rpc/log_limiter.h"
 
 namespace wsync {
 namespace {
@@ -144,17 +146,57 @@ std::shared_ptr<const Output>& OutputSlot() {
   return *slot;
 }
 
+LogOptions& CurrentOptions() {  // under OutputMutex
+  static auto* const options = new LogOptions;
+  return *options;
+}
+
 std::shared_ptr<const Output> CurrentOutput() {
   MutexLock lock(&OutputMutex());
   return OutputSlot();
 }
 
-void Write(Level level, std::string_view message, const LogFields& fields) {
+Mutex& LimiterMutex() {
+  static Mutex* const mu = new Mutex;
+  return *mu;
+}
+
+LogLimiter& Limiter() {
+  static LogLimiter* const limiter = new LogLimiter({});
+  return *limiter;
+}
+
+void WriteLine(const Output& output, Level level, std::string_view message, const LogFields& fields) {
+  output.logger->log(level, spdlog::string_view_t(output.json ? JsonLine(output, level, message, fields)
+                                                              : TextLine(output, level, message, fields)));
+}
+
+void WriteLeftOut(const Output& output, const std::vector<LogLimiter::LeftOut>& all) {
+  for (const LogLimiter::LeftOut& left_out : all) {
+    const std::string like = left_out.cause.empty() ? "of many kinds" : absl::StrCat("like \"", left_out.cause, "\"");
+    WriteLine(output, Level::warn, absl::StrCat("and ", left_out.lines, " more lines ", like, " in 10 s"),
+              {{"left_out", absl::StrCat(left_out.lines)}});
+  }
+}
+
+// `cause`: of lines that are alike; those of another level are not.
+void Write(Level level, std::string_view cause, std::string_view message, const LogFields& fields) {
   const std::shared_ptr<const Output> output = CurrentOutput();
   if (!output->logger->should_log(level)) return;
-  const std::string line =
-      output->json ? JsonLine(*output, level, message, fields) : TextLine(*output, level, message, fields);
-  output->logger->log(level, spdlog::string_view_t(line));
+  const absl::Time now = MonotonicNow();
+  std::vector<LogLimiter::LeftOut> left_out;
+  bool admitted = false;
+  {
+    MutexLock lock(&LimiterMutex());
+    left_out = Limiter().Over(now);
+    admitted = Limiter().Admit(absl::StrCat(LevelName(level), " ", std::string(cause)), now);
+  }
+  WriteLeftOut(*output, left_out);
+  if (admitted) WriteLine(*output, level, message, fields);
+}
+
+void Write(Level level, std::string_view message, const LogFields& fields) {
+  Write(level, CauseOf(message), message, fields);
 }
 
 // spdlog reports a failed open by an exception without errno, after retries: so it is tried first.
@@ -196,7 +238,33 @@ absl::Status InitLog(const LogOptions& options) {
   auto output = MakeOutput(std::move(sink), *level, options.component, options.format == "json");
   MutexLock lock(&OutputMutex());
   OutputSlot() = std::move(output);
+  CurrentOptions() = options;
   return absl::OkStatus();
+}
+
+absl::Status ReopenLog() {
+  LogOptions options;
+  {
+    MutexLock lock(&OutputMutex());
+    options = CurrentOptions();
+  }
+  return options.file.empty() ? absl::OkStatus() : InitLog(options);
+}
+
+void TellLeftOutOfLog() {
+  std::vector<LogLimiter::LeftOut> left_out;
+  {
+    MutexLock lock(&LimiterMutex());
+    left_out = Limiter().Over(MonotonicNow());
+  }
+  if (!left_out.empty()) WriteLeftOut(*CurrentOutput(), left_out);
+}
+
+void LogWarnFrom(std::string_view cause, std::string_view message, const LogFields& fields) {
+  Write(Level::warn, cause, message, fields);
+}
+void LogDebugFrom(std::string_view cause, std::string_view message, const LogFields& fields) {
+  Write(Level::debug, cause, message, fields);
 }
 
 void LogDebug(std::string_view message, const LogFields& fields) { Write(Level::debug, message, fields); }

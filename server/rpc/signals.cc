@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <csignal>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
@@ -33,13 +34,13 @@ constexpr absl::Duration kSameSignal = absl::Milliseconds(200);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SignalWatcher>> SignalWatcher::Create() {
-  std::signal(SIGPIPE, SIG_IGN);
-  sigset_t ends;
-  sigemptyset(&ends);
-  sigaddset(&ends, SIGTERM);
-  sigaddset(&ends, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &ends, nullptr);
-  const int signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+  for (const int ignored : {SIGPIPE, SIGUSR1, SIGUSR2, SIGXFSZ}) std::signal(ignored, SIG_IGN);
+  sigset_t taken;
+  sigemptyset(&taken);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&taken, signal);
+  std::signal(SIGHUP, SIG_DFL);  // nohup(1) leaves it ignored, and then it never comes
+  pthread_sigmask(SIG_BLOCK, &taken, nullptr);
+  const int signal_fd = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
   const int stop_fd = signal_fd < 0 ? -1 : eventfd(0, EFD_CLOEXEC);
   if (stop_fd < 0) {
     const int error = errno;
@@ -61,10 +62,11 @@ SignalWatcher::~SignalWatcher() {
 
 std::optional<int> SignalWatcher::WaitUntil(absl::Time deadline) {
   MutexLock lock(&mu_);
-  while (first_ == 0) {
+  while (first_ == 0 && !hung_up_) {
     if (!changed_.WaitUntil(&mu_, deadline)) break;
   }
-  return first_ == 0 ? std::nullopt : std::optional(first_);
+  if (first_ != 0) return first_;
+  return std::exchange(hung_up_, false) ? std::optional(SIGHUP) : std::nullopt;
 }
 
 void SignalWatcher::Run() {
@@ -76,6 +78,12 @@ void SignalWatcher::Run() {
     signalfd_siginfo info;
     if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
     const int signal = static_cast<int>(info.ssi_signo);
+    if (signal == SIGHUP) {
+      MutexLock lock(&mu_);
+      hung_up_ = true;
+      changed_.SignalAll();
+      continue;
+    }
     const absl::Time now = MonotonicNow();
     if (now >= asked + kSameSignal) EndAtOnce(signal);
     asked = std::min(asked, now);

@@ -1,4 +1,7 @@
-// The end of a daemon as the outside asks for it: SIGTERM or SIGINT once, gracefully; twice, at once.
+// What signals mean to a daemon. SIGTERM or SIGINT: the end, once, gracefully; twice, at once. SIGHUP: told on, and no
+// end, though it is one by default: logrotate(8) sends it, and a terminal that closes. SIGPIPE, SIGUSR1, SIGUSR2 and
+// SIGXFSZ are ignored: a peer that goes away and a full log file are error codes, and nothing here listens for the
+// other two. SIGQUIT and SIGABRT end it with a core, for who wants to see where it hangs.
 #ifndef WSYNC_SERVER_RPC_SIGNALS_H_
 #define WSYNC_SERVER_RPC_SIGNALS_H_
 
@@ -12,16 +15,16 @@
 
 namespace wsync {
 
-// Owns a thread that takes the two signals. REQUIRES: made before any other thread, which all inherit the blocked
+// Owns a thread that takes the three signals. REQUIRES: made before any other thread, which all inherit the blocked
 // signals, and once per process. Thread-safe.
 class SignalWatcher {
  public:
-  // Also ignores SIGPIPE: a peer that goes away is an error code, not the end of the process.
   static absl::StatusOr<std::unique_ptr<SignalWatcher>> Create();
   ~SignalWatcher();
 
-  // Blocks until the first signal and returns its number; nullopt at the deadline. The second one ends the process with
-  // 128 + its number, whatever it is doing.
+  // Blocks until a signal and returns its number; nullopt at the deadline. SIGHUP is told once, however many came; of
+  // the other two the first, from then on always. The second one ends the process with 128 + its number, whatever it is
+  // doing.
   std::optional<int> WaitUntil(absl::Time deadline);
 
  private:
@@ -32,7 +35,8 @@ class SignalWatcher {
   const int stop_fd_;
   Mutex mu_;
   CondVar changed_;
-  int first_ ABSL_GUARDED_BY(mu_) = 0;
+  int first_ ABSL_GUARDED_BY(mu_) = 0;  // of those that end
+  bool hung_up_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };
 

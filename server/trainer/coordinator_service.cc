@@ -152,7 +152,7 @@ void CoordinatorService::Join(const Connection& connection, const v1::Join& join
   (void)WSYNC_FAILPOINT("trainer.join");
   if (absl::Status status = CheckJoin(join, options_.join); !status.ok()) {
     LogWarn("a rollout agent was refused",
-            {{"name", WireText(join.name())}, {"reason", std::string(status.message())}});
+            {{"peer", connection->peer()}, {"name", WireText(join.name())}, {"reason", std::string(status.message())}});
     return Refuse(connection, status, /*retry=*/false);
   }
   members_[connection->id()] = connection;

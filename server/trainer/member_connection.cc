@@ -30,6 +30,7 @@ std::shared_ptr<MemberConnection> MemberConnection::Open(grpc::CallbackServerCon
 MemberConnection::MemberConnection(grpc::CallbackServerContext* context, MemberId id, Handlers handlers)
     : context_(context),
       id_(id),
+      peer_(context->peer()),
       handlers_(std::move(handlers)),
       writer_({[this](const grpc::ByteBuffer* message) { StartWrite(message); },
                [this](const grpc::Status& status) { Finish(status); },

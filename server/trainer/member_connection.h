@@ -35,6 +35,7 @@ class MemberConnection final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
   static std::shared_ptr<MemberConnection> Open(grpc::CallbackServerContext* context, MemberId id, Handlers handlers);
 
   MemberId id() const { return id_; }
+  const std::string& peer() const { return peer_; }  // its address, as gRPC writes it
   void ReadNext();
   void Send(const v1::CoordinatorMessage& message);
   void Send(const std::vector<grpc::ByteBuffer>& chunks);
@@ -50,6 +51,7 @@ class MemberConnection final : public grpc::ServerBidiReactor<grpc::ByteBuffer, 
 
   grpc::CallbackServerContext* const context_;
   const MemberId id_;
+  const std::string peer_;
   const Handlers handlers_;
   grpc::ByteBuffer incoming_;
   StreamWriter<grpc::ByteBuffer> writer_;

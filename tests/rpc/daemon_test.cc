@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 class DaemonTest : public testing::Test {
  protected:
@@ -60,6 +62,43 @@ TEST_F(DaemonTest, ASecondSignalEndsItAtOnceThoughItHangs) {
     EXPECT_EQ(daemon.WaitForExit(), 128 + signal) << daemon.output();
     EXPECT_THAT(daemon.output(), HasSubstr(absl::StrCat("ended at once, with exit code ", 128 + signal)));
   }
+}
+
+TEST_F(DaemonTest, SighupOpensTheLogFileAnewAndEndsNothing) {
+  auto command = Serving("grpo");
+  command.insert(command.end(), {"--log.file", dir_.Path("log")});
+  ChildProcess daemon(command);
+  v1::JobStatus reply;
+  ASSERT_TRUE(CallGetStatus(NewChannel(Socket(), nullptr), &reply).ok());
+  std::filesystem::rename(dir_.Path("log"), dir_.Path("log.1"));
+  daemon.Signal(SIGHUP);
+  const absl::Time deadline = MonotonicNow() + kChildWait;
+  while (dir_.Read("log").find("SIGHUP: opened the log file anew") == std::string::npos) {
+    ASSERT_LT(MonotonicNow(), deadline);
+  }
+  daemon.Signal(SIGTERM);
+  EXPECT_EQ(daemon.WaitForExit(), 0) << daemon.output();
+  EXPECT_THAT(dir_.Read("log"), HasSubstr("stopped"));
+  EXPECT_THAT(dir_.Read("log.1"), Not(HasSubstr("stopped")));
+}
+
+TEST_F(DaemonTest, SignalsThatAreNoEndAreNone) {
+  ChildProcess daemon(Serving("grpo"));
+  ASSERT_TRUE(daemon.WaitForOutput("listening on")) << daemon.output();
+  for (const int signal : {SIGHUP, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXFSZ}) daemon.Signal(signal);
+  ASSERT_TRUE(daemon.WaitForOutput("SIGHUP: there is no log.file to open anew")) << daemon.output();
+  v1::JobStatus reply;
+  EXPECT_TRUE(CallGetStatus(NewChannel(Socket(), nullptr), &reply).ok());
+  daemon.Signal(SIGTERM);
+  EXPECT_EQ(daemon.WaitForExit(), 0) << daemon.output();
+}
+
+// For who wants to see where it hangs.
+TEST_F(DaemonTest, SigquitEndsItByTheSignal) {
+  ChildProcess daemon(Serving("hang"));
+  ASSERT_TRUE(daemon.WaitForOutput("listening on")) << daemon.output();
+  daemon.Signal(SIGQUIT);
+  EXPECT_EQ(daemon.WaitForExit(), -SIGQUIT) << daemon.output();
 }
 
 // As timeout(1) sends it, to a process and to its group.

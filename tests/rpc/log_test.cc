@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/rpc/temp_dir.h"
 
 namespace wsync {
@@ -107,7 +108,7 @@ TEST_F(LogTest, FilesAreAppendedTo) {
 
 TEST_F(LogTest, LinesOfManyThreadsStayWhole) {
   Init("json");
-  constexpr int kThreads = 4, kLines = 200;
+  constexpr int kThreads = 4, kLines = 40;
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([t] {
@@ -118,6 +119,29 @@ TEST_F(LogTest, LinesOfManyThreadsStayWhole) {
   const auto lines = Lines();
   EXPECT_EQ(lines.size(), size_t{kThreads} * kLines);
   for (const std::string& line : lines) EXPECT_TRUE(nlohmann::json::accept(line)) << line;
+}
+
+TEST_F(LogTest, AFloodIsCutToSomeLinesOfEachCause) {
+  Init("text");
+  for (int i = 0; i < 20'000; ++i) {
+    LogWarn(absl::StrCat("a rollout agent was refused ", i), {{"peer", "ipv4:127.0.0.1:1"}});
+    LogWarnFrom("ssl.cc:1504", absl::StrCat("handshake failed ", std::string(i % 60, 'x')), {});
+  }
+  LogInfo("still heard");
+  const auto lines = Lines();
+  EXPECT_LE(lines.size(), 500u);
+  EXPECT_THAT(lines.back(), MatchesRegex(".*still heard"));
+}
+
+TEST_F(LogTest, AFileThatWasMovedAwayIsOpenedAnew) {
+  Init("text");
+  LogInfo("before");
+  std::filesystem::rename(dir_.Path("log"), dir_.Path("log.1"));
+  ASSERT_TRUE(ReopenLog().ok());
+  LogInfo("after");
+  const auto lines = Lines();
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_THAT(lines[0], MatchesRegex(".*info  trainer  after"));
 }
 
 TEST_F(LogTest, BadOptionsAndUnwritableFilesAreErrors) {
