@@ -8,6 +8,7 @@ find_package(Threads REQUIRED)
 find_package(Protobuf REQUIRED)
 find_package(absl REQUIRED CONFIG)
 find_package(gRPC REQUIRED CONFIG)
+find_package(OpenSSL REQUIRED)  # gRPC's own; used to look at certificates
 find_package(GTest REQUIRED CONFIG)
 find_package(rapidcheck REQUIRED CONFIG)  # property tests
 find_package(yaml-cpp REQUIRED CONFIG)

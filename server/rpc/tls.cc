@@ -3,63 +3,27 @@
 #include <grpc/grpc_security_constants.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <fstream>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/string_view.h"
-#include "server/rpc/errno_text.h"
+#include "absl/time/clock.h"
+#include "server/rpc/tls_files.h"
 
 namespace wsync {
 namespace {
 
-struct Pem {
-  std::string ca, cert, key;
-};
-
 bool Enabled(const v1::TlsConfig& tls) {
   return !tls.ca_file().empty() || !tls.cert_file().empty() || !tls.key_file().empty();
-}
-
-// gRPC says nothing useful about a PEM it cannot take, so the obvious mix-ups are found here.
-absl::StatusOr<std::string> ReadPem(absl::string_view key, const std::string& file, absl::string_view marker) {
-  if (file.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        key, " is not set; TLS needs tls.ca_file, tls.cert_file and tls.key_file: set all three, or none"));
-  }
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream.is_open()) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot read ", key, " ", file, ": ", ErrnoText(errno)));
-  }
-  std::ostringstream text;
-  text << stream.rdbuf();
-  if (text.str().find(std::string(marker)) == std::string::npos) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(key, " ", file, " holds no PEM block with \"", marker, "\"; is it the right file?"));
-  }
-  return text.str();
-}
-
-absl::StatusOr<Pem> ReadAll(const v1::TlsConfig& tls) {
-  auto ca = ReadPem("tls.ca_file", tls.ca_file(), "BEGIN CERTIFICATE");
-  if (!ca.ok()) return ca.status();
-  auto cert = ReadPem("tls.cert_file", tls.cert_file(), "BEGIN CERTIFICATE");
-  if (!cert.ok()) return cert.status();
-  auto key = ReadPem("tls.key_file", tls.key_file(), "PRIVATE KEY");
-  if (!key.ok()) return key.status();
-  return Pem{*std::move(ca), *std::move(cert), *std::move(key)};
 }
 
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentialsFor(const v1::TlsConfig& tls) {
   if (!Enabled(tls)) return grpc::InsecureServerCredentials();
-  auto pem = ReadAll(tls);
+  auto pem = LoadTlsFiles(tls, absl::Now());
   if (!pem.ok()) return pem.status();
   grpc::SslServerCredentialsOptions options(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   options.pem_root_certs = pem->ca;
@@ -69,7 +33,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentialsFor(co
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ChannelCredentialsFor(const v1::TlsConfig& tls) {
   if (!Enabled(tls)) return grpc::InsecureChannelCredentials();
-  auto pem = ReadAll(tls);
+  auto pem = LoadTlsFiles(tls, absl::Now());
   if (!pem.ok()) return pem.status();
   grpc::SslCredentialsOptions options;
   options.pem_root_certs = pem->ca;

@@ -13,8 +13,7 @@
 
 namespace wsync {
 
-// INVALID_ARGUMENT: only some of ca_file, cert_file, key_file given, or one cannot be read (named). Without TLS both
-// give insecure credentials.
+// INVALID_ARGUMENT: LoadTlsFiles. Without TLS both give insecure credentials.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentialsFor(const v1::TlsConfig& tls);
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ChannelCredentialsFor(const v1::TlsConfig& tls);
 
