@@ -169,15 +169,29 @@ State StateOf(const EncodeTable& table, std::byte* state) {
   return {digests, digests + table.pieces(), reinterpret_cast<uint32_t*>(digests + 2 * table.pieces())};
 }
 
-// Shared memory that a block takes and does not use: of 228 KiB on a multiprocessor, room for two blocks.
-constexpr int kSlowingBytes = 80 << 10;
+// SlowingBytes of the current device.
+cudaError_t FindSlowingBytes(int* bytes) {
+  int device = 0, per_multiprocessor = 0, most_per_block = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&most_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  // A block's own share counts as well, and the few hundred bytes that the kernel has for itself.
+  *bytes = static_cast<int>(SlowingBytes(per_multiprocessor, most_per_block - (int64_t{2} << 10)));
+  return error;
+}
 
 }  // namespace
 
 cudaError_t PreloadEncodeKernels() {
+  int slowing_bytes = 0;
   cudaError_t error = Preload(EncodeKernel, PublishKernel);
+  if (error == cudaSuccess) error = FindSlowingBytes(&slowing_bytes);
   if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(EncodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSlowingBytes);
+    error = cudaFuncSetAttribute(EncodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, slowing_bytes);
   }
   return error == cudaSuccess ? PreloadOddKernels() : error;
 }
@@ -209,7 +223,10 @@ cudaError_t LaunchEncode(const EncodeTable& table, const EncodeDevice& device, i
                   .nonfinite = state.nonfinite,
                   .amax = state.amax};
   if (span.odd_begin > span.item_begin) {
-    const int slowing_bytes = pace == Pace::kBesideTransfer ? kSlowingBytes : 0;
+    int slowing_bytes = 0;
+    if (pace == Pace::kBesideTransfer) {
+      if (const cudaError_t error = FindSlowingBytes(&slowing_bytes); error != cudaSuccess) return error;
+    }
     EncodeKernel<<<span.odd_begin - span.item_begin, kThreads, slowing_bytes, stream>>>(args);
   }
   args.item_begin = span.odd_begin;

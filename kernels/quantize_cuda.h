@@ -153,9 +153,16 @@ cudaError_t LaunchEncodeReset(const EncodeTable& table, const EncodeDevice& devi
 cudaError_t LaunchAmax(const EncodeTable& table, const EncodeDevice& device, cudaStream_t stream);
 // How much of the memory's queues an encode fills. kFastest keeps loads of 17 MB in flight on a Hopper, and whoever
 // else reads that memory waits behind them: a broadcast that runs beside loses a seventh of its rate. kBesideTransfer
-// has half as many blocks at a time. Two H100, Qwen2.5-7B, in place: publish to committed 28.5 ms with kFastest and
-// 27.3 ms with kBesideTransfer, the encode itself 9.1 and 9.8 ms.
+// has two blocks at a time on a multiprocessor, half as many. Two H100, Qwen2.5-7B, in place: publish to committed 28.5
+// ms with kFastest and 27.3 ms with kBesideTransfer, the encode itself 9.1 and 9.8 ms.
 enum class Pace : uint8_t { kFastest, kBesideTransfer };
+// The shared memory that a block takes at Pace::kBesideTransfer and does not use, so that two fit on a multiprocessor
+// and no third: 80 KiB of a Hopper's 228 KiB, with which the figures above were measured. Less on GPUs that have less,
+// where that much would leave room for one. `per_multiprocessor` and `most_per_block`: as the device says, in bytes.
+constexpr int64_t SlowingBytes(int64_t per_multiprocessor, int64_t most_per_block) {
+  const int64_t bytes = per_multiprocessor / 3 + (int64_t{4} << 10);
+  return bytes < most_per_block ? bytes : most_per_block;
+}
 
 // `wire`: the bucket's memory. At most once per bucket between resets.
 cudaError_t LaunchEncode(const EncodeTable& table, const EncodeDevice& device, int64_t bucket, std::byte* wire,

@@ -1,9 +1,13 @@
 // What the CUDA backend's memory does beyond the contract: handles between processes.
+#include <cuda_runtime_api.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
@@ -98,6 +102,27 @@ TEST_F(CudaMemoryTest, HandlesThatAreNoneAreRefused) {
   EXPECT_THAT(OpenStatus(SharedMemoryHandle{"/wsync", 1}),
               FailsWith(absl::StatusCode::kInvalidArgument, "host backend"));
   EXPECT_TRUE(device_->health().ok());
+}
+
+TEST_F(CudaMemoryTest, BuffersThatSeveralThreadsMakeAtOnceHoldWhatEachPutThere) {
+  std::vector<std::thread> threads;
+  std::atomic<int> right = 0;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 20; ++i) {
+        const std::vector<char> bytes(100'000 + t, static_cast<char>(20 * t + i + 1));
+        const auto zeroed = memory_->Allocate(kBytes, "a test");
+        const auto buffer = memory_->Upload(bytes.data(), static_cast<int64_t>(bytes.size()), "a test");
+        if (!zeroed.ok() || !buffer.ok()) continue;
+        std::vector<char> back(bytes.size()), zeros(1000, 1);
+        cudaMemcpy(back.data(), (*buffer)->data(), back.size(), cudaMemcpyDeviceToHost);
+        cudaMemcpy(zeros.data(), (*zeroed)->data() + kBytes - 1000, zeros.size(), cudaMemcpyDeviceToHost);
+        right += back == bytes && zeros == std::vector<char>(1000);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(right, 80);
 }
 
 TEST_F(CudaMemoryTest, ARequestBeyondTheGpusMemoryNamesTheGpuAndLeavesNothingBroken) {

@@ -41,6 +41,18 @@ TEST(EncodeTableTest, PutsEveryPieceOnTheFastestPathThatIsRight) {
   }
 }
 
+// With 80 KiB everywhere one block had room where a multiprocessor has 100 KiB (compute capability 8.9 and 12).
+TEST(PaceTest, BesideATransferTwoBlocksFitOnEveryMultiprocessorAndNoThird) {
+  constexpr int64_t kKibi = 1024;
+  constexpr int64_t kOwn = 2 * kKibi;  // what the system and the kernel itself take for a block, at most
+  for (const int64_t per_multiprocessor : {100 * kKibi, 164 * kKibi, 228 * kKibi}) {
+    const int64_t bytes = SlowingBytes(per_multiprocessor, per_multiprocessor - kKibi - kOwn);
+    EXPECT_LE(2 * (bytes + kOwn), per_multiprocessor);
+    EXPECT_GT(3 * bytes, per_multiprocessor);
+  }
+  EXPECT_EQ(SlowingBytes(228 * kKibi, 227 * kKibi), 80 * kKibi);
+}
+
 TEST(EncodeTableTest, OddItemsComeLastInEveryBucket) {
   const std::vector<EncodePiece> pieces = {
       PieceOf(Dtype::kBF16, 300, 512, kBlock),     // 3 x 4 tiles

@@ -51,7 +51,7 @@ class CudaMemory final : public Memory {
   absl::StatusOr<std::shared_ptr<Mapping>> Map(const std::string& handle);
 
   const std::shared_ptr<const Device> device_;
-  const std::unique_ptr<Stream> stream_;  // for zeroes and uploads
+  const std::unique_ptr<Stream> stream_;  // for zeroes and uploads, of any thread; each waits for its own
   mutable Mutex mu_;
   std::map<std::string, std::weak_ptr<Mapping>> mappings_ ABSL_GUARDED_BY(mu_);  // by handle
 };

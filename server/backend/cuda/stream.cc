@@ -70,6 +70,7 @@ absl::StatusOr<cudaEvent_t> EventPool::Take() {
       return event;
     }
   }
+  if (absl::Status status = device_->MakeCurrent(); !status.ok()) return status;
   cudaEvent_t event = nullptr;
   const absl::Status status =
       device_->Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags", "an event");

@@ -1,7 +1,8 @@
 // Owners of CUDA objects: streams, events, page-locked host memory.
 //
-// Each belongs to one Device and is made and destroyed with that as the thread's current device. A Stream and a
-// PinnedBuffer are used from one thread at a time; an EventPool and its events from any.
+// Each belongs to one Device and makes that the thread's current one where it makes or destroys something of CUDA's. A
+// Stream takes work from any thread, in the order in which it comes; whoever needs an order between two threads' work
+// keeps it himself. A PinnedBuffer is memory: used by one at a time. An EventPool and its events: any thread.
 #ifndef WSYNC_SERVER_BACKEND_CUDA_STREAM_H_
 #define WSYNC_SERVER_BACKEND_CUDA_STREAM_H_
 
@@ -36,7 +37,8 @@ class Stream {
 
   cudaStream_t get() const { return stream_; }
   const Device& device() const { return *device_; }
-  // Blocks until all is done. Only for set-up work, which is short: a version waits for events, under a deadline.
+  // Blocks until all that is in it now is done, other threads' work too. Only for set-up work, which is short: a
+  // version waits for events, under a deadline.
   absl::Status Synchronize(std::string_view what) const;
 
  private:
