@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/core/clock.h"
+#include "server/core/printable.h"
 #include "server/core/sync.h"
 #include "server/rpc/config.h"
 #include "server/rpc/config_schema.h"
@@ -94,7 +95,7 @@ absl::Status UnexpectedArgument(const std::string& argument, const std::vector<C
 }
 
 int Fail(const DaemonSpec& spec, const absl::Status& status, int code) {
-  std::cerr << spec.name << ": " << status.message() << std::endl;
+  std::cerr << spec.name << ": " << PrintableLines(std::string(status.message())) << std::endl;
   return code;
 }
 
@@ -128,8 +129,8 @@ void PrintEffective(const std::vector<ConfigValue>& values) {
   size_t width = 0;
   for (const ConfigValue& value : values) width = std::max(width, value.path.size() + 2 + value.text.size());
   for (const ConfigValue& value : values) {
-    std::cout << absl::StrFormat("%-*s  # %s\n", static_cast<int>(width), absl::StrCat(value.path, ": ", value.text),
-                                 value.origin);
+    std::cout << absl::StrFormat("%-*s  # %s\n", static_cast<int>(width),
+                                 Printable(absl::StrCat(value.path, ": ", value.text)), Printable(value.origin));
   }
   std::cout.flush();
 }

@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/core/clock.h"
+#include "server/core/printable.h"
 #include "server/core/sync.h"
 #include "server/rpc/errno_text.h"
 #include "server/rpc/log_limiter.h"
@@ -58,43 +59,28 @@ std::optional<Level> ParseLevel(const std::string& name) {
 
 // ---- text
 
-bool IsControl(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }
+// A peer's text must not be able to begin a line of its own or to steer a terminal, nor fill the disk by itself.
+constexpr size_t kMaxTextBytes = 8 << 10;
 
-// A peer's text must not be able to begin a line of its own or to steer a terminal.
-std::string EscapeControls(std::string_view text) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string result;
-  result.reserve(text.size());
-  for (const char c : text) {
-    if (c == '\n') {
-      result += "\\n";
-    } else if (IsControl(c)) {
-      const auto byte = static_cast<unsigned char>(c);
-      result.append({'\\', 'x', kHex[byte >> 4], kHex[byte & 15]});
-    } else {
-      result += c;
-    }
-  }
-  return result;
-}
+std::string Escaped(std::string_view text) { return Printable(text, kMaxTextBytes); }
 
 // Bare where that is unambiguous; else in quotes, with quotes and backslashes escaped.
 std::string TextValue(const std::string& value) {
   const bool bare = !value.empty() && value.find_first_of(" =\"\\") == std::string::npos;
-  if (bare) return EscapeControls(value);
+  if (bare) return Escaped(value);
   std::string quoted = "\"";
   for (const char c : value) {
     if (c == '"' || c == '\\') quoted += '\\';
     quoted += c;
   }
-  return EscapeControls(quoted) + "\"";
+  return Escaped(quoted) + "\"";
 }
 
 std::string TextLine(const Output& output, Level level, std::string_view message, const LogFields& fields) {
   std::string line = absl::StrFormat("%s %-6s", Timestamp(), LevelName(level));
   line += output.component;
   if (!output.component.empty()) line += "  ";
-  line += EscapeControls(message);
+  line += Escaped(message);
   const char* separator = "  ";
   for (const auto& [key, value] : fields) {
     absl::StrAppend(&line, separator, std::string(key), "=", TextValue(value));
@@ -105,19 +91,23 @@ std::string TextLine(const Output& output, Level level, std::string_view message
 
 // ---- JSON
 
+std::string Bounded(const std::string& text) {
+  return text.size() > kMaxTextBytes ? text.substr(0, kMaxTextBytes) + "..." : text;
+}
+
 std::string JsonLine(const Output& output, Level level, std::string_view message, const LogFields& fields) {
   nlohmann::ordered_json line;
   line["time"] = Timestamp();
   line["level"] = LevelName(level);
   line["component"] = output.component;
-  line["message"] = message;
+  line["message"] = Bounded(std::string(message));
   for (const auto& [key, value] : fields) {
     std::string name(key);
     while (line.contains(name)) name += '_';  // a field never hides the line's own keys, nor another field
-    line[name] = value;
+    line[name] = Bounded(value);
   }
   constexpr int kCompact = -1;
-  return line.dump(kCompact, ' ', false, nlohmann::json::error_handler_t::replace);
+  return PrintableJson(line.dump(kCompact, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
 // ---- the process's one log

@@ -77,6 +77,24 @@ TEST_F(LogTest, JsonLinesParseWhateverTheTextHolds) {
   EXPECT_THAT(line["time"].get<std::string>(), MatchesRegex(kTime));
 }
 
+TEST_F(LogTest, WhatAPeerSaysNeitherSteersATerminalNorFillsADisk) {
+  const std::string hostile =
+      "\xc2\x9b"
+      "2J\x1b]0;x\a\u202E\xff" +
+      std::string(1 << 20, 'x');
+  for (const char* format : {"text", "json"}) {
+    dir_.Write("log", "");
+    Init(format);
+    LogInfo("模型 " + hostile, {{"reason", hostile}});
+    const auto lines = Lines();
+    ASSERT_EQ(lines.size(), 1u);
+    for (const char* raw : {"\xc2\x9b", "\x1b", "\a", "\u202E", "\xff"})
+      EXPECT_EQ(lines[0].find(raw), std::string::npos);
+    EXPECT_NE(lines[0].find("模型"), std::string::npos);
+    EXPECT_LT(lines[0].size(), 20'000u) << format;
+  }
+}
+
 TEST_F(LogTest, FieldsNeverHideTheLinesOwnKeys) {
   Init("json");
   LogInfo("real", {{"message", "fake"}, {"level", "fake"}, {"x", "1"}, {"x", "2"}});
