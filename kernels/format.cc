@@ -9,7 +9,7 @@ namespace {
 template <class T, size_t N>
 using NameTable = std::array<std::pair<T, std::string_view>, N>;
 
-constexpr NameTable<Dtype, 15> kDtypes = {{
+constexpr NameTable<Dtype, 19> kDtypes = {{
     {Dtype::kBool, "BOOL"},
     {Dtype::kU8, "U8"},
     {Dtype::kI8, "I8"},
@@ -25,6 +25,10 @@ constexpr NameTable<Dtype, 15> kDtypes = {{
     {Dtype::kF64, "F64"},
     {Dtype::kI64, "I64"},
     {Dtype::kU64, "U64"},
+    {Dtype::kF8E8M0, "F8_E8M0"},
+    {Dtype::kF8E4M3Fnuz, "F8_E4M3FNUZ"},
+    {Dtype::kF8E5M2Fnuz, "F8_E5M2FNUZ"},
+    {Dtype::kC64, "C64"},
 }};
 constexpr NameTable<Granularity, 3> kGranularities = {{
     {Granularity::kBlock, "block"},

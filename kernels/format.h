@@ -26,6 +26,10 @@ enum class Dtype : uint8_t {
   kF64 = 13,
   kI64 = 14,
   kU64 = 15,
+  kF8E8M0 = 16,  // from here on they are moved as they are, never quantized
+  kF8E4M3Fnuz = 17,
+  kF8E5M2Fnuz = 18,
+  kC64 = 19,  // two F32
 };
 
 constexpr int64_t DtypeBytes(Dtype dtype) {
@@ -35,6 +39,9 @@ constexpr int64_t DtypeBytes(Dtype dtype) {
     case Dtype::kI8:
     case Dtype::kF8E5M2:
     case Dtype::kF8E4M3:
+    case Dtype::kF8E8M0:
+    case Dtype::kF8E4M3Fnuz:
+    case Dtype::kF8E5M2Fnuz:
       return 1;
     case Dtype::kI16:
     case Dtype::kU16:
@@ -48,6 +55,7 @@ constexpr int64_t DtypeBytes(Dtype dtype) {
     case Dtype::kF64:
     case Dtype::kI64:
     case Dtype::kU64:
+    case Dtype::kC64:
       return 8;
   }
   return 0;
@@ -56,6 +64,11 @@ std::string_view DtypeName(Dtype dtype);                 // "BF16", "F8_E4M3", .
 std::optional<Dtype> ParseDtype(std::string_view name);  // inverse of DtypeName
 constexpr bool IsQuantizable(Dtype dtype) {              // dtypes the FP8 encoder takes
   return dtype == Dtype::kBF16 || dtype == Dtype::kF16 || dtype == Dtype::kF32;
+}
+
+constexpr bool IsFp8(Dtype dtype) {  // weights that are FP8 already, in whatever encoding
+  return dtype == Dtype::kF8E4M3 || dtype == Dtype::kF8E5M2 || dtype == Dtype::kF8E4M3Fnuz ||
+         dtype == Dtype::kF8E5M2Fnuz;
 }
 
 // How a tensor's FP8 scales are laid over it.
@@ -68,12 +81,14 @@ enum class ScaleFormat : uint8_t { kFp32 = 1, kPow2 = 2 };
 // Whose arithmetic is reproduced, bit for bit; the formulas are in quantize.h.
 enum class Preset : uint8_t { kDefault = 1, kDeepGemm = 2, kNemo = 3, kVerl = 4 };
 
-// How one tensor is encoded. `fp8 == false` is the raw recipe: bytes as they are; the other fields are then ignored.
+// How one tensor is encoded. `fp8 == false` is the raw recipe: bytes as they are; the three fields after it are then
+// ignored, and only then `allow_infinities` counts.
 struct Recipe {
   bool fp8 = false;
   Granularity granularity = Granularity::kBlock;
   ScaleFormat scale_format = ScaleFormat::kFp32;
   Preset preset = Preset::kDefault;
+  bool allow_infinities = false;  // of raw floating tensors; NaN is an error nevertheless
   bool operator==(const Recipe&) const = default;
 };
 

@@ -42,6 +42,10 @@ std::optional<FiniteRule> FiniteRuleOf(Dtype dtype) {
       return FiniteRule{4, 0x7FFFFFFF7FFFFFFF, 0x7F800000};
     case Dtype::kF64:
       return FiniteRule{4, 0x7FFFFFFF00000000, 0x7FF00000};
+    case Dtype::kC64:
+      return FiniteRule{4, 0x7FFFFFFF7FFFFFFF, 0x7F800000};
+    case Dtype::kF8E8M0:  // an exponent: no sign, no infinity
+      return FiniteRule{1, 0xFFFFFFFFFFFFFFFF, 0xFF};
     default:
       return std::nullopt;
   }
@@ -68,18 +72,39 @@ float MagnitudeOf(uint32_t bits, Dtype dtype) {
   return std::bit_cast<float>((bits << 13) + (112u << 23));      // exponent bias 15 becomes 127
 }
 
-// The search once something is known to be wrong: flat index of the first offender among `count` elements.
-int64_t FirstNonFinite(const std::byte* source, Dtype dtype, int64_t count) {
+// Bits of an infinity without its sign; 0 where the dtype has none.
+uint64_t InfinityBits(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF8E5M2:
+      return 0x7C;
+    case Dtype::kF16:
+      return 0x7C00;
+    case Dtype::kBF16:
+      return 0x7F80;
+    case Dtype::kF32:
+      return 0x7F800000;
+    case Dtype::kF64:
+      return 0x7FF0000000000000;
+    default:
+      return 0;
+  }
+}
+
+// The search once something may be wrong: flat index of the first offender among `count` elements, or kNoIndex.
+int64_t FirstNonFinite(const std::byte* source, Dtype dtype, int64_t count, bool allow_infinities) {
   const FiniteRule rule = *FiniteRuleOf(dtype);
   const int64_t bytes = DtypeBytes(dtype);
-  const auto has_offender = [&](int64_t first, int64_t n) {
-    return MaxBits(Rows{.source = source + first * bytes, .rows = 1, .cols = n * bytes}, rule) >= rule.limit;
-  };
   constexpr int64_t kStride = 2048;
-  int64_t index = 0;
-  while (index < count && !has_offender(index, std::min(kStride, count - index))) index += kStride;
-  while (index < count && !has_offender(index, 1)) ++index;
-  return index < count ? index : kNoIndex;
+  for (int64_t first = 0; first < count; first += kStride) {
+    const int64_t end = std::min(first + kStride, count);
+    const Rows stride{.source = source + first * bytes, .rows = 1, .cols = (end - first) * bytes};
+    if (MaxBits(stride, rule) < rule.limit) continue;
+    for (int64_t i = first; i < end; ++i) {
+      const NumberKind kind = KindOfNumber(source + i * bytes, dtype);
+      if (kind == NumberKind::kNan || (kind != NumberKind::kFinite && !allow_infinities)) return i;
+    }
+  }
+  return kNoIndex;
 }
 
 // Calls `visit(row, rows, col, cols)` over [0, rows) x [0, cols) in row-major order until it gives false; whole rows
@@ -104,7 +129,7 @@ class Encoder {
 
   EncodeResult Run() {
     if (EncodeAll()) return {.digest = digest_};
-    const int64_t first = FirstNonFinite(task_.source, task_.dtype, task_.rows * task_.cols);
+    const int64_t first = FirstNonFinite(task_.source, task_.dtype, task_.rows * task_.cols, AllowsInfinities());
     return {.digest = 0, .first_nonfinite = task_.row_begin * task_.cols + first};
   }
 
@@ -122,12 +147,23 @@ class Encoder {
     const auto copy = streamed ? simd::Active().stream_and_digest : simd::Active().copy_and_digest;
     return ForEachChunk(task_.rows, task_.cols, element_bytes_, [&](int64_t r, int64_t n, int64_t c, int64_t m) {
       Rows job = SourceBytes(r, n, c, m);
-      if (rule_ && MaxBits(job, *rule_) >= rule_->limit) return false;
+      if (rule_ && MaxBits(job, *rule_) >= rule_->limit && !HoldsOnlyWhatIsAllowed(job)) return false;
       job.ahead = rule_ ? n * m * element_bytes_ : 0;  // the chunk itself is in cache by now
       Place(job, r, c, element_bytes_);
       digest_ += copy(job);
       return true;
     });
+  }
+
+  bool AllowsInfinities() const { return !task_.recipe.fp8 && task_.recipe.allow_infinities; }
+
+  bool HoldsOnlyWhatIsAllowed(const Rows& job) const {
+    if (!AllowsInfinities()) return false;
+    for (int64_t row = 0; row < job.rows; ++row) {
+      const std::byte* source = job.source + row * job.source_pitch;
+      if (FirstNonFinite(source, task_.dtype, job.cols / element_bytes_, true) != kNoIndex) return false;
+    }
+    return true;
   }
 
   bool Blocks() {
@@ -230,6 +266,28 @@ class Encoder {
 
 }  // namespace
 
+NumberKind KindOfNumber(const std::byte* value, Dtype dtype) {
+  if (dtype == Dtype::kC64) {
+    return std::max(KindOfNumber(value, Dtype::kF32), KindOfNumber(value + sizeof(float), Dtype::kF32));
+  }
+  const std::optional<FiniteRule> rule = FiniteRuleOf(dtype);
+  if (!rule.has_value()) return NumberKind::kFinite;
+  const int64_t bytes = DtypeBytes(dtype);
+  uint64_t bits = 0;
+  std::memcpy(&bits, value, static_cast<size_t>(bytes));
+  const auto compared = static_cast<uint32_t>((bits & rule->mask) >> (8 * (bytes - rule->width)));
+  const uint64_t all = ~uint64_t{0} >> (64 - 8 * rule->width);
+  if ((compared & all) < rule->limit) return NumberKind::kFinite;
+  const uint64_t sign = uint64_t{1} << (8 * bytes - 1);
+  if ((bits & ~sign) != InfinityBits(dtype)) return NumberKind::kNan;
+  return (bits & sign) != 0 ? NumberKind::kMinusInfinity : NumberKind::kInfinity;
+}
+
+std::string_view NumberKindName(NumberKind kind) {
+  constexpr std::string_view kNames[] = {"finite", "infinity", "-infinity", "NaN"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
 EncodeResult Encode(const EncodeTask& task) { return Encoder(task).Run(); }
 
 AbsMaxResult AbsMax(const std::byte* source, Dtype dtype, int64_t row_begin, int64_t rows, int64_t cols) {
@@ -237,7 +295,7 @@ AbsMaxResult AbsMax(const std::byte* source, Dtype dtype, int64_t row_begin, int
   const int64_t count = rows * cols;
   const uint32_t bits = MaxBits(Rows{.source = source, .rows = 1, .cols = count * DtypeBytes(dtype)}, rule);
   if (bits < rule.limit) return {.amax = MagnitudeOf(bits, dtype)};
-  return {.amax = 0, .first_nonfinite = row_begin * cols + FirstNonFinite(source, dtype, count)};
+  return {.amax = 0, .first_nonfinite = row_begin * cols + FirstNonFinite(source, dtype, count, false)};
 }
 
 }  // namespace wsync

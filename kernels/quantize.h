@@ -51,9 +51,16 @@ struct EncodeResult {
   uint64_t digest = 0;                 // DigestRows(data) + DigestScales(scales), see digest.h
   int64_t first_nonfinite = kNoIndex;  // flat element index in the tensor of the first NaN or infinity; then the
                                        // bytes written are unspecified. Raw floating tensors (incl. FP8 NaN) are
-                                       // checked too; integers never fail
+                                       // checked too, for NaN alone where the recipe allows infinities; integers and
+                                       // the FNUZ encodings never fail
 };
 EncodeResult Encode(const EncodeTask& task);
+
+// What one element is, for words about it; `value` points at its bytes, aligned or not. Of a C64 the worse of its
+// halves.
+enum class NumberKind : uint8_t { kFinite, kInfinity, kMinusInfinity, kNan };  // in rising order of badness
+NumberKind KindOfNumber(const std::byte* value, Dtype dtype);
+std::string_view NumberKindName(NumberKind kind);  // "finite" | "infinity" | "-infinity" | "NaN"
 
 // Largest |x| of a row range, for Granularity::kTensor; combine ranges with max.
 struct AbsMaxResult {

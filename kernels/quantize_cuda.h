@@ -80,7 +80,8 @@ struct alignas(8) EncodeKind {
   ScaleFormat scale_format = ScaleFormat::kFp32;
   Preset preset = Preset::kDefault;
   uint8_t element_bytes = 0;
-  uint8_t unused[2] = {};
+  bool allow_infinities = false;  // raw only; false for dtypes that have none
+  uint8_t unused[1] = {};
 };
 
 // One piece on the device.
@@ -102,7 +103,8 @@ struct alignas(16) EncodeRecord {
   uint32_t piece = 0;
   uint32_t amax_slot = 0;
   uint32_t first_amax_item = 0;
-  // An element is non-finite where ((element & mask) + add) & top is not 0; of 8-byte elements the upper half decides.
+  // An element may be non-finite only where ((element & mask) + add) & top is not 0; of F64 the upper half decides.
+  // What it is then, IsNonFinite (encode_cuda.cuh) says.
   uint32_t finite_mask = 0;
   uint32_t finite_add = 0;
   uint32_t finite_top = 0;

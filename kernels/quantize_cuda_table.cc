@@ -44,8 +44,12 @@ void SetFiniteRule(EncodeRecord& record) {
       return set(0x7FFF7FFF, 0x00800080, 0x80008000);
     case Dtype::kF32:
       return set(0x7FFFFFFF, 0x00800000, 0x80000000);
+    case Dtype::kC64:
+      return set(0x7FFFFFFF, 0x00800000, 0x80000000);
     case Dtype::kF64:  // of its upper half
       return set(0x7FFFFFFF, 0x00100000, 0x80000000);
+    case Dtype::kF8E8M0:  // lets 0x7F through, which is 1, beside NaN
+      return set(0x7F7F7F7F, 0x01010101, 0x80808080);
     default:
       return;
   }
@@ -58,6 +62,10 @@ void SetIndices(EncodeRecord& record, const EncodePiece& piece) {
   record.first_word = static_cast<uint64_t>(piece.row_begin * CeilDiv(row_bytes, 8));
   record.first_scale = kScaleIndexBase + static_cast<uint64_t>(first_scale);
   record.first_element = static_cast<uint64_t>(piece.row_begin * piece.cols);
+}
+
+bool HasInfinities(Dtype dtype) {
+  return dtype != Dtype::kF8E4M3 && dtype != Dtype::kF8E8M0;  // asked only of those that SetFiniteRule knows
 }
 
 int64_t RawBytes(const EncodeRecord& record) { return record.rows * record.cols * record.kind.element_bytes; }
@@ -75,6 +83,7 @@ EncodeRecord RecordOf(const EncodePiece& piece) {
   record.kind.scale_format = piece.recipe.scale_format;
   record.kind.preset = piece.recipe.preset;
   record.kind.element_bytes = static_cast<uint8_t>(DtypeBytes(piece.dtype));
+  record.kind.allow_infinities = !piece.recipe.fp8 && piece.recipe.allow_infinities && HasInfinities(piece.dtype);
   record.amax_slot = static_cast<uint32_t>(piece.amax_slot);
   if (record.kind.path == EncodePath::kTile || record.kind.path == EncodePath::kRows) {
     record.row_chunks = static_cast<uint32_t>(record.cols / kChunkElements);

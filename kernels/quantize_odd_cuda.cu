@@ -182,7 +182,7 @@ __device__ inline Word CopyRawWords(const EncodeArgs& args, const EncodeRecord& 
     const Word word = LoadBytes(source + at, bytes);
     StoreBytes(out + at, word, bytes);
     digest += Mix(word + DigestOffset(record.first_word + i));
-    const uint32_t low = record.kind.element_bytes == 8 ? 0 : NonFiniteBits(record, static_cast<uint32_t>(word));
+    const uint32_t low = record.kind.dtype == Dtype::kF64 ? 0 : NonFiniteBits(record, static_cast<uint32_t>(word));
     if ((low | NonFiniteBits(record, static_cast<uint32_t>(word >> 32))) == 0) continue;
     ReportNonFinite(args, record, at / record.kind.element_bytes, static_cast<Word>(bytes) / record.kind.element_bytes);
   }

@@ -18,6 +18,7 @@ struct RecipeOptions {
   std::string scale = "fp32";
   std::vector<std::string> include;
   std::vector<std::string> exclude;
+  std::vector<std::string> allow_infinities;
   int first_layers_bf16 = 0;
   int last_layers_bf16 = 0;
 
@@ -38,6 +39,9 @@ struct RecipeOptions {
     command.add_option("--exclude", exclude, "keep these tensors as they are; wins over --include")
         ->type_name("GLOB")
         ->check(TensorGlob());
+    command.add_option("--allow-infinities", allow_infinities, "these may hold infinities, as masks do; weights never")
+        ->type_name("GLOB")
+        ->check(TensorGlob());
     command.add_option("--first-layers-bf16", first_layers_bf16, "keep the first N layers as they are")
         ->check(WholeNumber(0, INT32_MAX));
     command.add_option("--last-layers-bf16", last_layers_bf16, "keep the last N layers as they are")
@@ -50,6 +54,7 @@ struct RecipeOptions {
     rules.scale_format = *ParseScaleFormat(scale);
     rules.include = include;
     rules.exclude = exclude;
+    rules.allow_infinities = allow_infinities;
     rules.first_layers_bf16 = first_layers_bf16;
     rules.last_layers_bf16 = last_layers_bf16;
     return rules;

@@ -10,10 +10,10 @@
 
 namespace wsync {
 
-// INVALID_ARGUMENT naming tensor, dtype and shape, which value it is, its flat index and its [row, col]. `value`: the
-// bytes of element `element`, in host memory.
+// INVALID_ARGUMENT naming tensor, dtype and shape, which value it is, its flat index and its [row, col]; of an infinity
+// in a tensor that is moved as it is, how to allow it. `value`: the bytes of element `element`, in host memory.
 // REQUIRES: it is a NaN or an infinity.
-absl::Status NonFiniteError(const Tensor& tensor, int64_t element, const std::byte* value);
+absl::Status NonFiniteError(const Tensor& tensor, const Recipe& recipe, int64_t element, const std::byte* value);
 
 }  // namespace wsync
 

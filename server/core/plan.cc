@@ -45,6 +45,7 @@ struct WireTensor {
   }
 };
 
+// Not of it: `allow_infinities`, which decides whether there are bytes to send, and nothing about them.
 uint64_t RecipeCode(const Recipe& recipe) {
   if (!recipe.fp8) return 0;
   return uint64_t{1} << 24 | static_cast<uint64_t>(recipe.granularity) << 16 |

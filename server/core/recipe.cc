@@ -137,7 +137,7 @@ class Chooser {
   // What no include rule can change.
   std::string_view KeptAlways(const Tensor& tensor) const {
     if (!rules_.fp8) return "FP8 is off";
-    if (tensor.dtype == Dtype::kF8E4M3 || tensor.dtype == Dtype::kF8E5M2) return "already FP8";
+    if (IsFp8(tensor.dtype)) return "already FP8";
     if (!IsQuantizable(tensor.dtype)) return "not BF16, F16 or F32";
     if (IsScaleOfQuantized(tensor.name)) return "scale of a quantized weight";
     if (BytesOf(tensor) == 0) return "empty";
@@ -263,6 +263,7 @@ absl::Status ValidateRules(const RecipeRules& rules) {
   if (absl::Status status = CheckEnums(rules); !status.ok()) return status;
   if (absl::Status status = CheckGlobs("include", rules.include); !status.ok()) return status;
   if (absl::Status status = CheckGlobs("exclude", rules.exclude); !status.ok()) return status;
+  if (absl::Status status = CheckGlobs("allow_infinities", rules.allow_infinities); !status.ok()) return status;
   if (absl::Status status = CheckModules(rules.modules_to_not_convert); !status.ok()) return status;
   if (rules.first_layers_bf16 < 0 || rules.last_layers_bf16 < 0) {
     return absl::InvalidArgumentError(absl::StrCat("recipe: 'first_layers_bf16' (", rules.first_layers_bf16,
@@ -276,7 +277,10 @@ std::vector<RecipeChoice> ChooseRecipes(const Catalog& catalog, const RecipeRule
   Chooser chooser(catalog, rules);
   std::vector<RecipeChoice> choices;
   choices.reserve(catalog.tensors().size());
-  for (const Tensor& tensor : catalog.tensors()) choices.push_back(chooser.Choose(tensor));
+  for (const Tensor& tensor : catalog.tensors()) {
+    Recipe& recipe = choices.emplace_back(chooser.Choose(tensor)).recipe;
+    recipe.allow_infinities = !recipe.fp8 && MatchesAny(rules.allow_infinities, tensor.name);
+  }
   return choices;
 }
 
@@ -294,6 +298,7 @@ std::vector<std::string> GlobsWithoutMatch(const Catalog& catalog, const RecipeR
   };
   check("include", rules.include);
   check("exclude", rules.exclude);
+  check("allow_infinities", rules.allow_infinities);
   return sentences;
 }
 

@@ -26,6 +26,8 @@ struct RecipeRules {
   // A checkpoint's own list. An entry matches where it is a run of whole components of the tensor's name:
   // "layers.1" matches "model.layers.1.mlp.up_proj.weight", not "model.layers.11.mlp.up_proj.weight".
   std::vector<std::string> modules_to_not_convert;
+  // Globs: these may hold infinities (masks, clips that are not set), as far as they are moved as they are.
+  std::vector<std::string> allow_infinities;
   bool operator==(const RecipeRules&) const = default;
 };
 
@@ -47,8 +49,8 @@ struct RecipeChoice {
 // REQUIRES: ValidateRules(rules).ok().
 std::vector<RecipeChoice> ChooseRecipes(const Catalog& catalog, const RecipeRules& rules);
 
-// One sentence for every include or exclude glob that matches no tensor: a slip, most likely, that would show only as
-// tensors encoded otherwise than was wanted.
+// One sentence for every include, exclude or allow_infinities glob that matches no tensor: a slip, most likely, that
+// would show only as tensors encoded otherwise than was wanted.
 std::vector<std::string> GlobsWithoutMatch(const Catalog& catalog, const RecipeRules& rules);
 
 // Name of the scale tensor that goes with weight `name`: X.weight -> X.weight_scale_inv (block) or X.weight_scale

@@ -89,7 +89,8 @@ void CheckTrainer(const v1::TrainerConfig& config, Checker* checker) {
   checker->CheckUnixAddress("local_socket", config.local_socket());
   CheckCoordinator(config.coordinator(), checker);
   const auto rules = FromConfig(config.recipe());
-  checker->Check(rules.ok(), {"recipe.include", "recipe.exclude", "recipe.modules_to_not_convert"},
+  checker->Check(rules.ok(),
+                 {"recipe.include", "recipe.exclude", "recipe.modules_to_not_convert", "recipe.allow_infinities"},
                  absl::StrCat("recipe: ", rules.status().message()));
   checker->CheckTls(config.tls());
 }

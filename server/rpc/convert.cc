@@ -68,10 +68,12 @@ absl::StatusOr<RecipeRules> FinishRules(RecipeRules rules, const Proto& proto) {
   if (auto s = CheckList(proto.include(), "include"); !s.ok()) return s;
   if (auto s = CheckList(proto.exclude(), "exclude"); !s.ok()) return s;
   if (auto s = CheckList(proto.modules_to_not_convert(), "modules_to_not_convert"); !s.ok()) return s;
+  if (auto s = CheckList(proto.allow_infinities(), "allow_infinities"); !s.ok()) return s;
   rules.fp8 = proto.fp8();
   rules.include = ToVector(proto.include());
   rules.exclude = ToVector(proto.exclude());
   rules.modules_to_not_convert = ToVector(proto.modules_to_not_convert());
+  rules.allow_infinities = ToVector(proto.allow_infinities());
   rules.first_layers_bf16 = proto.first_layers_bf16();
   rules.last_layers_bf16 = proto.last_layers_bf16();
   if (auto s = ValidateRules(rules); !s.ok()) return s;
@@ -180,6 +182,7 @@ v1::RecipeRules ToProto(const RecipeRules& rules) {
   proto.set_first_layers_bf16(rules.first_layers_bf16);
   proto.set_last_layers_bf16(rules.last_layers_bf16);
   proto.mutable_modules_to_not_convert()->Add(rules.modules_to_not_convert.begin(), rules.modules_to_not_convert.end());
+  proto.mutable_allow_infinities()->Add(rules.allow_infinities.begin(), rules.allow_infinities.end());
   return proto;
 }
 

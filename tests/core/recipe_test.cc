@@ -29,6 +29,38 @@ std::string ChoiceOf(std::string name, const RecipeRules& rules = {}) {
   return ChoiceOf({{std::move(name), Dtype::kBF16, {256, 256}}}, rules);
 }
 
+// Not even an include rule makes FP8 of what is FP8 already, of whichever maker, or of MX exponents.
+TEST(Dtypes, WhatIsQuantizedAlreadyIsNeverQuantizedAgain) {
+  RecipeRules all;
+  all.include = {"*"};
+  const auto choice = [&all](Dtype dtype) {
+    return ChoiceOf({{"model.layers.0.mlp.up_proj.weight", dtype, {256, 256}}}, all);
+  };
+  for (const Dtype dtype : {Dtype::kF8E4M3, Dtype::kF8E5M2, Dtype::kF8E4M3Fnuz, Dtype::kF8E5M2Fnuz}) {
+    EXPECT_EQ(choice(dtype), "raw: already FP8") << DtypeName(dtype);
+  }
+  for (const Dtype dtype : {Dtype::kF8E8M0, Dtype::kC64, Dtype::kU8, Dtype::kF64}) {
+    EXPECT_EQ(choice(dtype), "raw: not BF16, F16 or F32") << DtypeName(dtype);
+  }
+}
+
+TEST(AllowInfinities, IsForNamedTensorsThatAreMovedAsTheyAre) {
+  const auto catalog = Catalog::Create({{"model.mask", Dtype::kF32, {8, 8}},
+                                        {"model.layers.0.mlp.up_proj.weight", Dtype::kBF16, {256, 256}},
+                                        {"model.norm.weight", Dtype::kBF16, {256}}});
+  ASSERT_TRUE(catalog.ok());
+  RecipeRules rules;
+  rules.allow_infinities = {"*.mask", "*.up_proj.weight", "*.nothing"};
+  const auto choices = ChooseRecipes(*catalog, rules);
+  EXPECT_TRUE(choices[0].recipe.allow_infinities);
+  EXPECT_TRUE(choices[1].recipe.fp8);
+  EXPECT_FALSE(choices[1].recipe.allow_infinities);
+  EXPECT_FALSE(choices[2].recipe.allow_infinities);
+  EXPECT_THAT(GlobsWithoutMatch(*catalog, rules), ElementsAre(HasSubstr("'*.nothing' in 'allow_infinities'")));
+  rules.allow_infinities = {"a["};
+  EXPECT_THAT(std::string(ValidateRules(rules).message()), HasSubstr("'allow_infinities'"));
+}
+
 struct NamedChoice {
   const char* name;
   const char* choice;

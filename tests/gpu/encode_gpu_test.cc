@@ -165,6 +165,9 @@ TEST_F(EncodeGpuTest, NamesTheFirstNonFiniteElementWhereverItIs) {
                       {Dtype::kF32, 0x7F800001},
                       {Dtype::kF8E4M3, 0xFF},
                       {Dtype::kF8E5M2, 0x7C},
+                      {Dtype::kF8E8M0, 0xFF},
+                      {Dtype::kC64, 0x00000000FF800000},
+                      {Dtype::kC64, 0x7FC0000000000000},
                       {Dtype::kF64, 0x7FF0000000000001},
                       {Dtype::kF64, 0xFFF0000000000000}};
   for (int64_t cols : {272, 269}) {
@@ -190,6 +193,44 @@ TEST_F(EncodeGpuTest, NamesTheFirstNonFiniteElementWhereverItIs) {
         EXPECT_NE(host[0].nonfinite[i], kNoIndex);
         EXPECT_EQ(gpu[0].nonfinite[i], host[0].nonfinite[i]) << NameOf(sources[i]);
       }
+    }
+  }
+}
+
+// Masks and unset clips: infinities everywhere, with and without a NaN among them.
+TEST_F(EncodeGpuTest, AllowedInfinitiesPassAsTheyAreAndNaNBehindThemIsStillFound) {
+  struct Infinite {
+    Dtype dtype;
+    uint64_t infinity, nan;
+  };
+  for (const Infinite& test : {Infinite{Dtype::kBF16, 0xFF80, 0x7F81},
+                               {Dtype::kF16, 0x7C00, 0xFC01},
+                               {Dtype::kF32, 0xFF800000, 0x7F800001},
+                               {Dtype::kF64, 0x7FF0000000000000, 0x7FF0000000000001},
+                               {Dtype::kF8E5M2, 0x7C, 0xFD},
+                               {Dtype::kF8E8M0, 0x7F, 0xFF},
+                               {Dtype::kC64, 0x7F80000000000000, 0xFF8000007F800001}}) {
+    std::vector<Source> sources;
+    const int64_t bytes = DtypeBytes(test.dtype);
+    for (const int64_t cols : {272, 269}) {
+      Source source{
+          .dtype = test.dtype, .recipe = {.allow_infinities = true}, .row_begin = 256, .rows = 131, .cols = cols};
+      source.bytes.resize(static_cast<size_t>(source.rows * cols * bytes));
+      for (int64_t i = 0; i < source.rows * cols; ++i) {
+        std::memcpy(source.bytes.data() + i * bytes, &test.infinity, static_cast<size_t>(bytes));
+      }
+      Append(sources, source);
+      for (const int64_t at : {int64_t{0}, cols - 1, 60 * cols + 140, source.rows * cols - 1}) {
+        Source bad = source;
+        std::memcpy(bad.bytes.data() + at * bytes, &test.nan, static_cast<size_t>(bytes));
+        Append(sources, bad);
+      }
+    }
+    const Image gpu = GpuEncoder({sources}).Encode()[0], host = EncodeOnHost({sources})[0];
+    EXPECT_EQ(gpu.nonfinite, host.nonfinite) << DtypeName(test.dtype);
+    for (const size_t whole : {0, 5}) {
+      EXPECT_EQ(gpu.nonfinite[whole], kNoIndex) << DtypeName(test.dtype);
+      EXPECT_EQ(gpu.digests[whole], host.digests[whole]) << DtypeName(test.dtype);
     }
   }
 }

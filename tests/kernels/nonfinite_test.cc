@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <utility>
 
+#include "kernels/digest.h"
 #include "kernels_testing.h"
 
 namespace wsync {
@@ -24,6 +26,8 @@ const std::vector<BadBits>& Cases() {
       {Dtype::kF64, {0x7FF0000000000000, 0xFFF0000000000000, 0x7FF0000000000001}, 0xFFEFFFFFFFFFFFFF},
       {Dtype::kF8E4M3, {0x7F, 0xFF}, 0xFE},
       {Dtype::kF8E5M2, {0x7C, 0xFC, 0x7D, 0xFF}, 0xFB},
+      {Dtype::kF8E8M0, {0xFF, 0xFF}, 0xFE},
+      {Dtype::kC64, {0x7F80000000000000, 0x00000000FF800000, 0x7F80000100000000, 0x7FC00000}, 0xFF7FFFFFFF7FFFFF},
   };
   return cases;
 }
@@ -137,8 +141,73 @@ TEST_P(NonFiniteTest, AbsMaxReportsItToo) {
   }
 }
 
-TEST_P(NonFiniteTest, IntegersNeverFail) {
-  for (Dtype dtype : {Dtype::kBool, Dtype::kU8, Dtype::kI16, Dtype::kU32, Dtype::kI64}) {
+// What may be allowed is the infinities alone, of raw tensors alone.
+TEST_P(NonFiniteTest, AllowedInfinitiesPassAsTheyAreAndNaNBehindThemIsStillFound) {
+  const Recipe allowing{.allow_infinities = true};
+  struct Infinite {
+    Dtype dtype;
+    uint64_t infinity, minus_infinity, nan;
+  };
+  for (const Infinite& test :
+       {Infinite{Dtype::kBF16, 0x7F80, 0xFF80, 0x7F81},
+        {Dtype::kF16, 0x7C00, 0xFC00, 0xFC01},
+        {Dtype::kF32, 0x7F800000, 0xFF800000, 0x7F800001},
+        {Dtype::kF64, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF0000000000001},
+        {Dtype::kF8E5M2, 0x7C, 0xFC, 0xFD},
+        {Dtype::kC64, 0x7F80000000000000, 0x00000000FF800000, 0xFF80000000000000 | 0x7F800001}}) {
+    GuardedBytes source(kRows * kCols * DtypeBytes(test.dtype)), copy(source.size());
+    for (int64_t i = 0; i < kRows * kCols; ++i) Put(source, test.dtype, i, i % 3 ? test.infinity : test.minus_infinity);
+    const EncodeResult result = Encode({.source = source.data(),
+                                        .dtype = test.dtype,
+                                        .row_begin = kRowBegin,
+                                        .rows = kRows,
+                                        .cols = kCols,
+                                        .recipe = allowing,
+                                        .data = copy.data()});
+    EXPECT_EQ(result.first_nonfinite, kNoIndex) << DtypeName(test.dtype);
+    EXPECT_EQ(std::memcmp(copy.data(), source.data(), static_cast<size_t>(source.size())), 0);
+    EXPECT_EQ(result.digest, DigestRows(copy.data(), kRowBegin, kRows, kCols * DtypeBytes(test.dtype),
+                                        kCols * DtypeBytes(test.dtype)));
+    for (const int64_t index : Positions()) {
+      const uint64_t was = index % 3 ? test.infinity : test.minus_infinity;
+      Put(source, test.dtype, index, test.nan);
+      EXPECT_EQ(EncodeAt(source, test.dtype, allowing).first_nonfinite, kRowBegin * kCols + index)
+          << DtypeName(test.dtype) << " at " << index;
+      Put(source, test.dtype, index, was);
+    }
+  }
+}
+
+TEST_P(NonFiniteTest, NothingAllowsTheInfinitiesOfAWeightThatIsQuantized) {
+  for (Recipe recipe : RecipesFor(Dtype::kBF16)) {
+    if (!recipe.fp8) continue;
+    recipe.allow_infinities = true;
+    GuardedBytes source(kRows * kCols * 2);
+    for (int64_t i = 0; i < kRows * kCols; ++i) Put(source, Dtype::kBF16, i, 0);
+    Put(source, Dtype::kBF16, 777, 0x7F80);
+    EXPECT_EQ(EncodeAt(source, Dtype::kBF16, recipe).first_nonfinite, kRowBegin * kCols + 777);
+  }
+}
+
+TEST_P(NonFiniteTest, NumbersAreNamedByWhatTheyAre) {
+  const auto name_of = [](uint64_t bits, Dtype dtype) {
+    return NumberKindName(KindOfNumber(reinterpret_cast<const std::byte*>(&bits), dtype));
+  };
+  EXPECT_EQ(name_of(0x3F80, Dtype::kBF16), "finite");
+  EXPECT_EQ(name_of(0xFF80, Dtype::kBF16), "-infinity");
+  EXPECT_EQ(name_of(0x7C, Dtype::kF8E5M2), "infinity");
+  EXPECT_EQ(name_of(0x7FF0000000000001, Dtype::kF64), "NaN");
+  EXPECT_EQ(name_of(0x7F, Dtype::kF8E4M3), "NaN");
+  EXPECT_EQ(name_of(0x7F, Dtype::kF8E8M0), "finite");
+  EXPECT_EQ(name_of(0xFF, Dtype::kF8E8M0), "NaN");
+  EXPECT_EQ(name_of(0x7FC00000FF800000, Dtype::kC64), "NaN");
+  EXPECT_EQ(name_of(0xFF80000000000000, Dtype::kC64), "-infinity");
+  EXPECT_EQ(name_of(~uint64_t{0}, Dtype::kI64), "finite");
+}
+
+TEST_P(NonFiniteTest, IntegersAndOpaqueBytesNeverFail) {
+  for (Dtype dtype :
+       {Dtype::kBool, Dtype::kU8, Dtype::kI16, Dtype::kU32, Dtype::kI64, Dtype::kF8E4M3Fnuz, Dtype::kF8E5M2Fnuz}) {
     GuardedBytes source(kRows * kCols * DtypeBytes(dtype));
     for (int64_t i = 0; i < source.size(); ++i) source.data()[i] = std::byte{0xFF};
     EXPECT_EQ(EncodeAt(source, dtype, Recipe{}).first_nonfinite, kNoIndex) << DtypeName(dtype);

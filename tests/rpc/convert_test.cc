@@ -29,7 +29,7 @@ v1::Tensor MakeTensor(const std::string& name, v1::Dtype dtype, std::vector<int6
   return tensor;
 }
 
-Dtype AnyDtype() { return static_cast<Dtype>(*rc::gen::inRange(1, 16)); }
+Dtype AnyDtype() { return static_cast<Dtype>(*rc::gen::inRange(1, 20)); }
 std::string AnyName() { return *rc::gen::container<std::string>(rc::gen::inRange('a', 'z')); }
 std::vector<int64_t> AnyShape() {
   return *rc::gen::container<std::vector<int64_t>>(*rc::gen::inRange(0, 9), rc::gen::nonNegative<int64_t>());
@@ -53,14 +53,14 @@ TEST(Convert, DtypeNumbersAreTheWires) {
     const std::string name(DtypeName(static_cast<Dtype>(number)));
     EXPECT_EQ(v1::Dtype_Name(static_cast<v1::Dtype>(number)).substr(6), name);
   }
-  EXPECT_EQ(v1::Dtype_MAX, static_cast<int>(Dtype::kU64));
+  EXPECT_EQ(v1::Dtype_MAX, static_cast<int>(Dtype::kC64));
 }
 
 TEST(Convert, MalformedTensorsAreRefused) {
   EXPECT_EQ(ErrorOf(MakeTensor("w", v1::DTYPE_UNSPECIFIED, {})),
             "tensor \"w\": unknown dtype number 0; peers of different versions may disagree on dtypes");
-  EXPECT_EQ(ErrorOf(MakeTensor("w", static_cast<v1::Dtype>(16), {})),
-            "tensor \"w\": unknown dtype number 16; peers of different versions may disagree on dtypes");
+  EXPECT_EQ(ErrorOf(MakeTensor("w", static_cast<v1::Dtype>(20), {})),
+            "tensor \"w\": unknown dtype number 20; peers of different versions may disagree on dtypes");
   EXPECT_EQ(ErrorOf(MakeTensor("w", static_cast<v1::Dtype>(-1), {})),
             "tensor \"w\": unknown dtype number -1; peers of different versions may disagree on dtypes");
   EXPECT_EQ(ErrorOf(MakeTensor("w\n", v1::DTYPE_BF16, {1, -2})), "tensor \"w\\n\": dimension -2 is negative");
@@ -79,6 +79,7 @@ RC_GTEST_PROP(Convert, RecipeRulesComeBack, (bool fp8)) {
   rules.include = {"a*", AnyName() + "x"};
   rules.exclude = {AnyName() + "y"};
   rules.modules_to_not_convert = {"lm_head"};
+  rules.allow_infinities = {"*.mask", AnyName() + "z"};
   rules.first_layers_bf16 = *rc::gen::inRange(0, 1000);
   rules.last_layers_bf16 = *rc::gen::inRange(0, 1000);
   const auto back = FromProto(ToProto(rules));

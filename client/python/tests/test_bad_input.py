@@ -118,6 +118,41 @@ def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Traine
     assert cluster.alive("trainer")
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("float8_e8m0fnu", wsync.Dtype.F8_E8M0),
+        ("float8_e4m3fnuz", wsync.Dtype.F8_E4M3FNUZ),
+        ("float8_e5m2fnuz", wsync.Dtype.F8_E5M2FNUZ),
+        ("complex64", wsync.Dtype.C64),
+    ],
+)
+def test_dtypes_that_are_only_moved_are_known_by_the_names_that_numpy_and_torch_give_them(
+    name: str, dtype: wsync.Dtype
+) -> None:
+    of_numpy = np.dtype(getattr(ml_dtypes, name, None) or getattr(np, name))
+    assert wsync.tensors.dtype_of(of_numpy) is dtype
+    assert dtype.itemsize == of_numpy.itemsize
+    torch = pytest.importorskip("torch")
+    assert wsync.tensors.torch_dtype(dtype) is getattr(torch, name)
+    assert wsync.tensors.dtype_of(getattr(torch, name)) is dtype
+
+
+def test_mx_exponents_reach_the_engine_as_they_are(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    scales = shared_arrays({"model.layers.0.mlp.up_proj.weight_scale": (256, 8)}, ml_dtypes.float8_e8m0fnu)
+    (exponents,) = scales.values()
+    exponents.view(np.uint8)[...] = np.arange(2048, dtype=np.uint32).reshape(256, 8) % 255  # 255 is NaN
+    trainer.register(scales)
+    (output,) = rollout.plan().outputs
+    assert output.dtype is wsync.Dtype.F8_E8M0 and not output.quantized
+    engine = shared_arrays({output.name: output.shape}, ml_dtypes.float8_e8m0fnu)
+    rollout.attach(engine)
+    sync = trainer.publish(1)
+    next(rollout.updates(timeout=30)).apply()
+    sync.committed()
+    assert np.array_equal(engine[output.name].view(np.uint8), exponents.view(np.uint8))
+
+
 def test_destinations_that_do_not_fit_are_listed_with_both_sides(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
     weights = shared_arrays({"a.weight": (128, 128), "b.weight": (128, 128), "norm.weight": (64,)})
     randomize(weights, 1)

@@ -30,6 +30,10 @@ class Dtype(enum.IntEnum):
     F64 = 13
     I64 = 14
     U64 = 15
+    F8_E8M0 = 16  # from here on they are moved as they are, never quantized
+    F8_E4M3FNUZ = 17
+    F8_E5M2FNUZ = 18
+    C64 = 19
 
     @property
     def itemsize(self) -> int:
@@ -40,10 +44,11 @@ class Dtype(enum.IntEnum):
 ITEMSIZE = {
     dtype: size
     for size, dtypes in {
-        1: (Dtype.BOOL, Dtype.U8, Dtype.I8, Dtype.F8_E5M2, Dtype.F8_E4M3),
+        1: (Dtype.BOOL, Dtype.U8, Dtype.I8, Dtype.F8_E5M2, Dtype.F8_E4M3)
+        + (Dtype.F8_E8M0, Dtype.F8_E4M3FNUZ, Dtype.F8_E5M2FNUZ),
         2: (Dtype.I16, Dtype.U16, Dtype.F16, Dtype.BF16),
         4: (Dtype.I32, Dtype.U32, Dtype.F32),
-        8: (Dtype.F64, Dtype.I64, Dtype.U64),
+        8: (Dtype.F64, Dtype.I64, Dtype.U64, Dtype.C64),
     }.items()
     for dtype in dtypes
 }

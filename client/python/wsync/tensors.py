@@ -33,6 +33,10 @@ _BY_NAME = {
     "float64": Dtype.F64,
     "int64": Dtype.I64,
     "uint64": Dtype.U64,
+    "float8_e8m0fnu": Dtype.F8_E8M0,
+    "float8_e4m3fnuz": Dtype.F8_E4M3FNUZ,
+    "float8_e5m2fnuz": Dtype.F8_E5M2FNUZ,
+    "complex64": Dtype.C64,
 }
 
 _NAMES = {dtype: name for name, dtype in _BY_NAME.items()}

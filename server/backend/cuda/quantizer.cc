@@ -250,7 +250,7 @@ absl::Status CudaQuantizer::FindNonFinite() {
     auto fetched = CudaCompletion::Record(*events_, *streams_[0], nullptr);
     status.Update(fetched.status());
     if (status.ok()) status = (*fetched)->Wait(MonotonicNow() + kElementTimeout);
-    return status.ok() ? NonFiniteError(tensor, element, value) : status;
+    return status.ok() ? NonFiniteError(tensor, plan_->recipes()[tensor_index].recipe, element, value) : status;
   }
   return absl::OkStatus();
 }

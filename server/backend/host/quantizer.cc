@@ -225,7 +225,8 @@ absl::Status HostQuantizer::TakeError() {
   }
   if (tensor < 0) return absl::OkStatus();
   const Source& source = sources_[tensor];
-  return NonFiniteError(plan_->catalog().tensors()[tensor], element, source.data + element * DtypeBytes(source.dtype));
+  return NonFiniteError(plan_->catalog().tensors()[tensor], source.recipe, element,
+                        source.data + element * DtypeBytes(source.dtype));
 }
 
 absl::Status HostQuantizer::CheckLent(int64_t bucket) const {

@@ -167,6 +167,31 @@ TEST_P(QuantizerContract, ANonFiniteRawTensorFailsTooAndTheNextVersionIsClean) {
   EXPECT_EQ(*digests, expected);
 }
 
+TEST_P(QuantizerContract, InfinitiesOfRawTensorsPassWhereTheyAreAllowedByNameAndNowhereElse) {
+  RecipeRules rules;
+  rules.allow_infinities = {"*.mask", "*.up.weight"};
+  EncodedModel model({{"a.mask", Dtype::kBF16, {33, 40}},
+                      {"b.up.weight", Dtype::kBF16, {300, 40}},
+                      {"other.mask_of", Dtype::kBF16, {33, 40}}},
+                     rules);
+  for (const int64_t at : {0, 700, 33 * 40 - 1}) model.Poke(0, at, 0xFF80);
+  const auto finish = [&] {
+    QuantizerRig rig(*agent_, model);
+    rig.EncodeAll();
+    return rig.quantizer->Finish(HangDeadline()).status();
+  };
+  EXPECT_TRUE(finish().ok()) << finish();
+  model.Poke(1, 5, 0x7F80);  // quantized, whatever the list says
+  EXPECT_THAT(finish(), FailsWith(absl::StatusCode::kInvalidArgument, "b.up.weight"));
+  model.Poke(1, 5, 0x3F80);
+  model.Poke(2, 5, 0x7F80);
+  EXPECT_THAT(finish(), FailsWith(absl::StatusCode::kInvalidArgument, "other.mask_of"));
+  EXPECT_THAT(finish(), FailsWith(absl::StatusCode::kInvalidArgument, "recipe.allow_infinities"));
+  model.Poke(2, 5, 0x3F80);
+  model.Poke(0, 9, 0x7FC0);
+  EXPECT_THAT(finish(), FailsWith(absl::StatusCode::kInvalidArgument, "holds NaN at index 9"));
+}
+
 TEST_P(QuantizerContract, CancelFailsWhatHasNotBegunUntilFinish) {
   const EncodedModel model({{"a.up.weight", Dtype::kBF16, {1000, 200}}}, {});
   QuantizerRig rig(*agent_, model);
