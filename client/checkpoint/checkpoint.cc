@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
-#include <set>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "client/checkpoint/json_reader.h"
 #include "client/checkpoint/natural_order.h"
+#include "server/core/printable.h"
+#include "server/core/text.h"
 
 namespace wsync {
 namespace {
@@ -47,47 +48,103 @@ bool IsPlainFileName(const std::string& name) {
          !absl::StrContains(name, '\0');
 }
 
-using WeightMap = std::map<std::string, std::string, std::less<>>;  // tensor -> shard
+// Where the index places each tensor. `found`: it is there.
+struct Place {
+  uint32_t shard = 0;
+  bool found = false;
+};
+struct WeightMap {
+  std::vector<std::string> shards;
+  absl::flat_hash_map<std::string, Place> places;
+};
 
-absl::StatusOr<WeightMap> ReadWeightMap(const std::string& path) {
-  const auto text = ReadWholeFile(path, kMaxJsonBytes);
-  if (!text.ok()) return text.status();
-  const auto index = ParseJson(*text, absl::StrCat("index '", path, "'"));
-  if (!index.ok()) return index.status();
-  if (!index->is_object() || !index->contains("weight_map") || !(*index)["weight_map"].is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat("index '", path, "' has no \"weight_map\" object"));
-  }
-  WeightMap weight_map;
-  for (const auto& [tensor, shard] : (*index)["weight_map"].items()) {
-    if (!shard.is_string() || !IsPlainFileName(shard.get_ref<const std::string&>())) {
-      return absl::InvalidArgumentError(absl::StrCat("index '", path, "' places tensor '", tensor, "' in ",
-                                                     shard.dump(),
+absl::Status ReadPlaces(JsonReader& reader, const std::string& path, WeightMap* weight_map) {
+  absl::flat_hash_map<std::string, uint32_t> numbers;
+  return reader.ReadObject([&](std::string&& tensor) {
+    const bool is_text = reader.Peek() == JsonReader::Kind::kString;
+    const size_t begin = reader.position();
+    absl::StatusOr<std::string> shard = std::string();
+    absl::Status status;
+    is_text ? status = (shard = reader.ReadString()).status() : status = reader.Skip();
+    if (!status.ok()) return status;
+    if (!IsPlainFileName(*shard)) {
+      return absl::InvalidArgumentError(absl::StrCat("index '", path, "' places tensor '",
+                                                     Printable(tensor, kMaxShownName), "' in ",
+                                                     Printable(reader.TextSince(begin), kMaxShownName),
                                                      ": expected the name of a .safetensors file beside the index"));
     }
-    weight_map[tensor] = shard.get<std::string>();
-  }
-  if (weight_map.empty()) return absl::InvalidArgumentError(absl::StrCat("index '", path, "' names no tensors"));
-  return weight_map;
+    const auto [number, is_new] = numbers.emplace(*shard, static_cast<uint32_t>(weight_map->shards.size()));
+    if (is_new) weight_map->shards.push_back(*std::move(shard));
+    weight_map->places.emplace(std::move(tensor), Place{number->second});
+    return absl::OkStatus();
+  });
 }
 
-// Holds one shard against the index, and adds its tensors to `found`.
-absl::Status CheckShard(const SafetensorsFile& file, const std::string& shard, const WeightMap& weight_map,
-                        WeightMap* found) {
-  for (const TensorView& view : file.tensors()) {
-    const std::string& name = view.tensor.name;
-    const auto [other, is_new] = found->emplace(name, shard);
-    if (!is_new) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("'", file.path(), "' holds tensor '", name, "', which shard '", other->second, "' holds too"));
-    }
-    const auto indexed = weight_map.find(name);
-    if (indexed != weight_map.end() && indexed->second == shard) continue;
-    const std::string says =
-        indexed == weight_map.end() ? "does not name" : absl::StrCat("places in '", indexed->second, "'");
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", file.path(), "' holds tensor '", name, "', which the index ", says, kMixedUp));
+absl::StatusOr<WeightMap> ReadWeightMap(const std::string& path, const std::string& within) {
+  const auto text = ReadWholeFile(path, kMaxJsonBytes, within);
+  if (!text.ok()) return text.status();
+  JsonReader reader(*text, absl::StrCat("index '", path, "'"));
+  const absl::Status no_map =
+      absl::InvalidArgumentError(absl::StrCat("index '", path, "' has no \"weight_map\" object"));
+  if (reader.Peek() == JsonReader::Kind::kArray) return no_map;
+  std::optional<WeightMap> weight_map;
+  absl::Status status = reader.ReadObject([&](std::string&& key) {
+    if (key != "weight_map") return reader.Skip();
+    if (reader.Peek() != JsonReader::Kind::kObject) return no_map;
+    return ReadPlaces(reader, path, &weight_map.emplace());
+  });
+  if (status.ok()) status = reader.End();
+  if (!status.ok()) return status;
+  if (!weight_map.has_value()) return no_map;
+  if (weight_map->places.empty())
+    return absl::InvalidArgumentError(absl::StrCat("index '", path, "' names no tensors"));
+  return *std::move(weight_map);
+}
+
+// Counts what the index leaves out of its shards, and names the first.
+struct LeftOut {
+  int64_t tensors = 0;
+  std::string example;
+
+  void Add(const std::string& tensor, const std::string& shard) {
+    if (tensors++ == 0) example = absl::StrCat("'", Printable(tensor, kMaxShownName), "' in '", shard, "'");
   }
-  return absl::OkStatus();
+  void NoteIn(std::vector<std::string>* notes, const char* why) const {
+    if (tensors == 0) return;
+    notes->push_back(absl::StrCat("left out of the shards ", Counted(tensors, "tensor"), " ", why, ": ", example,
+                                  tensors > 1 ? " and others" : ""));
+  }
+};
+
+// The tensors that the index places in this shard.
+std::vector<TensorView> Chosen(std::vector<TensorView> held, uint32_t shard, WeightMap* map, LeftOut* elsewhere,
+                               LeftOut* unnamed) {
+  std::vector<TensorView> chosen;
+  chosen.reserve(held.size());
+  for (TensorView& view : held) {
+    const auto place = map->places.find(view.tensor.name);
+    if (place == map->places.end()) {
+      unnamed->Add(view.tensor.name, map->shards[shard]);
+    } else if (place->second.shard != shard) {
+      elsewhere->Add(view.tensor.name, map->shards[shard]);
+    } else {
+      place->second.found = true;
+      chosen.push_back(std::move(view));
+    }
+  }
+  return chosen;
+}
+
+// Of all that are missing, the first by name: the same one every time.
+absl::Status CheckAllFound(const WeightMap& map, const std::string& index_path) {
+  const std::pair<const std::string, Place>* missing = nullptr;
+  for (const auto& entry : map.places) {
+    if (!entry.second.found && (missing == nullptr || NaturalLess(entry.first, missing->first))) missing = &entry;
+  }
+  if (missing == nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("index '", index_path, "' places tensor '", Printable(missing->first, kMaxShownName), "' in '",
+                   map.shards[missing->second.shard], "', but that file does not hold it", kMixedUp));
 }
 
 void AppendNames(const OrderedJson& quantization, const char* key, std::vector<std::string>* names) {
@@ -108,7 +165,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   std::error_code error;
   const bool is_directory = fs::is_directory(path, error);
   if (is_directory) checkpoint->directory_ = path;
-  absl::Status status = is_directory ? checkpoint->OpenDirectory() : checkpoint->AddFile(path);
+  absl::Status status = is_directory ? checkpoint->OpenDirectory() : checkpoint->OpenSingleFile(path);
   if (!status.ok()) return status;
   auto& tensors = checkpoint->tensors_;
   std::sort(tensors.begin(), tensors.end(),
@@ -123,44 +180,51 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
 
 absl::Status Checkpoint::OpenDirectory() {
   const fs::path directory(directory_);
-  absl::Status status;
-  if (Exists(directory / kSingleFileName)) {
-    status = AddFile((directory / kSingleFileName).string());
-  } else if (Exists(directory / kIndexFileName)) {
-    status = OpenShards();
-  } else {
-    status = NothingToOpen(directory_);
-  }
+  const bool has_single = Exists(directory / kSingleFileName), has_index = Exists(directory / kIndexFileName);
+  if (!has_single && !has_index) return NothingToOpen(directory_);
+  absl::Status status = has_index ? OpenShards(has_single) : OpenSingleFile((directory / kSingleFileName).string());
   return status.ok() ? ReadConfig() : status;
 }
 
-absl::Status Checkpoint::OpenShards() {
-  const std::string index_path = (fs::path(directory_) / kIndexFileName).string();
-  const auto weight_map = ReadWeightMap(index_path);
-  if (!weight_map.ok()) return weight_map.status();
-  std::set<std::string> shards;
-  for (const auto& [tensor, shard] : *weight_map) shards.insert(shard);
-  WeightMap found;
-  for (const std::string& shard : shards) {
-    if (!Exists(fs::path(directory_) / shard)) {
-      return absl::NotFoundError(absl::StrCat("cannot open checkpoint '", directory_, "': the index names shard '",
-                                              shard, "', which is not there; download it or copy it again"));
-    }
-    if (absl::Status status = AddFile((fs::path(directory_) / shard).string()); !status.ok()) return status;
-    if (absl::Status status = CheckShard(*files_.back(), shard, *weight_map, &found); !status.ok()) return status;
-  }
-  for (const auto& [tensor, shard] : *weight_map) {
-    if (found.contains(tensor)) continue;
-    return absl::InvalidArgumentError(absl::StrCat("index '", index_path, "' places tensor '", tensor, "' in '", shard,
-                                                   "', but that file does not hold it", kMixedUp));
-  }
+absl::Status Checkpoint::OpenSingleFile(const std::string& file_path) {
+  const auto file = AddFile(file_path);
+  if (!file.ok()) return file.status();
+  tensors_ = (*file)->TakeTensors();
   return absl::OkStatus();
+}
+
+absl::Status Checkpoint::OpenShards(bool has_single) {
+  const std::string index_path = (fs::path(directory_) / kIndexFileName).string();
+  auto map = ReadWeightMap(index_path, directory_);
+  if (has_single &&
+      (!map.ok() || std::find(map->shards.begin(), map->shards.end(), kSingleFileName) == map->shards.end())) {
+    notes_.push_back(absl::StrCat("'", directory_, "' has ", kSingleFileName, " and ", kIndexFileName,
+                                  ", which does not name it: the former is read, as transformers does, while vLLM "
+                                  "reads the index's shards; remove the one that is out of date"));
+    return OpenSingleFile((fs::path(directory_) / kSingleFileName).string());
+  }
+  if (!map.ok()) return map.status();
+  LeftOut elsewhere, unnamed;
+  for (uint32_t shard = 0; shard < map->shards.size(); ++shard) {
+    if (!Exists(fs::path(directory_) / map->shards[shard])) {
+      return absl::NotFoundError(absl::StrCat("cannot open checkpoint '", directory_, "': the index names shard '",
+                                              map->shards[shard], "', which is not there; download or copy it again"));
+    }
+    const auto file = AddFile((fs::path(directory_) / map->shards[shard]).string());
+    if (!file.ok()) return file.status();
+    for (TensorView& view : Chosen((*file)->TakeTensors(), shard, &*map, &elsewhere, &unnamed)) {
+      tensors_.push_back(std::move(view));
+    }
+  }
+  elsewhere.NoteIn(&notes_, "which the index places in another shard");
+  unnamed.NoteIn(&notes_, "which the index does not name");
+  return CheckAllFound(*map, index_path);
 }
 
 absl::Status Checkpoint::ReadConfig() {
   const std::string path = (fs::path(directory_) / kConfigFileName).string();
   if (!Exists(path)) return absl::OkStatus();
-  const auto text = ReadWholeFile(path, kMaxJsonBytes);
+  const auto text = ReadWholeFile(path, kMaxJsonBytes, directory_);
   if (!text.ok()) return text.status();
   auto config = ParseOrderedJson(*text, absl::StrCat("'", path, "'"));
   if (!config.ok()) return config.status();
@@ -169,12 +233,11 @@ absl::Status Checkpoint::ReadConfig() {
   return absl::OkStatus();
 }
 
-absl::Status Checkpoint::AddFile(const std::string& file_path) {
-  auto file = SafetensorsFile::Open(file_path);
+absl::StatusOr<SafetensorsFile*> Checkpoint::AddFile(const std::string& file_path) {
+  auto file = SafetensorsFile::Open(file_path, directory_);
   if (!file.ok()) return file.status();
-  tensors_.insert(tensors_.end(), (*file)->tensors().begin(), (*file)->tensors().end());
   files_.push_back(*std::move(file));
-  return absl::OkStatus();
+  return files_.back().get();
 }
 
 absl::Status Checkpoint::Intact() const {

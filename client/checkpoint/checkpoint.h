@@ -25,11 +25,13 @@ inline constexpr char kConfigFileName[] = "config.json";
 
 class Checkpoint {
  public:
-  // `path` is a directory with model.safetensors (preferred, as transformers does) or model.safetensors.index.json, or
-  // one .safetensors file, which then is all there is: files beside it are not looked at.
-  // NOT_FOUND: nothing to open there, a shard that the index names is missing. INVALID_ARGUMENT: a malformed file, an
-  // index that disagrees with its shards in either direction, a tensor in two shards, a shard name that leaves the
-  // directory, a config.json that is not a JSON object.
+  // `path` is a directory with model.safetensors (preferred, as transformers does, unless the index names it) or
+  // model.safetensors.index.json, or one .safetensors file, which then is all there is: files beside it are not looked
+  // at. The index decides: of what its shards hold, a tensor that it places elsewhere or does not name is left out, and
+  // notes() tells. Its `metadata` says nothing that is needed, and is not held against it.
+  // NOT_FOUND: nothing to open there, a shard that the index names is missing. INVALID_ARGUMENT: a malformed file, a
+  // tensor that is not in the shard where the index places it, a file that a link leads out of the directory
+  // (OpenRegularFile), a shard name that does, a config.json that is not a JSON object.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -41,6 +43,7 @@ class Checkpoint {
   int64_t total_bytes() const { return total_bytes_; }
   // OK: what was read of the tensors so far was there. FAILED_PRECONDITION: a file was cut short meanwhile.
   absl::Status Intact() const;
+  const std::vector<std::string>& notes() const { return notes_; }  // what was left out, for the user to read
 
   const std::optional<OrderedJson>& config() const { return config_; }  // config.json, if there is one
   // The modules that the checkpoint's own `quantization_config` keeps in high precision: `modules_to_not_convert`,
@@ -50,9 +53,10 @@ class Checkpoint {
  private:
   Checkpoint() = default;
   absl::Status OpenDirectory();
-  absl::Status OpenShards();
+  absl::Status OpenSingleFile(const std::string& file_path);
+  absl::Status OpenShards(bool has_single);
   absl::Status ReadConfig();
-  absl::Status AddFile(const std::string& file_path);
+  absl::StatusOr<SafetensorsFile*> AddFile(const std::string& file_path);
 
   std::string path_;
   std::string directory_;
@@ -61,6 +65,7 @@ class Checkpoint {
   absl::flat_hash_map<std::string_view, size_t> index_;  // views into tensors_
   int64_t total_bytes_ = 0;
   std::optional<OrderedJson> config_;
+  std::vector<std::string> notes_;
 };
 
 }  // namespace wsync

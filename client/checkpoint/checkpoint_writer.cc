@@ -15,12 +15,22 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
 #include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/manifest.h"
 #include "client/checkpoint/posix_file.h"
+#include "server/core/printable.h"
 
 namespace wsync {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Half of what readers accept, since HeaderBytesOf does not count what is escaped in a name.
+constexpr int64_t kMaxShardHeaderBytes = kMaxSafetensorsHeaderBytes / 2;
+
+// At most, of one tensor's entry but for escapes: punctuation and keys, two offsets, the dimensions.
+int64_t HeaderBytesOf(const Tensor& tensor) {
+  return static_cast<int64_t>(tensor.name.size()) + 110 + 20 * static_cast<int64_t>(tensor.shape.size());
+}
 
 // Absolute and without a trailing slash, so that "<out>.partial-<pid>" is a sibling whatever the user typed.
 fs::path NormalPath(const std::string& path) {
@@ -28,12 +38,12 @@ fs::path NormalPath(const std::string& path) {
   return normal.has_filename() ? normal : normal.parent_path();
 }
 
-bool LooksLikeCheckpoint(const fs::path& directory) {
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(directory, ignored)) {
-    if (absl::EndsWith(entry.path().filename().string(), ".safetensors")) return true;
-  }
-  return false;
+// Whether `path` is `directory`, or lies in it.
+bool IsIn(const std::string& path, const fs::path& directory) {
+  std::error_code error;
+  const fs::path relative =
+      fs::weakly_canonical(path, error).lexically_relative(fs::weakly_canonical(directory, error));
+  return !path.empty() && !error && !relative.empty() && *relative.begin() != "..";
 }
 
 bool IsWeightFile(absl::string_view name) {
@@ -58,8 +68,8 @@ int Exchange(const std::string& a, const std::string& b) {
 }
 
 // std::filesystem::copy_file reports a full disk as an I/O error; this says what it is.
-absl::Status CopyFile(const std::string& from, const std::string& to) {
-  const auto source = MappedFile::Open(from);
+absl::Status CopyFile(const std::string& from, const std::string& within, const std::string& to) {
+  const auto source = MappedFile::Open(from, within);
   if (!source.ok()) return source.status();
   const absl::Span<const std::byte> bytes = (*source)->bytes();
   auto target = OutputFile::Create(to, static_cast<int64_t>(bytes.size()));
@@ -79,16 +89,19 @@ absl::Status CheckpointWriter::CheckTarget(const std::string& out_dir, const Che
   const auto refuse = [&](absl::string_view why) {
     return absl::AlreadyExistsError(absl::StrCat("cannot write a checkpoint to '", out.string(), "': ", why));
   };
+  if (status.type() == fs::file_type::symlink) return refuse("it is a link; give the path that it stands for");
   if (status.type() != fs::file_type::directory) return refuse("it exists and is not a directory; choose another path");
-  if (!options.copy_from.empty() && fs::equivalent(out, options.copy_from, error)) {
+  if (IsIn(options.copy_from, out) || IsIn(options.source, out)) {
     return absl::InvalidArgumentError(absl::StrCat("cannot write a checkpoint to '", out.string(),
-                                                   "': it is the directory that is read; choose another path"));
+                                                   "': it is, or holds, what is read; choose another path"));
   }
   if (fs::is_empty(out, error)) return absl::OkStatus();
   if (error) return FileError("list", out.string(), error.value());
   if (!options.overwrite) return refuse("it is not empty; choose another path, or overwrite it (--overwrite)");
-  if (!LooksLikeCheckpoint(out)) return refuse("it holds something that is not a checkpoint; choose another path");
-  return absl::OkStatus();
+  const absl::Status ours = CheckOnlyOurs(out.string());
+  if (ours.ok()) return ours;
+  return refuse(absl::StrCat("only what wsync wrote is overwritten, and ", ours.message(),
+                             "; move it away, or choose another path"));
 }
 
 absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const std::string& out_dir,
@@ -109,6 +122,7 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(const
   if (mkdir(partial.c_str(), 0777) != 0) return FileError("create directory", partial, errno);
   std::unique_ptr<CheckpointWriter> writer(new CheckpointWriter(out.string(), partial, options));
   if (absl::Status status = writer->CreateShards(tensors); !status.ok()) return status;
+  if (absl::Status status = writer->CopyOtherFiles(); !status.ok()) return status;
   return writer;
 }
 
@@ -121,13 +135,15 @@ CheckpointWriter::~CheckpointWriter() {
 
 absl::Status CheckpointWriter::CreateShards(const std::vector<Tensor>& tensors) {
   std::vector<std::vector<Tensor>> shards;
-  int64_t shard_bytes = 0;
+  int64_t shard_bytes = 0, header_bytes = 0;
   for (const Tensor& tensor : tensors) {
-    const int64_t bytes = BytesOf(tensor);
-    if (shards.empty() || (shard_bytes > 0 && shard_bytes + bytes > options_.max_shard_bytes)) {
+    const int64_t bytes = BytesOf(tensor), header = HeaderBytesOf(tensor);
+    if (shards.empty() || (shard_bytes > 0 && shard_bytes + bytes > options_.max_shard_bytes) ||
+        header_bytes + header > kMaxShardHeaderBytes) {
       shards.emplace_back();
-      shard_bytes = 0;
+      shard_bytes = header_bytes = 0;
     }
+    header_bytes += header;
     places_.push_back({shards.size() - 1, static_cast<int64_t>(shards.back().size())});
     names_.push_back(tensor.name);
     shards.back().push_back(tensor);
@@ -165,12 +181,12 @@ absl::Status CheckpointWriter::Finish() {
   }
   if (absl::Status status = WriteIndex(); !status.ok()) return status;
   if (options_.config.has_value()) {
-    const std::string text = options_.config->dump(2) + "\n";
+    const std::string text = DumpJson(*options_.config) + "\n";
     if (absl::Status status = WriteWholeFile(absl::StrCat(partial_dir_, "/", kConfigFileName), text); !status.ok()) {
       return status;
     }
   }
-  if (absl::Status status = CopyOtherFiles(); !status.ok()) return status;
+  if (absl::Status status = WriteManifest(partial_dir_); !status.ok()) return status;
   if (absl::Status status = SyncDirectory(partial_dir_); !status.ok()) return status;
   return MoveIntoPlace();
 }
@@ -190,14 +206,15 @@ absl::Status CheckpointWriter::CopyOtherFiles() {
     const std::string name = entry.path().filename().string();
     std::error_code ignored;
     if (entry.is_directory(ignored)) {
-      notes_.push_back(absl::StrCat("did not copy the folder '", name, "'"));
+      notes_.push_back(absl::StrCat("did not copy the folder '", Printable(name, kMaxShownName), "'"));
       continue;
     }
     // A dangling link or a socket says nothing about the model. config.json: the one given in the options is it.
-    if (!entry.is_regular_file(ignored) || IsWeightFile(name) || name == kConfigFileName) continue;
-    if (absl::Status status = CopyFile(entry.path().string(), absl::StrCat(partial_dir_, "/", name)); !status.ok()) {
-      return status;
-    }
+    if (!entry.is_regular_file(ignored) || IsWeightFile(name)) continue;
+    if (name == kConfigFileName || name == kManifestFileName) continue;
+    const std::string to = absl::StrCat(partial_dir_, "/", name);
+    absl::Status status = CopyFile(entry.path().string(), options_.copy_from, to);
+    if (!status.ok()) return status;
   }
   if (error) return FileError("list", options_.copy_from, error.value());
   return absl::OkStatus();
@@ -212,8 +229,9 @@ absl::Status CheckpointWriter::MoveIntoPlace() {
   if (result != 0) return FileError(absl::StrCat("rename '", partial_dir_, "' to"), out_dir_, errno);
   finished_ = true;
   if (replaces) {  // now the old checkpoint
-    fs::remove_all(partial_dir_, error);
-    if (error) notes_.push_back(absl::StrCat("could not remove the old checkpoint, now at '", partial_dir_, "'"));
+    if (const absl::Status removed = RemoveOurs(partial_dir_); !removed.ok()) {
+      notes_.push_back(absl::StrCat("did not remove all of the old checkpoint: ", removed.message()));
+    }
   }
   return SyncDirectory(fs::path(out_dir_).parent_path().string());
 }

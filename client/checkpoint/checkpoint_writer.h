@@ -1,4 +1,5 @@
-// Writes a checkpoint directory, all or nothing: shards, index, config.json, and the other files of a source directory.
+// Writes a checkpoint directory, all or nothing: shards, index, config.json, the other files of a source directory, and
+// a manifest of what was written (manifest.h).
 //
 // Everything goes to `<out>.partial-<pid>` and is renamed to `<out>` by Finish, after a flush. A failure, or an end
 // without Finish, removes the partial directory; only a killed process can leave one behind, never under the final
@@ -30,7 +31,10 @@ struct CheckpointOptions {
   std::optional<OrderedJson> config;             // becomes config.json
   // Its files are copied (tokenizer, generation config, code), but no weights, indices or config.json; "": none.
   std::string copy_from;
-  // Replace an existing checkpoint. Only a directory that looks like one is ever replaced.
+  // What the tensors are read from, a directory or file; never overwritten, as `copy_from` is not. "": no file.
+  std::string source;
+  // Replace what wsync wrote before. A directory that holds anything else, or a file of ours that was changed since, is
+  // never replaced: whoever put it there takes it away first.
   bool overwrite = false;
 };
 
@@ -39,8 +43,10 @@ class CheckpointWriter {
   // Whether Create would take `out_dir`, for who has a long way to go before there are tensors to write.
   static absl::Status CheckTarget(const std::string& out_dir, const CheckpointOptions& options);
   // Tensors are packed into shards in the order given, which is the order of their indices below.
-  // ALREADY_EXISTS: `out_dir` is a file, or a directory with something in it that `overwrite` does not cover.
-  // RESOURCE_EXHAUSTED: no room. INVALID_ARGUMENT: bad tensors or options, `out_dir` is the source directory.
+  // The other files are copied at once: what is wrong with one shows before there is any work.
+  // ALREADY_EXISTS: `out_dir` is a file, or a directory with something in it that `overwrite` does not cover (named).
+  // RESOURCE_EXHAUSTED: no room. INVALID_ARGUMENT: bad tensors or options, `out_dir` is or holds what is read, a file
+  // to copy is a link out of its directory.
   static absl::StatusOr<std::unique_ptr<CheckpointWriter>> Create(const std::string& out_dir,
                                                                   const std::vector<Tensor>& tensors,
                                                                   const CheckpointOptions& options);

@@ -1,5 +1,6 @@
 #include "client/checkpoint/natural_order.h"
 
+#include <algorithm>
 #include <cstddef>
 
 #include "absl/strings/ascii.h"
@@ -17,10 +18,19 @@ std::string_view TakeNumber(std::string_view* text) {
   return number;
 }
 
+// What two names have in common says nothing about their order: where it ends, or where the number begins in which it
+// ends. Names of one model have most of their letters in common.
+size_t CommonPieces(std::string_view a, std::string_view b) {
+  size_t common = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+  while (common > 0 && absl::ascii_isdigit(a[common - 1])) --common;
+  return common;
+}
+
 }  // namespace
 
 bool NaturalLess(std::string_view a, std::string_view b) {
-  std::string_view rest_a = a, rest_b = b;
+  const size_t common = CommonPieces(a, b);
+  std::string_view rest_a = a.substr(common), rest_b = b.substr(common);
   while (!rest_a.empty() && !rest_b.empty()) {
     if (absl::ascii_isdigit(rest_a.front()) && absl::ascii_isdigit(rest_b.front())) {
       const std::string_view number_a = TakeNumber(&rest_a), number_b = TakeNumber(&rest_b);

@@ -29,11 +29,17 @@ struct Scratch {
   std::vector<float> scales;
 };
 
-absl::Status NonFinite(const Tensor& tensor, int64_t index) {
+absl::Status NonFinite(const TensorView& view, const Recipe& recipe, int64_t index) {
+  const Tensor& tensor = view.tensor;
   const int64_t cols = std::max<int64_t>(ViewOf(tensor).cols, 1);
-  return absl::InvalidArgumentError(absl::StrCat(
-      "cannot quantize tensor '", tensor.name, "': it has a NaN or infinity at index ", index, " (row ", index / cols,
-      ", column ", index % cols, "); the checkpoint is damaged or training diverged: use an earlier one"));
+  const NumberKind kind = KindOfNumber(view.data + index * DtypeBytes(tensor.dtype), tensor.dtype);
+  const std::string meant = recipe.fp8 || kind == NumberKind::kNan
+                                ? ""
+                                : absl::StrCat(", or, where it is meant, --allow-infinities '", tensor.name, "'");
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot quantize tensor '", tensor.name, "': it has ", std::string(NumberKindName(kind)),
+                   " at index ", index, " (row ", index / cols, ", column ", index % cols,
+                   "); the checkpoint is damaged or training diverged: use an earlier one", meant));
 }
 
 // `source` itself where it is aligned for its dtype, else a copy in `scratch`: old safetensors writers did not pad.
@@ -107,7 +113,7 @@ class OfflineQuantizer {
     const std::byte* source = view.data + piece.row_begin * row_bytes;
     const AbsMaxResult result = AbsMax(Aligned(source, piece.rows * row_bytes, view.tensor.dtype, &scratch->source),
                                        view.tensor.dtype, piece.row_begin, piece.rows, ViewOf(view.tensor).cols);
-    if (result.first_nonfinite != kNoIndex) return NonFinite(view.tensor, result.first_nonfinite);
+    if (result.first_nonfinite != kNoIndex) return NonFinite(view, plan_.RecipeOf(piece), result.first_nonfinite);
     // Non-negative floats order as their bits do.
     const auto bits = std::bit_cast<uint32_t>(result.amax);
     std::atomic<uint32_t>& largest = amax_bits_[piece.tensor];
@@ -143,7 +149,7 @@ class OfflineQuantizer {
     task.data = scratch->data.data();
     task.scales = piece.scale_bytes > 0 ? reinterpret_cast<std::byte*>(scratch->scales.data()) : nullptr;
     const EncodeResult result = Encode(task);
-    if (result.first_nonfinite != kNoIndex) return NonFinite(view.tensor, result.first_nonfinite);
+    if (result.first_nonfinite != kNoIndex) return NonFinite(view, plan_.RecipeOf(piece), result.first_nonfinite);
     const int64_t output = data_output_[piece.tensor];
     if (absl::Status status = writer_->WriteRows(output, piece.row_begin, scratch->data); !status.ok()) return status;
     if (task.scales == nullptr) return absl::OkStatus();
@@ -166,9 +172,11 @@ class OfflineQuantizer {
       task.dtype = view.tensor.dtype;
       task.rows = 1;
       task.cols = bytes / element;
+      task.recipe = plan_.RecipeOf(piece);
       task.data = scratch->data.data();
       const EncodeResult result = Encode(task);
-      if (result.first_nonfinite != kNoIndex) return NonFinite(view.tensor, at / element + result.first_nonfinite);
+      if (result.first_nonfinite != kNoIndex)
+        return NonFinite(view, task.recipe, at / element + result.first_nonfinite);
       absl::Status status = writer_->WriteBytes(data_output_[piece.tensor], at, scratch->data);
       if (!status.ok()) return status;
     }
@@ -281,6 +289,7 @@ absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const Checkpoint& checkpoint, 
                                          {.max_shard_bytes = options.max_shard_bytes,
                                           .config = OutputConfig(checkpoint, **plan, outputs),
                                           .copy_from = checkpoint.directory(),
+                                          .source = checkpoint.path(),
                                           .overwrite = options.overwrite});
   if (!writer.ok()) return writer.status();
   OfflineQuantizer quantizer(checkpoint, **plan, writer->get(), options, ThreadCount(options.threads));
@@ -297,6 +306,7 @@ absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const Checkpoint& checkpoint, 
   report.elapsed = MonotonicNow() - begin;
   report.shards = (*writer)->shard_names();
   report.notes = GlobsWithoutMatch((*plan)->catalog(), options.rules);
+  report.notes.insert(report.notes.end(), checkpoint.notes().begin(), checkpoint.notes().end());
   for (std::string& note : SourceNotes(checkpoint)) report.notes.push_back(std::move(note));
   report.notes.insert(report.notes.end(), (*writer)->notes().begin(), (*writer)->notes().end());
   return report;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 
@@ -64,6 +65,27 @@ absl::StatusOr<int64_t> RegularFileSize(int fd, const std::string& path) {
   return info.st_size;
 }
 
+bool IsBelow(const std::string& path, const std::string& directory) {
+  return path.size() > directory.size() + 1 && path.starts_with(directory) && path[directory.size()] == '/';
+}
+
+// A hub's cache holds <repository>/blobs/<hash>, and links to them in <repository>/snapshots/<revision>.
+bool IsBlobOf(const std::string& path, const std::string& directory) {
+  const size_t snapshots = directory.rfind("/snapshots/");
+  return snapshots != std::string::npos && IsBelow(path, directory.substr(0, snapshots) + "/blobs");
+}
+
+// `real`: where an open file lies.
+absl::Status CheckWithin(const std::string& path, const std::string& real, const std::string& within) {
+  std::error_code error;
+  const std::string directory = std::filesystem::canonical(within, error).string();
+  if (error) return FileError("resolve", within, error.value());
+  if (IsBelow(real, directory) || IsBlobOf(real, directory)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot read '", path, "': it is a link to '", real, "', outside of '", directory,
+                   "', and only what lies in a checkpoint's own directory is read; copy the file there"));
+}
+
 }  // namespace
 
 absl::Status FileError(const std::string& tried, const std::string& path, int error) {
@@ -71,9 +93,27 @@ absl::Status FileError(const std::string& tried, const std::string& path, int er
   return absl::Status(status.code(), absl::StrCat(status.message(), AdviceFor(error)));
 }
 
-absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // it may turn out to be a FIFO
+absl::StatusOr<int> OpenRegularFile(const std::string& path, const std::string& within) {
+  const FileDescriptor found(open(path.c_str(), O_PATH | O_CLOEXEC));
+  if (found.get() < 0) return FileError("open", path, errno);
+  if (const auto size = RegularFileSize(found.get(), path); !size.ok()) return size.status();
+  const std::string by_number = absl::StrCat("/proc/self/fd/", found.get());
+  if (!within.empty()) {
+    std::error_code error;
+    const std::string real = std::filesystem::read_symlink(by_number, error).string();
+    if (error) return FileError("find out where lies", path, error.value());
+    if (absl::Status status = CheckWithin(path, real, within); !status.ok()) return status;
+  }
+  // The file that was looked at, whatever stands under its name by now.
+  const int fd = open(by_number.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return FileError("open", path, errno);
+  return fd;
+}
+
+absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path, const std::string& within) {
+  const auto opened = OpenRegularFile(path, within);
+  if (!opened.ok()) return opened.status();
+  const int fd = *opened;
   const absl::StatusOr<int64_t> size = RegularFileSize(fd, path);
   std::unique_ptr<MappedFile> file(new MappedFile(path, fd, size.ok() ? static_cast<size_t>(*size) : 0));
   if (!size.ok()) return size.status();
@@ -164,9 +204,10 @@ absl::Status WriteWholeFile(const std::string& path, std::string_view contents) 
   return (*file)->Finish();
 }
 
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t max_bytes) {
-  const FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0) return FileError("open", path, errno);
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t max_bytes, const std::string& within) {
+  const auto opened = OpenRegularFile(path, within);
+  if (!opened.ok()) return opened.status();
+  const FileDescriptor fd(*opened);
   const absl::StatusOr<int64_t> size = RegularFileSize(fd.get(), path);
   if (!size.ok()) return size.status();
   if (*size > max_bytes) {

@@ -23,11 +23,17 @@ namespace wsync {
 // `tried` reads as in "cannot <tried> '<path>': <errno's text>"; a full disk, a size limit and the like add advice.
 absl::Status FileError(const std::string& tried, const std::string& path, int error);
 
+// Opens a regular file for reading; anything else (a directory, a FIFO, a device) is refused without being opened, so
+// that nothing waits for it. With `within`, a directory, the file must lie there once all links are followed, or, where
+// that directory is a snapshot in a cache of a model hub, among the cache's blobs: what one downloaded must not make us
+// read, and copy, elsewhere. The caller owns the descriptor.
+absl::StatusOr<int> OpenRegularFile(const std::string& path, const std::string& within);
+
 // A whole regular file, mapped read-only. The mapping dies with the object. What another process cuts off meanwhile
 // reads as zeros (core/guarded_range.h), so whoever made something of the bytes asks Intact before it is kept.
 class MappedFile {
  public:
-  static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);
+  static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path, const std::string& within = "");
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -73,7 +79,7 @@ class OutputFile {
 // The same in one call, for small files.
 absl::Status WriteWholeFile(const std::string& path, std::string_view contents);
 // RESOURCE_EXHAUSTED above `max_bytes`: nothing is allocated from a length that was not checked.
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t max_bytes);
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t max_bytes, const std::string& within = "");
 absl::Status SyncDirectory(const std::string& path);
 
 }  // namespace wsync

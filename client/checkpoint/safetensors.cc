@@ -45,8 +45,9 @@ absl::Status CheckTensors(const std::vector<Tensor>& tensors, const std::string&
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
-  auto mapped = MappedFile::Open(path);
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path,
+                                                                       const std::string& within) {
+  auto mapped = MappedFile::Open(path, within);
   if (!mapped.ok()) return mapped.status();
   const absl::Span<const std::byte> bytes = (*mapped)->bytes();
   const auto header = HeaderText(bytes, path);

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,12 +35,13 @@ struct TensorView {
 class SafetensorsFile {
  public:
   // INVALID_ARGUMENT naming the file (and the tensor) if it is truncated or malformed in any way; NOT_FOUND and the
-  // like if it cannot be opened.
-  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  // like if it cannot be opened. `within`: see OpenRegularFile.
+  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path, const std::string& within = "");
 
   const std::string& path() const { return path_; }
   const std::vector<TensorView>& tensors() const { return tensors_; }  // in file order
   absl::Status Intact() const { return file_->Intact(); }
+  std::vector<TensorView> TakeTensors() { return std::move(tensors_); }
 
  private:
   SafetensorsFile(std::string path, std::unique_ptr<MappedFile> file)

@@ -1,14 +1,18 @@
 #include "client/checkpoint/safetensors_header.h"
 
 #include <algorithm>
-#include <limits>
+#include <charconv>
 #include <numeric>
+#include <optional>
+#include <system_error>
 #include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/checkpoint/json_reader.h"
 #include "client/checkpoint/strict_json.h"
+#include "server/core/printable.h"
 
 namespace wsync {
 namespace {
@@ -16,12 +20,12 @@ namespace {
 constexpr char kMetadataKey[] = "__metadata__";
 constexpr int64_t kHeaderAlign = 8;  // so that the buffer, and with it every tensor, is aligned in the file
 
-constexpr Dtype kDtypes[] = {Dtype::kBool, Dtype::kU8,  Dtype::kI8,  Dtype::kF8E5M2, Dtype::kF8E4M3,
-                             Dtype::kI16,  Dtype::kU16, Dtype::kF16, Dtype::kBF16,   Dtype::kI32,
-                             Dtype::kU32,  Dtype::kF32, Dtype::kF64, Dtype::kI64,    Dtype::kU64};
-
 std::string SupportedDtypes() {
-  return absl::StrJoin(kDtypes, ", ", [](std::string* out, Dtype dtype) { out->append(DtypeName(dtype)); });
+  std::string names;
+  for (int number = 1; DtypeBytes(static_cast<Dtype>(number)) > 0; ++number) {
+    absl::StrAppend(&names, number > 1 ? ", " : "", std::string(DtypeName(static_cast<Dtype>(number))));
+  }
+  return names;
 }
 
 // Collects the subject of every message: which file, which tensor.
@@ -30,41 +34,86 @@ struct Subject {
   const std::string& name;
   template <typename... Parts>
   absl::Status Error(const Parts&... parts) const {
-    return absl::InvalidArgumentError(absl::StrCat("'", file, "': tensor '", name, "' ", parts...));
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", file, "': tensor '", Printable(name, kMaxShownName), "' ", parts...));
   }
 };
 
-// A non-negative integer that fits in int64_t.
-bool ReadCount(const Json& value, int64_t* out) {
-  if (!value.is_number_unsigned()) return false;
-  const auto count = value.get<uint64_t>();
-  if (count > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return false;
-  *out = static_cast<int64_t>(count);
-  return true;
-}
+// What one entry says before it is checked as a whole.
+struct Fields {
+  std::optional<std::string> dtype;
+  std::optional<std::vector<int64_t>> shape;
+  std::vector<int64_t> offsets;
+};
 
-absl::StatusOr<Dtype> ReadDtype(const Json& entry, const Subject& subject) {
-  const auto field = entry.find("dtype");
-  if (field == entry.end() || !field->is_string()) return subject.Error("has no \"dtype\" text");
-  const auto& text = field->get_ref<const std::string&>();
-  const std::optional<Dtype> dtype = ParseDtype(text);
-  if (dtype.has_value()) return *dtype;
-  return subject.Error("has the unsupported dtype '", text, "'; supported are ", SupportedDtypes(),
-                       "; convert the tensor or leave it out of the checkpoint");
-}
-
-absl::StatusOr<std::vector<int64_t>> ReadShape(const Json& entry, const Subject& subject) {
-  const auto field = entry.find("shape");
-  if (field == entry.end() || !field->is_array()) return subject.Error("has no \"shape\" list");
-  std::vector<int64_t> shape;
-  for (const Json& dimension : *field) {
-    int64_t size = 0;
-    if (!ReadCount(dimension, &size)) {
-      return subject.Error("has the shape ", field->dump(), ": dimensions must be whole numbers from 0 to 2^63 - 1");
-    }
-    shape.push_back(size);
+// A whole number from 0 to 2^63 - 1.
+bool ReadCount(JsonReader& reader, int64_t* count, absl::Status* status) {
+  if (reader.Peek() != JsonReader::Kind::kNumber) {
+    *status = reader.Skip();
+    return false;
   }
-  return shape;
+  const auto text = reader.ReadNumber();
+  *status = text.status();
+  if (!text.ok()) return false;
+  const auto parsed = std::from_chars(text->data(), text->data() + text->size(), *count);
+  return parsed.ec == std::errc() && parsed.ptr == text->data() + text->size() && text->front() != '-';
+}
+
+// `valid` becomes false where it is no list of counts; what is read on is checked nevertheless.
+absl::Status ReadCounts(JsonReader& reader, std::vector<int64_t>* counts, bool* valid) {
+  if (reader.Peek() != JsonReader::Kind::kArray) {
+    *valid = false;
+    return reader.Skip();
+  }
+  return reader.ReadArray([&] {
+    absl::Status status;
+    int64_t count = 0;
+    *valid = ReadCount(reader, &count, &status) && *valid;
+    counts->push_back(count);
+    return status;
+  });
+}
+
+absl::Status ReadShape(JsonReader& reader, const Subject& subject, Fields* fields) {
+  if (reader.Peek() != JsonReader::Kind::kArray) return subject.Error("has no \"shape\" list");
+  const size_t begin = reader.position();
+  bool valid = true;
+  absl::Status status = ReadCounts(reader, &fields->shape.emplace(), &valid);
+  if (!status.ok() || valid) return status;
+  return subject.Error("has the shape ", Printable(reader.TextSince(begin), kMaxShownName),
+                       ": dimensions must be whole numbers from 0 to 2^63 - 1");
+}
+
+absl::Status ReadField(JsonReader& reader, const std::string& key, const Subject& subject, Fields* fields) {
+  if (key == "shape") return ReadShape(reader, subject, fields);
+  if (key == "dtype") {
+    if (reader.Peek() != JsonReader::Kind::kString) return subject.Error("has no \"dtype\" text");
+    auto text = reader.ReadString();
+    if (text.ok()) fields->dtype = *std::move(text);
+    return text.status();
+  }
+  if (key != "data_offsets") return reader.Skip();
+  bool valid = true;
+  absl::Status status = ReadCounts(reader, &fields->offsets, &valid);
+  if (!valid) fields->offsets.clear();
+  return status;
+}
+
+// What can be done about a dtype that is not moved.
+std::string AdviceFor(std::string_view dtype) {
+  if (dtype == "F4" || dtype.starts_with("F6_")) {
+    return absl::StrCat(
+        "; its elements are smaller than a byte: store them packed as U8, as MXFP4 and NVFP4 checkpoints "
+        "do, or convert the tensor to BF16");
+  }
+  return absl::StrCat("; supported are ", SupportedDtypes(), "; convert the tensor or leave it out of the checkpoint");
+}
+
+absl::StatusOr<Dtype> DtypeOf(const Fields& fields, const Subject& subject) {
+  if (!fields.dtype.has_value()) return subject.Error("has no \"dtype\" text");
+  if (const std::optional<Dtype> dtype = ParseDtype(*fields.dtype)) return *dtype;
+  return subject.Error("has the unsupported dtype '", Printable(*fields.dtype, kMaxShownName), "'",
+                       AdviceFor(*fields.dtype));
 }
 
 // Bytes that shape and dtype need, or an error where that does not fit.
@@ -79,12 +128,12 @@ absl::StatusOr<int64_t> NeededBytes(const Tensor& tensor, const Subject& subject
   return bytes;
 }
 
-absl::Status ReadOffsets(const Json& json, int64_t buffer_bytes, const Subject& subject, HeaderEntry* entry) {
-  const auto field = json.find("data_offsets");
-  if (field == json.end() || !field->is_array() || field->size() != 2 || !ReadCount((*field)[0], &entry->begin) ||
-      !ReadCount((*field)[1], &entry->end) || entry->begin > entry->end) {
+absl::Status TakeOffsets(const Fields& fields, int64_t buffer_bytes, const Subject& subject, HeaderEntry* entry) {
+  if (fields.offsets.size() != 2 || fields.offsets[0] > fields.offsets[1]) {
     return subject.Error("has no valid \"data_offsets\": expected [begin, end] with 0 <= begin <= end");
   }
+  entry->begin = fields.offsets[0];
+  entry->end = fields.offsets[1];
   if (entry->end > buffer_bytes) {
     return subject.Error("lies outside the file: it ends at byte ", entry->end, " of a buffer of ", buffer_bytes,
                          " bytes; the file is cut short or its header is wrong: copy or download it again");
@@ -92,26 +141,28 @@ absl::Status ReadOffsets(const Json& json, int64_t buffer_bytes, const Subject& 
   return absl::OkStatus();
 }
 
-absl::StatusOr<HeaderEntry> ReadEntry(const std::string& name, const Json& json, int64_t buffer_bytes,
-                                      const std::string& file) {
-  const Subject subject{file, name};
-  if (!json.is_object()) return subject.Error("is described by ", json.type_name(), ", expected an object");
-  HeaderEntry entry;
-  entry.tensor.name = name;
-  auto dtype = ReadDtype(json, subject);
-  if (!dtype.ok()) return dtype.status();
-  entry.tensor.dtype = *dtype;
-  auto shape = ReadShape(json, subject);
-  if (!shape.ok()) return shape.status();
-  entry.tensor.shape = *std::move(shape);
-  const auto needed = NeededBytes(entry.tensor, subject);
-  if (!needed.ok()) return needed.status();
-  if (absl::Status status = ReadOffsets(json, buffer_bytes, subject, &entry); !status.ok()) return status;
-  if (entry.end - entry.begin != *needed) {
-    return subject.Error("has ", entry.end - entry.begin, " bytes of data, but ", std::string(DtypeName(*dtype)), " [",
-                         absl::StrJoin(entry.tensor.shape, ", "), "] needs ", *needed);
+absl::Status ReadEntry(JsonReader& reader, std::string name, int64_t buffer_bytes, const std::string& file,
+                       HeaderEntry* entry) {
+  entry->tensor.name = std::move(name);
+  const Subject subject{file, entry->tensor.name};
+  if (reader.Peek() == JsonReader::Kind::kNothing) return reader.Skip();  // says what is wrong with it, and where
+  if (reader.Peek() != JsonReader::Kind::kObject) {
+    return subject.Error("is described by ", reader.PeekName(), ", expected an object");
   }
-  return entry;
+  Fields fields;
+  absl::Status status = reader.ReadObject([&](std::string&& key) { return ReadField(reader, key, subject, &fields); });
+  if (!status.ok()) return status;
+  const auto dtype = DtypeOf(fields, subject);
+  if (!dtype.ok()) return dtype.status();
+  if (!fields.shape.has_value()) return subject.Error("has no \"shape\" list");
+  entry->tensor.dtype = *dtype;
+  entry->tensor.shape = *std::move(fields.shape);
+  const auto needed = NeededBytes(entry->tensor, subject);
+  if (!needed.ok()) return needed.status();
+  if (status = TakeOffsets(fields, buffer_bytes, subject, entry); !status.ok()) return status;
+  if (entry->end - entry->begin == *needed) return absl::OkStatus();
+  return subject.Error("has ", entry->end - entry->begin, " bytes of data, but ", std::string(DtypeName(*dtype)), " [",
+                       absl::StrJoin(entry->tensor.shape, ", "), "] needs ", *needed);
 }
 
 // REQUIRES: entries sorted by begin, then end.
@@ -120,7 +171,7 @@ absl::Status CheckContiguous(const std::vector<HeaderEntry>& entries, int64_t bu
   const std::string* previous = nullptr;
   for (const HeaderEntry& entry : entries) {
     const Subject subject{file, entry.tensor.name};
-    if (entry.begin < position) return subject.Error("overlaps tensor '", *previous, "'");
+    if (entry.begin < position) return subject.Error("overlaps tensor '", Printable(*previous, kMaxShownName), "'");
     if (entry.begin > position) {
       return subject.Error("begins at byte ", entry.begin, ", but the data before it ends at ", position,
                            ": safetensors files have no holes");
@@ -134,11 +185,13 @@ absl::Status CheckContiguous(const std::vector<HeaderEntry>& entries, int64_t bu
                                                  "; the file is damaged: copy or download it again"));
 }
 
-absl::Status CheckMetadata(const Json& metadata, const std::string& file) {
-  const bool valid = metadata.is_object() &&
-                     std::all_of(metadata.begin(), metadata.end(), [](const Json& value) { return value.is_string(); });
-  if (valid) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("'", file, "': \"__metadata__\" must map text to text"));
+absl::Status ReadMetadata(JsonReader& reader, const std::string& file) {
+  const auto not_text = [&file] {
+    return absl::InvalidArgumentError(absl::StrCat("'", file, "': \"__metadata__\" must map text to text"));
+  };
+  if (reader.Peek() != JsonReader::Kind::kObject) return not_text();
+  return reader.ReadObject(
+      [&](std::string&&) { return reader.Peek() == JsonReader::Kind::kString ? reader.Skip() : not_text(); });
 }
 
 }  // namespace
@@ -149,23 +202,18 @@ absl::StatusOr<std::vector<HeaderEntry>> ParseSafetensorsHeader(std::string_view
     return absl::InvalidArgumentError(
         absl::StrCat("'", file, "' is not a safetensors file: its header does not start with '{'"));
   }
-  const auto header = ParseJson(json, absl::StrCat("'", file, "': the safetensors header"));
-  if (!header.ok()) return header.status();
+  JsonReader reader(json, absl::StrCat("'", file, "': the safetensors header"));
   std::vector<HeaderEntry> entries;
-  entries.reserve(header->size());
-  for (const auto& [name, value] : header->items()) {
-    if (name == kMetadataKey) {
-      if (absl::Status status = CheckMetadata(value, file); !status.ok()) return status;
-      continue;
-    }
-    auto entry = ReadEntry(name, value, buffer_bytes, file);
-    if (!entry.ok()) return entry.status();
-    entries.push_back(*std::move(entry));
-  }
+  absl::Status status = reader.ReadObject([&](std::string&& name) {
+    if (name == kMetadataKey) return ReadMetadata(reader, file);
+    return ReadEntry(reader, std::move(name), buffer_bytes, file, &entries.emplace_back());
+  });
+  if (status.ok()) status = reader.End();
+  if (!status.ok()) return status;
   std::sort(entries.begin(), entries.end(), [](const HeaderEntry& a, const HeaderEntry& b) {
     return std::tie(a.begin, a.end, a.tensor.name) < std::tie(b.begin, b.end, b.tensor.name);
   });
-  if (absl::Status status = CheckContiguous(entries, buffer_bytes, file); !status.ok()) return status;
+  if (status = CheckContiguous(entries, buffer_bytes, file); !status.ok()) return status;
   return entries;
 }
 

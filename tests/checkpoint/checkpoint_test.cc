@@ -8,6 +8,7 @@
 namespace wsync {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -77,23 +78,56 @@ TEST_F(ShardedCheckpoint, TensorMissingFromItsShardIsNamed) {
               HasSubstr("tensor 'model.norm.weight' in 'model-00002-of-00002.safetensors', but that file"));
 }
 
-TEST_F(ShardedCheckpoint, TensorMissingFromTheIndexIsNamed) {
-  WriteIndex({{"model.layers.10.w", kShard1}, {"lm_head.weight", kShard1}, {"model.layers.2.w", kShard2}});
-  EXPECT_THAT(OpenError(), HasSubstr("holds tensor 'model.layers.9.w', which the index does not name"));
+// A shard may hold what the index does not name: a base of which an overlay took the place of some tensors.
+TEST_F(ShardedCheckpoint, TensorsThatTheIndexDoesNotNameAreLeftOutAndNoted) {
+  WriteIndex({{"model.layers.10.w", kShard1}, {"model.layers.2.w", kShard2}});
+  const auto checkpoint = Checkpoint::Open(directory_.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_THAT(NamesOf(**checkpoint), ElementsAre("model.layers.2.w", "model.layers.10.w"));
+  EXPECT_THAT((*checkpoint)->notes(),
+              ElementsAre(AllOf(HasSubstr("left out of the shards 2 tensors which the index does not name"),
+                                HasSubstr("'lm_head.weight' in 'model-00001-of-00002.safetensors' and others"))));
+  EXPECT_EQ((*checkpoint)->total_bytes(), 2 * (4 + 6));
 }
 
-TEST_F(ShardedCheckpoint, TensorInAnotherShardThanTheIndexSaysIsNamed) {
-  WriteIndex({{"model.layers.10.w", kShard2},
-              {"lm_head.weight", kShard1},
-              {"model.layers.2.w", kShard2},
-              {"model.layers.9.w", kShard2}});
-  EXPECT_THAT(OpenError(), HasSubstr("tensor 'model.layers.10.w', which the index places in"));
+TEST_F(ShardedCheckpoint, OfTwoCopiesTheIndexDecidesAndTheOtherIsNoted) {
+  for (const auto& [shard, seed] : {std::pair{kShard1, 1}, {kShard2, 2}}) {
+    WriteSafetensors(directory_ / shard, {Bf16Tensor("lm_head.weight", {2}, seed)});
+  }
+  for (const auto& [shard, seed] : {std::pair{kShard1, 1}, {kShard2, 2}}) {
+    WriteSafetensors(directory_ / "overlay.safetensors", {Bf16Tensor("x", {1})});
+    WriteIndex({{"lm_head.weight", shard}, {"x", "overlay.safetensors"}});
+    const auto alone = Checkpoint::Open(directory_.path());
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    EXPECT_EQ(Copy(*(*alone)->Find("lm_head.weight")), RandomBf16(2, seed));
+    EXPECT_THAT((*alone)->notes(), ElementsAre()) << "a shard that the index does not name is not looked at";
+  }
+  WriteSafetensors(directory_ / "overlay.safetensors", {Bf16Tensor("x", {1}), Bf16Tensor("lm_head.weight", {2}, 3)});
+  const auto checkpoint = Checkpoint::Open(directory_.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ(Copy(*(*checkpoint)->Find("lm_head.weight")), RandomBf16(2, 2));
+  EXPECT_THAT((*checkpoint)->notes(),
+              ElementsAre(HasSubstr("left out of the shards 1 tensor which the index places in another shard: "
+                                    "'lm_head.weight' in 'overlay.safetensors'")));
 }
 
-TEST_F(ShardedCheckpoint, TensorInTwoShardsIsNamed) {
-  WriteSafetensors(directory_ / kShard2, {Bf16Tensor("model.layers.2.w", {2, 3}), Bf16Tensor("model.layers.9.w", {4}),
-                                          Bf16Tensor("lm_head.weight", {2})});
-  EXPECT_THAT(OpenError(), HasSubstr("holds tensor 'lm_head.weight', which shard '"));
+TEST_F(ShardedCheckpoint, BesideASingleFileTheIndexCountsOnlyIfItNamesThatFile) {
+  WriteSafetensors(directory_ / kSingleFileName, {Bf16Tensor("lm_head.weight", {2}, 7), Bf16Tensor("stray", {2})});
+  const auto single = Checkpoint::Open(directory_.path());
+  ASSERT_TRUE(single.ok()) << single.status();
+  EXPECT_THAT(NamesOf(**single), ElementsAre("lm_head.weight", "stray"));
+  EXPECT_THAT((*single)->notes(), ElementsAre(HasSubstr("model.safetensors.index.json, which does not name it")));
+  WriteIndex({{"lm_head.weight", kSingleFileName}, {"model.layers.2.w", kShard2}});
+  const auto indexed = Checkpoint::Open(directory_.path());
+  ASSERT_TRUE(indexed.ok()) << indexed.status();
+  EXPECT_THAT(NamesOf(**indexed), ElementsAre("lm_head.weight", "model.layers.2.w"));
+}
+
+TEST_F(ShardedCheckpoint, TheIndexsMetadataIsNotHeldAgainstIt) {
+  WriteText(directory_ / kIndexFileName,
+            R"({"metadata":{"total_size":1,"loss":NaN,"x":[Infinity,{}]},"weight_map":{"lm_head.weight":")" +
+                std::string(kShard1) + R"("}})");
+  EXPECT_TRUE(Checkpoint::Open(directory_.path()).ok()) << Checkpoint::Open(directory_.path()).status();
 }
 
 TEST_F(ShardedCheckpoint, ShardNamesThatLeaveTheDirectoryAreRefused) {
@@ -154,6 +188,18 @@ TEST(Checkpoint, ConfigListsWhatStaysInHighPrecision) {
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   EXPECT_THAT((*checkpoint)->ModulesToNotConvert(), ElementsAre("head", "lm_head", "model.layers.0.mlp.gate"));
   EXPECT_EQ((*checkpoint)->config()->value("model_type", ""), "qwen2");
+}
+
+// transformers writes Infinity for a Mamba hybrid's time_step_limit, and reads it back.
+TEST(Checkpoint, ConfigMayHoldPythonsNumbers) {
+  const TemporaryDirectory directory;
+  WriteSafetensors(directory / kSingleFileName, {Bf16Tensor("x", {2, 2})});
+  const std::string text =
+      "{\n  \"time_step_limit\": [\n    0.0,\n    Infinity\n  ],\n  \"model_type\": \"nemotron_h\"\n}";
+  WriteText(directory / kConfigFileName, text);
+  const auto checkpoint = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ(DumpJson(*(*checkpoint)->config()), text);
 }
 
 TEST(Checkpoint, MalformedConfigIsRefusedByName) {

@@ -52,7 +52,7 @@ void ExpectHoldsAll(const std::string& out) {
 TEST(CheckpointWriter, SmallCheckpointIsOneFileWithoutIndex) {
   const TemporaryDirectory directory;
   ASSERT_TRUE(WriteAll(directory / "out/", {}).ok());
-  EXPECT_THAT(FilesIn(directory / "out"), ElementsAre("model.safetensors"));
+  EXPECT_THAT(FilesIn(directory / "out"), ElementsAre("model.safetensors", "wsync.json"));
   EXPECT_THAT(FilesIn(directory.path()), ElementsAre("out"));
   ExpectHoldsAll(directory / "out");
 }
@@ -62,7 +62,7 @@ TEST(CheckpointWriter, ShardsAreCutInOrderAndIndexed) {
   ASSERT_TRUE(WriteAll(directory / "out", {.max_shard_bytes = 200}).ok());
   EXPECT_THAT(FilesIn(directory / "out"),
               ElementsAre("model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
-                          "model-00003-of-00003.safetensors", "model.safetensors.index.json"));
+                          "model-00003-of-00003.safetensors", "model.safetensors.index.json", "wsync.json"));
   const Json index = Json::parse(ReadText(directory / "out/model.safetensors.index.json"));
   const Json expected = {{"metadata", {{"total_size", 710}}},
                          {"weight_map",
@@ -94,7 +94,7 @@ TEST(CheckpointWriter, CopiesOtherFilesButNoWeights) {
   const OrderedJson config = {{"model_type", "qwen2"}, {"architectures", {"A"}}};
   ASSERT_TRUE(WriteAll(directory / "out", {.config = config, .copy_from = directory / "source"}, &notes).ok());
   EXPECT_THAT(FilesIn(directory / "out"), ElementsAre("config.json", "generation_config.json", "model.safetensors",
-                                                      "modeling.py", "tokenizer.json"));
+                                                      "modeling.py", "tokenizer.json", "wsync.json"));
   EXPECT_EQ(ReadText(directory / "out/tokenizer.json"), "tokenizer.json");
   EXPECT_EQ(ReadText(directory / "out/config.json"), config.dump(2) + "\n");
   EXPECT_THAT(notes, ElementsAre(HasSubstr("'original'")));
@@ -121,9 +121,9 @@ TEST(CheckpointWriter, ExistingDirectoryIsRefusedUnlessAskedFor) {
   const absl::Status refused = WriteAll(directory / "out", {});
   EXPECT_EQ(refused.code(), absl::StatusCode::kAlreadyExists);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("not empty"));
-  WriteText(directory / "out/stale.txt", "old");
+  ASSERT_TRUE(WriteAll(directory / "out", {.max_shard_bytes = 200, .overwrite = true}).ok());
   ASSERT_TRUE(WriteAll(directory / "out", {.overwrite = true}).ok());
-  EXPECT_THAT(FilesIn(directory / "out"), ElementsAre("model.safetensors"));
+  EXPECT_THAT(FilesIn(directory / "out"), ElementsAre("model.safetensors", "wsync.json"));
   EXPECT_THAT(FilesIn(directory.path()), ElementsAre("out"));
 }
 
@@ -154,7 +154,7 @@ TEST(CheckpointWriter, SourceDirectoryCannotBeTheTarget) {
   const absl::Status status =
       WriteAll(directory / "model/../model", {.copy_from = directory / "model", .overwrite = true});
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("the directory that is read"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("it is, or holds, what is read"));
   ExpectHoldsAll(directory / "model");
 }
 

@@ -216,19 +216,21 @@ TEST_F(SmallModel, ChannelAndTensorScalesAreDescribedAsCompressedTensors) {
 
 TEST_F(SmallModel, NonFiniteWeightsAreNamedAndLeaveNothing) {
   constexpr int64_t kIndex = 4321 * 1024 + 17;
-  for (const uint16_t bits : {0x7f80, 0xff80, 0x7fc0, 0xffff}) {
+  for (const auto& [bits, kind] :
+       {std::pair{0x7f80, "infinity"}, {0xff80, "-infinity"}, {0x7fc0, "NaN"}, {0xffff, "NaN"}}) {
     Overwrite(2, 4999 * 1024, bits);  // a later one must not be reported
     Overwrite(2, kIndex, bits);
     for (const Granularity granularity : {Granularity::kBlock, Granularity::kTensor}) {
       for (const int threads : {1, 4}) {
         QuantizeOptions options;
         options.rules.granularity = granularity;
+        options.rules.allow_infinities = {"*"};  // which is not for weights that are quantized
         options.threads = threads;
         const auto report = QuantizeCheckpoint(*OpenOrDie(in_), out_, options);
         EXPECT_EQ(report.status().code(), absl::StatusCode::kInvalidArgument);
         EXPECT_THAT(std::string(report.status().message()),
-                    HasSubstr("tensor 'model.layers.0.mlp.up_proj.weight': it has a NaN or infinity at index 4424721 "
-                              "(row 4321, column 17)"));
+                    HasSubstr(std::string("tensor 'model.layers.0.mlp.up_proj.weight': it has ") + kind +
+                              " at index 4424721 (row 4321, column 17)"));
       }
     }
   }
@@ -241,6 +243,90 @@ TEST_F(SmallModel, NonFiniteValuesInRawTensorsAreNamedToo) {
   EXPECT_THAT(std::string(report.status().message()), HasSubstr("tensor 'model.norm.weight'"));
   EXPECT_THAT(std::string(report.status().message()), HasSubstr("index 63"));
   EXPECT_THAT(FilesIn(directory_.path()), ElementsAre("in"));
+}
+
+// An additive causal mask, Gemma-4's clips that are not set, GPT-J's masked_bias: infinities that are meant.
+TEST_F(SmallModel, InfinitiesOfNamedRawTensorsPassWhereTheyAreAllowed) {
+  const std::string clip = "model.vision_tower.encoder.layers.0.mlp.up_proj.input_min";
+  TestTensor mask{{"text_model.attn_mask", Dtype::kF32, {8, 8}}, {}};
+  for (int i = 0; i < 64; ++i) {
+    const float value = i % 9 == 0 ? 0 : -INFINITY;
+    mask.bytes.insert(mask.bytes.end(), reinterpret_cast<const std::byte*>(&value),
+                      reinterpret_cast<const std::byte*>(&value) + sizeof(value));
+  }
+  tensors_.push_back(mask);
+  tensors_.push_back({{clip, Dtype::kBF16, {}}, {std::byte{0x80}, std::byte{0xff}}});
+  WriteSafetensors(in_ + "/model.safetensors", tensors_);
+  const auto error = [&](std::vector<std::string> allowed) {
+    QuantizeOptions options;
+    options.rules.allow_infinities = std::move(allowed);
+    return std::string(QuantizeCheckpoint(*OpenOrDie(in_), out_, options).status().message());
+  };
+  EXPECT_THAT(error({}), HasSubstr("--allow-infinities '"));
+  EXPECT_THAT(error({"*.attn_mask"}), HasSubstr("tensor '" + clip + "': it has -infinity at index 0"));
+  EXPECT_EQ(error({"*.attn_mask", "*.input_min"}), "");
+  EXPECT_EQ(Copy(*OpenOrDie(out_)->Find("text_model.attn_mask")), mask.bytes);
+  EXPECT_EQ(Copy(*OpenOrDie(out_)->Find(clip)), tensors_.back().bytes);
+}
+
+TEST_F(SmallModel, NaNsOfRawTensorsPassNowhere) {
+  Overwrite(5, 63, 0x7fc0);
+  QuantizeOptions options;
+  options.rules.allow_infinities = {"*"};
+  const std::string message(QuantizeCheckpoint(*OpenOrDie(in_), out_, options).status().message());
+  EXPECT_THAT(message, HasSubstr("'model.norm.weight': it has NaN at index 63"));
+  EXPECT_THAT(message, testing::Not(HasSubstr("--allow-infinities")));
+}
+
+// Exponents as MX checkpoints hold them, FP8 of other makers, complex tables: as they are, though all is included.
+TEST_F(SmallModel, DtypesOfMxCheckpointsAndOtherMakersPassThrough) {
+  std::vector<TestTensor> odd;
+  for (const Dtype dtype : {Dtype::kF8E8M0, Dtype::kF8E4M3Fnuz, Dtype::kF8E5M2Fnuz, Dtype::kC64}) {
+    TestTensor made{{"model.layers.0." + std::string(DtypeName(dtype)) + ".weight", dtype, {128, 128}}, {}};
+    made.bytes = std::vector<std::byte>(BytesOf(made.tensor), std::byte{0x7e});
+    odd.push_back(made);
+    tensors_.push_back(made);
+  }
+  WriteSafetensors(in_ + "/model.safetensors", tensors_);
+  QuantizeOptions options;
+  options.rules.include = {"*.layers.*"};
+  QuantizeOrDie(in_, out_, options);
+  const auto out = OpenOrDie(out_);
+  for (const TestTensor& made : odd) {
+    ASSERT_NE(out->Find(made.tensor.name), nullptr);
+    EXPECT_EQ(out->Find(made.tensor.name)->tensor, made.tensor);
+    EXPECT_EQ(Copy(*out->Find(made.tensor.name)), made.bytes);
+  }
+}
+
+// A Mamba hybrid's config, as transformers writes it.
+TEST_F(SmallModel, ConfigKeepsPythonsNumbers) {
+  WriteText(in_ + "/config.json", R"({"time_step_limit": [0.0, Infinity], "nested": {"x": [[-Infinity], NaN, 1e-05]},
+                                      "note": "Infinity", "big": 100000000000000000000})");
+  QuantizeOrDie(in_, out_, {});
+  const std::string text = ReadText(out_ + "/config.json");
+  EXPECT_THAT(text, HasSubstr("\"time_step_limit\": [\n    0.0,\n    Infinity\n  ],"));
+  EXPECT_THAT(text, HasSubstr("-Infinity\n"));
+  EXPECT_THAT(text, HasSubstr("NaN,\n"));
+  EXPECT_THAT(text, HasSubstr("1e-05\n"));
+  EXPECT_THAT(text, HasSubstr("\"note\": \"Infinity\""));
+  EXPECT_THAT(text, HasSubstr("\"big\": 100000000000000000000"));
+  EXPECT_THAT(text, HasSubstr("quantization_config"));
+}
+
+// A base shard, an overlay of one tensor, and an index that says which is which.
+TEST_F(SmallModel, TheIndexsOverlayIsWhatIsQuantizedAndTheStaleCopyIsANote) {
+  std::filesystem::rename(in_ + "/model.safetensors", in_ + "/model-00001-of-00001.safetensors");
+  const TestTensor fresh = Bf16Tensor("model.norm.weight", {64}, 99);
+  WriteSafetensors(in_ + "/model-overlay.safetensors", {fresh});
+  OrderedJson index = {{"metadata", {{"total_size", 1}}}};
+  for (const TestTensor& made : tensors_) index["weight_map"][made.tensor.name] = "model-00001-of-00001.safetensors";
+  index["weight_map"][fresh.tensor.name] = "model-overlay.safetensors";
+  WriteText(in_ + "/model.safetensors.index.json", index.dump());
+  const QuantizeReport report = QuantizeOrDie(in_, out_, {});
+  EXPECT_THAT(report.notes, ElementsAre(HasSubstr("1 tensor which the index places in another shard: "
+                                                  "'model.norm.weight' in 'model-00001-of-00001.safetensors'")));
+  EXPECT_EQ(Copy(*OpenOrDie(out_)->Find("model.norm.weight")), fresh.bytes);
 }
 
 TEST_F(SmallModel, RulesAndTheCheckpointsOwnListAreHonoured) {

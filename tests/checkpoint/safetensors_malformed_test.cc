@@ -54,7 +54,20 @@ std::vector<Malformed> Cases() {
       {"DtypeMissing", One(R"({"shape":[2,3],"data_offsets":[0,12]})", 12), {"tensor 'w'", "dtype"}},
       {"DtypeUnsupported",
        One(R"({"dtype":"F4","shape":[2,3],"data_offsets":[0,3]})", 3),
-       {"tensor 'w'", "'F4'", "BF16", "F8_E4M3", "convert"}},
+       {"tensor 'w'", "'F4'", "smaller than a byte", "packed as U8", "BF16"}},
+      {"DtypeOfSixBits",
+       One(R"({"dtype":"F6_E3M2","shape":[4],"data_offsets":[0,3]})", 3),
+       {"'F6_E3M2'", "packed as U8"}},
+      {"DtypeUnknown",
+       One(R"({"dtype":"F7","shape":[2,3],"data_offsets":[0,6]})", 6),
+       {"tensor 'w'", "'F7'", "BF16", "F8_E4M3", "F8_E8M0", "C64", "convert"}},
+      {"NestedTooDeep", One(std::string(100'000, '['), 0), {"is described by a list"}},
+      {"SkippedFieldNestedTooDeep", One("{\"x\":" + std::string(100'000, '['), 0), {"more than 256 deep"}},
+      {"NameNotUtf8", RawSafetensors("{\"\xff\":" + good + "}", 12), {"not UTF-8", "column 3"}},
+      {"CountTooLong",
+       One(R"({"dtype":"BF16","shape":[99999999999999999999],"data_offsets":[0,0]})", 0),
+       {"'w'", "[99999999999999999999]", "2^63"}},
+      {"CountInfinite", One(R"({"dtype":"BF16","shape":[Infinity],"data_offsets":[0,0]})", 0), {"'w'", "[Infinity]"}},
       {"ShapeMissing", One(R"({"dtype":"BF16","data_offsets":[0,12]})", 12), {"tensor 'w'", "shape"}},
       {"ShapeNegative", One(R"({"dtype":"BF16","shape":[-2,3],"data_offsets":[0,12]})", 12), {"'w'", "[-2,3]"}},
       {"ShapeFractional", One(R"({"dtype":"BF16","shape":[2.5],"data_offsets":[0,5]})", 5), {"'w'", "[2.5]"}},
@@ -96,6 +109,16 @@ TEST_P(MalformedFile, IsRefusedByName) {
 
 INSTANTIATE_TEST_SUITE_P(Safetensors, MalformedFile, testing::ValuesIn(Cases()),
                          [](const auto& test) { return std::string(test.param.name); });
+
+// What stands in a file is shown escaped, and not at any length.
+TEST(Safetensors, NamesInMessagesCannotSteerATerminalNorFillIt) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "bad.safetensors";
+  WriteText(path, RawSafetensors(R"({"\u001b[2J)" + std::string(1 << 20, 'x') + R"(":{"dtype":"\u009bF7"}})", 0));
+  const std::string message(SafetensorsFile::Open(path).status().message());
+  EXPECT_THAT(message, AllOf(HasSubstr("\\x1b[2Jxxx"), HasSubstr("\\x9bF7"), testing::Not(HasSubstr("\x1b"))));
+  EXPECT_LT(message.size(), 2000u);
+}
 
 // A file cut at every length: always refused, never a crash (run under AddressSanitizer too).
 TEST(Safetensors, EveryTruncationIsRefused) {

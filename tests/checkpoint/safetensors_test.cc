@@ -33,9 +33,8 @@ TEST(Safetensors, WrittenFileHasTheReferenceLayout) {
 }
 
 TEST(Safetensors, RandomTensorsSurviveWriteAndRead) {
-  constexpr Dtype kAll[] = {Dtype::kBool, Dtype::kU8,  Dtype::kI8,  Dtype::kF8E5M2, Dtype::kF8E4M3,
-                            Dtype::kI16,  Dtype::kU16, Dtype::kF16, Dtype::kBF16,   Dtype::kI32,
-                            Dtype::kU32,  Dtype::kF32, Dtype::kF64, Dtype::kI64,    Dtype::kU64};
+  constexpr int kDtypes = 19;
+  static_assert(DtypeBytes(static_cast<Dtype>(kDtypes)) > 0 && DtypeBytes(static_cast<Dtype>(kDtypes + 1)) == 0);
   const TemporaryDirectory directory;
   std::mt19937_64 random(20240607);
   for (int round = 0; round < 50; ++round) {
@@ -44,7 +43,7 @@ TEST(Safetensors, RandomTensorsSurviveWriteAndRead) {
     while (static_cast<int>(tensors.size()) < count) {
       TestTensor made;
       made.tensor.name = "layer \"" + std::to_string(random() % 1000) + "\"\\ü." + std::to_string(tensors.size());
-      made.tensor.dtype = kAll[random() % std::size(kAll)];
+      made.tensor.dtype = static_cast<Dtype>(1 + random() % kDtypes);
       for (size_t dims = random() % 4; dims > 0; --dims) made.tensor.shape.push_back(random() % 9);  // 0 included
       made.bytes = RandomBytes(BytesOf(made.tensor), random());
       tensors.emplace(made.tensor.name, made);
