@@ -68,7 +68,7 @@ absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
   const auto tensors = TensorsOf(arguments);
   if (!tensors.ok()) return tensors.status();
   for (const Granularity granularity : {Granularity::kBlock, Granularity::kChannel, Granularity::kTensor}) {
-    std::fprintf(stderr, "measuring the encoder, %s scales\n", std::string(GranularityName(granularity)).c_str());
+    Print(stderr, "measuring the encoder, %s scales\n", std::string(GranularityName(granularity)).c_str());
     Recipe recipe;
     recipe.fp8 = true;
     recipe.granularity = granularity;
@@ -81,8 +81,8 @@ absl::StatusOr<BenchResult> Measure(const BenchArguments& arguments) {
   options.trainer_flags = {{"transfer.source_mode", arguments.source_mode}};
   options.rollout_flags = {{"transfer.sink_mode", arguments.sink_mode}};
   const auto measure = [&](const std::string& name, std::vector<Tensor> what) {
-    std::fprintf(stderr, "measuring %s of %s to %s\n", Counted(options.syncs, "sync").c_str(), name.c_str(),
-                 Counted(options.rollouts, "rollout").c_str());
+    Print(stderr, "measuring %s of %s to %s\n", Counted(options.syncs, "sync").c_str(), name.c_str(),
+          Counted(options.rollouts, "rollout").c_str());
     options.name = name;
     options.tensors = std::move(what);
     auto sync = MeasureSync(options);
@@ -106,14 +106,14 @@ void PrintTable(const BenchResult& result) {
     encoders.Add({name + " scales", e.simd, FormatRate(e.encode_bytes_per_second),
                   FormatRate(e.ceiling_bytes_per_second), absl::StrFormat("%.0f%%", 100 * e.Ratio())});
   }
-  std::printf("%s\n", encoders.Render(color).c_str());
+  Write(stdout, encoders.Render(color) + "\n");
 
   std::vector<std::string> header = {"SYNC (MEDIANS)"};
   for (const SyncResult& sync : result.syncs) header.push_back(sync.name);
   Table syncs(header);
   for (size_t c = 1; c < header.size(); ++c) syncs.AlignRight(c);
   const auto row = [&](const std::string& label, const std::function<std::string(const SyncResult&)>& cell) {
-    std::vector<std::string> cells = {label};
+    std::vector<Cell> cells = {label};
     for (const SyncResult& sync : result.syncs) cells.push_back(cell(sync));
     syncs.Add(std::move(cells));
   };
@@ -132,10 +132,10 @@ void PrintTable(const BenchResult& result) {
   row("publish -> committed", [](const SyncResult& s) { return FormatMs(s.committed_ms); });
   row("control and planning", [](const SyncResult& s) { return FormatMs(s.control_ms); });
   row("delivered to each sink", [](const SyncResult& s) { return FormatRate(s.DeliveredBytesPerSecond()); });
-  std::printf("%s\n", syncs.Render(color).c_str());
+  Write(stdout, syncs.Render(color) + "\n");
   if (result.syncs.size() == 3) {
-    std::printf("40,000 one-block tensors take %.2fx the time of the same bytes in 40 tensors\n\n",
-                result.syncs[2].committed_ms / result.syncs[1].committed_ms);
+    Print(stdout, "40,000 one-block tensors take %.2fx the time of the same bytes in 40 tensors\n\n",
+          result.syncs[2].committed_ms / result.syncs[1].committed_ms);
   }
 
   Table memory({"PEAK MEMORY", "MEASURED", "PREDICTED", "RATIO"});
@@ -145,7 +145,7 @@ void PrintTable(const BenchResult& result) {
                 FormatBytes(static_cast<double>(m.predicted_bytes)),
                 absl::StrFormat("%.2f", static_cast<double>(m.peak_bytes) / static_cast<double>(m.predicted_bytes))});
   }
-  std::printf("%s", memory.Render(color).c_str());
+  Write(stdout, memory.Render(color));
 }
 
 nlohmann::ordered_json ToJson(const SyncResult& s) {
@@ -181,7 +181,7 @@ void PrintJson(const BenchResult& result) {
                                {"ceiling_bytes_per_second", e.ceiling_bytes_per_second}});
   }
   for (const SyncResult& sync : result.syncs) json["sync"].push_back(ToJson(sync));
-  std::printf("%s\n", json.dump(2).c_str());
+  WriteJson(stdout, json.dump(2));
 }
 
 ExitCode RunOnGpus(const BenchArguments& arguments) {

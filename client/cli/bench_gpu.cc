@@ -235,14 +235,14 @@ absl::StatusOr<GpuBenchResult> MeasureGpuSync(const GpuBenchOptions& options) {
 
 void PrintTable(const GpuBenchResult& r) {
   const bool color = UseColor(stdout);
-  std::printf("%s, %s source, %s sinks, %d syncs\n",
-              (r.options.model.empty() ? r.options.shapes : r.options.model).c_str(), r.options.source_mode.c_str(),
-              r.options.sink_mode.c_str(), r.options.syncs);
-  for (const std::string& name : r.device_names) std::printf("  %s\n", name.c_str());
-  std::printf("  %s (%s quantized), %s -> %s payload, %s on the wire in %s\n\n", Counted(r.tensors, "tensor").c_str(),
-              FormatCount(r.quantized_tensors).c_str(), FormatBytes(static_cast<double>(r.source_bytes)).c_str(),
-              FormatBytes(static_cast<double>(r.payload_bytes)).c_str(),
-              FormatBytes(static_cast<double>(r.wire_bytes)).c_str(), Counted(r.buckets, "bucket").c_str());
+  Print(stdout, "%s, %s source, %s sinks, %d syncs\n",
+        (r.options.model.empty() ? r.options.shapes : r.options.model).c_str(), r.options.source_mode.c_str(),
+        r.options.sink_mode.c_str(), r.options.syncs);
+  for (const std::string& name : r.device_names) Print(stdout, "  %s\n", name.c_str());
+  Print(stdout, "  %s (%s quantized), %s -> %s payload, %s on the wire in %s\n\n", Counted(r.tensors, "tensor").c_str(),
+        FormatCount(r.quantized_tensors).c_str(), FormatBytes(static_cast<double>(r.source_bytes)).c_str(),
+        FormatBytes(static_cast<double>(r.payload_bytes)).c_str(),
+        FormatBytes(static_cast<double>(r.wire_bytes)).c_str(), Counted(r.buckets, "bucket").c_str());
   Table stages({"STAGE (MEDIANS)", "TIME", "CEILING, SAME RUN", "TIME", "RATIO"});
   for (const size_t column : {1, 3, 4}) stages.AlignRight(column);
   const auto ms = [](double value) { return absl::StrFormat("%.2f ms", value); };
@@ -265,18 +265,18 @@ void PrintTable(const GpuBenchResult& r) {
   stages.Add({"publish -> committed", ms(r.committed_ms), "one ncclBroadcast", ms(c.broadcast_ms),
               ratio(r.committed_ms, c.broadcast_ms)});
   stages.Add({"control and planning", ms(r.control_ms), "", "", ""});
-  std::printf("%s\n", stages.Render(color).c_str());
-  std::printf("device copy %s (read + written), quantizer %.0f%% of it; ncclBroadcast %s; register %s, attach %s\n\n",
-              FormatRate(c.copy_bytes_per_second).c_str(), 100 * r.QuantizeRatio(),
-              FormatRate(static_cast<double>(r.wire_bytes) / c.broadcast_ms * 1e3).c_str(),
-              FormatMs(r.register_ms).c_str(), FormatMs(r.attach_ms).c_str());
+  Write(stdout, stages.Render(color) + "\n");
+  Print(stdout, "device copy %s (read + written), quantizer %.0f%% of it; ncclBroadcast %s; register %s, attach %s\n\n",
+        FormatRate(c.copy_bytes_per_second).c_str(), 100 * r.QuantizeRatio(),
+        FormatRate(static_cast<double>(r.wire_bytes) / c.broadcast_ms * 1e3).c_str(), FormatMs(r.register_ms).c_str(),
+        FormatMs(r.attach_ms).c_str());
   Table memory({"GPU MEMORY", "HELD AFTERWARDS", "PEAK, SAMPLED", "PEAK OF THE WHOLE GPU"});
   for (const size_t column : {1, 2, 3}) memory.AlignRight(column);
   const auto bytes = [](int64_t n) { return n < 0 ? "unknown" : FormatBytes(static_cast<double>(n)); };
   for (const auto& m : r.memory) {
     memory.Add({m.agent, bytes(m.device_bytes), bytes(m.peak_bytes()), bytes(m.gpu_peak_bytes)});
   }
-  std::printf("%s", memory.Render(color).c_str());
+  Write(stdout, memory.Render(color));
 }
 
 void PrintJson(const GpuBenchResult& r) {
@@ -317,7 +317,7 @@ void PrintJson(const GpuBenchResult& r) {
                              {"peak_bytes", known(m.peak_bytes())},
                              {"gpu_peak_bytes", m.gpu_peak_bytes}});
   }
-  std::printf("%s\n", out.dump(2).c_str());
+  WriteJson(stdout, out.dump(2));
 }
 
 }  // namespace wsync::cli

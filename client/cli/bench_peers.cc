@@ -20,6 +20,7 @@
 #include "client/cli/command.h"
 #include "client/cli/demo_model.h"
 #include "client/cli/engine_memory.h"
+#include "client/cli/terminal.h"
 #include "client/local/engine_client.h"
 #include "client/local/trainer_client.h"
 #include "server/backend/cuda/backend.h"
@@ -47,7 +48,7 @@ struct PeerArguments {
 };
 
 void Say(const json& what) {
-  std::fputs((what.dump() + "\n").c_str(), stdout);
+  WriteJson(stdout, what.dump());
   std::fflush(stdout);
 }
 

@@ -1,10 +1,10 @@
 #include "client/cli/command.h"
 
-#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "client/cli/terminal.h"
 #include "server/rpc/config.h"
 
 namespace wsync::cli {
@@ -15,14 +15,14 @@ ExitCode last_exit = kOk;  // one command runs per process
 // A setting that was mistyped would be taken for one that was not made: the daemons refuse it as well.
 bool EnvironmentIsSpeltRight() {
   const std::vector<std::string> problems = MistypedVariables();
-  for (const std::string& problem : problems) std::fprintf(stderr, "wsync: %s\n", problem.c_str());
+  for (const std::string& problem : problems) Tell("wsync", problem);
   return problems.empty();
 }
 
 }  // namespace
 
 ExitCode Fail(const absl::Status& status) {
-  std::fprintf(stderr, "wsync: %s\n", std::string(status.message()).c_str());
+  Tell("wsync", std::string(status.message()));
   return absl::IsUnavailable(status) ? kUnreachable : kError;
 }
 

@@ -1,7 +1,7 @@
 // What every command of `wsync` shares: exit codes, common options, how an error ends the process.
 //
-// Data goes to stdout, everything else to stderr. A command is a function AddXxx(app) that declares its options and
-// sets a callback returning an exit code by SetExit.
+// Data goes to stdout, everything else to stderr, both by terminal.h. A command is a function AddXxx(app) that declares
+// its options and sets a callback returning an exit code by SetExit.
 #ifndef WSYNC_CLIENT_CLI_COMMAND_H_
 #define WSYNC_CLIENT_CLI_COMMAND_H_
 

@@ -30,7 +30,7 @@ ExitCode ShowSchema(const google::protobuf::Message& schema) {
     table.Add({field.path, field.type, field.default_text.empty() ? "-" : field.default_text,
                field.expected.empty() ? "-" : field.expected, field.help});
   }
-  std::fputs(table.Render(UseColor(stdout)).c_str(), stdout);
+  Write(stdout, table.Render(UseColor(stdout)));
   return kOk;
 }
 
@@ -42,8 +42,7 @@ ExitCode Show(const ConfigArguments& arguments) {
   for (const std::string& assignment : arguments.set) {
     const size_t equals = assignment.find('=');
     if (equals == std::string::npos) {
-      std::fprintf(stderr, "wsync: --set %s: expected KEY=VALUE, such as transfer.bucket_bytes=64MiB\n",
-                   assignment.c_str());
+      Print(stderr, "wsync: --set %s: expected KEY=VALUE, such as transfer.bucket_bytes=64MiB\n", assignment);
       return kUsage;
     }
     inputs.flags.emplace_back(assignment.substr(0, equals), assignment.substr(equals + 1));
@@ -55,7 +54,7 @@ ExitCode Show(const ConfigArguments& arguments) {
   }
   Table table({"KEY", "VALUE", "ORIGIN"});
   for (const ConfigValue& value : *values) table.Add({value.path, value.text.empty() ? "-" : value.text, value.origin});
-  std::fputs(table.Render(UseColor(stdout)).c_str(), stdout);
+  Write(stdout, table.Render(UseColor(stdout)));
   return kOk;
 }
 

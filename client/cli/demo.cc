@@ -62,11 +62,11 @@ class Demo {
   absl::Status WaitUntilServed(uint64_t version, int members);
   void Say(const std::string& text) {
     const double seconds = absl::ToDoubleSeconds(MonotonicNow() - start_);
-    std::printf("%s %s\n", Paint(absl::StrFormat("[%5.1f s]", seconds), Color::kDim, color_).c_str(), text.c_str());
+    Write(stdout, absl::StrCat(Paint(absl::StrFormat("[%5.1f s]", seconds), Color::kDim, color_), " ", text, "\n"));
     std::fflush(stdout);
   }
-  void Chapter(const std::string& text) {
-    std::printf("\n%s\n", Paint(absl::StrCat("== ", text), Color::kBold, color_).c_str());
+  void Chapter(const std::string& text, Color color = Color::kBold) {
+    Write(stdout, absl::StrCat("\n", Paint(absl::StrCat("== ", text), color, color_), "\n"));
   }
 
   const DemoArguments arguments_;
@@ -210,11 +210,11 @@ absl::Status Demo::WaitUntilServed(uint64_t version, int members) {
 absl::Status Demo::ShowStatus(const std::string& when) {
   const auto status = cluster_->Status();
   if (!status.ok()) return status.status();
-  std::printf("\n%s\n", Paint(absl::StrCat("$ wsync status      # ", when), Color::kDim, color_).c_str());
+  Write(stdout, absl::StrCat("\n", Paint(absl::StrCat("$ wsync status      # ", when), Color::kDim, color_), "\n"));
   StatusViewOptions view;
   view.color = color_;
   view.max_events = 4;
-  std::printf("%s\n", RenderStatus(*status, view).c_str());
+  Write(stdout, RenderStatus(*status, view) + "\n");
   return absl::OkStatus();
 }
 
@@ -223,8 +223,8 @@ absl::Status Demo::Verify() {
   const auto status = cluster_->Status();
   if (!status.ok()) return status.status();
   bool agree = false;
-  std::printf("%s\n%s", Paint("$ wsync verify", Color::kDim, color_).c_str(),
-              RenderVerify(*status, color_, &agree).c_str());
+  Write(stdout,
+        absl::StrCat(Paint("$ wsync verify", Color::kDim, color_), "\n", RenderVerify(*status, color_, &agree)));
   if (!agree) return absl::DataLossError("the members do not serve the same content");
 
   engines_[kVictim]->Stop();
@@ -267,7 +267,7 @@ absl::Status Demo::Run() {
   if (status.ok()) status = ShowStatus("in sync again");
   if (status.ok()) status = Verify();
   if (!status.ok()) return status;
-  Chapter(Paint("Done: five versions, one crash, nothing torn, nothing lost", Color::kGreen, color_));
+  Chapter("Done: five versions, one crash, nothing torn, nothing lost", Color::kGreen);
   if (arguments_.keep) Say(absl::StrCat("logs, model and export are kept in ", cluster_->directory()));
   return absl::OkStatus();
 }
@@ -291,7 +291,7 @@ void AddDemo(CLI::App& app) {
                    const absl::Status status = demo.Run();
                    if (status.ok()) return kOk;
                    const std::string logs = demo.KeepLogs();
-                   if (!logs.empty()) std::fprintf(stderr, "wsync: logs are kept in %s\n", logs.c_str());
+                   if (!logs.empty()) Print(stderr, "wsync: logs are kept in %s\n", logs);
                    return Fail(status);
                  });
   command->add_option("-m,--model", arguments->model, "use this checkpoint instead of random weights")

@@ -105,18 +105,17 @@ ExitCode Run() {
       SharedMemory(),
       Sockets()};
   for (Finding& finding : Gpus()) findings.push_back(std::move(finding));
-  const bool color = UseColor(stdout);
   Table table({"", "WHAT", "FOUND"});
   bool bad = false;
   for (const Finding& finding : findings) {
     bad |= finding.verdict == Verdict::kBad;
-    const std::string mark = finding.verdict == Verdict::kGood     ? Paint("ok", Color::kGreen, color)
-                             : finding.verdict == Verdict::kAdvice ? Paint("note", Color::kYellow, color)
-                                                                   : Paint("BAD", Color::kRed, color);
+    const Cell mark = finding.verdict == Verdict::kGood     ? Cell("ok", Color::kGreen)
+                      : finding.verdict == Verdict::kAdvice ? Cell("note", Color::kYellow)
+                                                            : Cell("BAD", Color::kRed);
     table.Add({mark, finding.what, finding.found});
     if (!finding.advice.empty()) table.Add({"", "", "-> " + finding.advice});
   }
-  std::fputs(table.Render(color).c_str(), stdout);
+  Write(stdout, table.Render(UseColor(stdout)));
   return bad ? kError : kOk;
 }
 

@@ -57,9 +57,9 @@ absl::Status WriteCheckpoint(const std::string& out, CheckpointOptions options, 
 ExitCode Run(const ExportRequest& request) {
   const auto report = ExportCheckpoint(request);
   if (!report.ok()) return Fail(report.status());
-  for (const std::string& note : report->notes) std::fprintf(stderr, "note: %s\n", note.c_str());
-  std::printf("%s: version %lu, %s, %s\n", request.out.c_str(), report->version,
-              Counted(report->tensors, "tensor").c_str(), FormatBytes(report->bytes).c_str());
+  for (const std::string& note : report->notes) Tell("note", note);
+  Print(stdout, "%s: version %lu, %s, %s\n", request.out.c_str(), report->version,
+        Counted(report->tensors, "tensor").c_str(), FormatBytes(report->bytes).c_str());
   return kOk;
 }
 

@@ -1,9 +1,9 @@
 // wsync: what a person types to see and move weights.
 #include <csignal>
-#include <cstdio>
 #include <string>
 
 #include "client/cli/command.h"
+#include "client/cli/terminal.h"
 #include "client/cli/usage.h"
 #include "server/rpc/version.h"
 #ifdef WSYNC_HAVE_CUDA
@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
     const std::string text = argc > 1 ? wsync::cli::UsageText(app, e) : app.help();
-    std::fprintf(stderr, "%s\n", text.c_str());
+    wsync::cli::Write(stderr, text + "\n");
     return wsync::cli::kUsage;
   }
   return wsync::cli::LastExit();

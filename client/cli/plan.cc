@@ -62,6 +62,7 @@ absl::StatusOr<std::shared_ptr<const Plan>> MakePlan(const PlanArguments& argume
   if (!arguments.model.empty()) {
     const auto checkpoint = Checkpoint::Open(arguments.model);
     if (!checkpoint.ok()) return checkpoint.status();
+    for (const std::string& note : (*checkpoint)->notes()) Tell("note", note);
     rules.modules_to_not_convert = (*checkpoint)->ModulesToNotConvert();
     tensors = (*checkpoint)->TensorList();
   } else {
@@ -102,9 +103,9 @@ void PrintAll(const Plan& plan, bool color) {
     const Tensor& tensor = plan.catalog().tensors()[i];
     const RecipeChoice& choice = plan.recipes()[i];
     table.Add({tensor.name, std::string(DtypeName(tensor.dtype)), ShapeText(tensor),
-               choice.recipe.fp8 ? Paint("FP8", Color::kGreen, color) : "as it is", std::string(choice.reason)});
+               choice.recipe.fp8 ? Cell("FP8", Color::kGreen) : Cell("as it is"), std::string(choice.reason)});
   }
-  std::fputs((table.Render(color) + "\n").c_str(), stdout);
+  Write(stdout, table.Render(color) + "\n");
 }
 
 // What an engine needs that has no room for all of its weights as they come (AttachHeader.layer_window).
@@ -127,11 +128,11 @@ LayerFacts LayerFactsOf(const Plan& plan) {
 void PrintLayers(const Plan& plan) {
   const LayerFacts facts = LayerFactsOf(plan);
   if (facts.layers == 0) return;
-  std::printf(
-      "%s layers of up to %s: an engine with layer_window W, %s or more, has memory for W of them and %s of no\n"
-      "layer at once, with an agent in mode in_place\n\n",
-      FormatCount(facts.layers).c_str(), FormatBytes(facts.largest_bytes).c_str(),
-      FormatCount(facts.least_window).c_str(), FormatBytes(facts.bytes_of_no_layer).c_str());
+  Print(stdout,
+        "%s layers of up to %s: an engine with layer_window W, %s or more, has memory for W of them and %s of no\n"
+        "layer at once, with an agent in mode in_place\n\n",
+        FormatCount(facts.layers).c_str(), FormatBytes(facts.largest_bytes).c_str(),
+        FormatCount(facts.least_window).c_str(), FormatBytes(facts.bytes_of_no_layer).c_str());
 }
 
 void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) {
@@ -140,21 +141,20 @@ void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) 
   for (const bool fp8 : {true, false}) {
     for (const auto& [reason, group] : GroupByReason(plan)) {
       if (group.fp8 != fp8) continue;
-      groups.Add({fp8 ? Paint("FP8", Color::kGreen, color) : "as it is", std::string(reason),
-                  FormatCount(group.tensors), FormatBytes(group.bytes_before), FormatBytes(group.bytes_after),
-                  group.example});
+      groups.Add({fp8 ? Cell("FP8", Color::kGreen) : Cell("as it is"), std::string(reason), FormatCount(group.tensors),
+                  FormatBytes(group.bytes_before), FormatBytes(group.bytes_after), group.example});
     }
   }
-  std::fputs(groups.Render(color).c_str(), stdout);
-  std::printf("\n%s, %s quantized: %s -> %s (%.0f%%)\n", Counted(plan.catalog().tensors().size(), "tensor").c_str(),
-              FormatCount(plan.quantized_tensors()).c_str(), FormatBytes(plan.source_bytes()).c_str(),
-              FormatBytes(plan.payload_bytes()).c_str(),
-              100.0 * plan.payload_bytes() / std::max<int64_t>(plan.source_bytes(), 1));
-  std::printf("%s of up to %s; on the wire %s with padding and digests\n",
-              Counted(plan.buckets().size(), "bucket").c_str(), FormatBytes(plan.max_bucket_bytes()).c_str(),
-              FormatBytes(plan.image_bytes()).c_str());
-  std::printf("plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
-              plan.catalog().fingerprint().ShortHex().c_str());
+  Write(stdout, groups.Render(color));
+  Print(stdout, "\n%s, %s quantized: %s -> %s (%.0f%%)\n", Counted(plan.catalog().tensors().size(), "tensor").c_str(),
+        FormatCount(plan.quantized_tensors()).c_str(), FormatBytes(plan.source_bytes()).c_str(),
+        FormatBytes(plan.payload_bytes()).c_str(),
+        100.0 * plan.payload_bytes() / std::max<int64_t>(plan.source_bytes(), 1));
+  Print(stdout, "%s of up to %s; on the wire %s with padding and digests\n",
+        Counted(plan.buckets().size(), "bucket").c_str(), FormatBytes(plan.max_bucket_bytes()).c_str(),
+        FormatBytes(plan.image_bytes()).c_str());
+  Print(stdout, "plan %s, catalog %s\n\n", plan.hash().ShortHex().c_str(),
+        plan.catalog().fingerprint().ShortHex().c_str());
   PrintLayers(plan);
 
   Table memory({"AGENT", "MODE", arguments.device ? "TAKES ON ITS GPU" : "TAKES", "OF WHICH"});
@@ -166,7 +166,7 @@ void PrintSummary(const Plan& plan, const PlanArguments& arguments, bool color) 
                              ", tables ", FormatBytes(e.tables_bytes),
                              arguments.device ? ", CUDA and NCCL " : ", process ", FormatBytes(e.process_bytes))});
   }
-  std::fputs(memory.Render(color).c_str(), stdout);
+  Write(stdout, memory.Render(color));
 }
 
 nlohmann::ordered_json MemoryJson(const MemoryEstimate& e) {
@@ -205,19 +205,19 @@ void PrintJson(const Plan& plan, const PlanArguments& arguments) {
                               {"bytes_before", BytesOf(tensor)},
                               {"bytes_after", after[i]}});
   }
-  std::printf("%s\n", out.dump(2).c_str());
+  WriteJson(stdout, out.dump(2));
 }
 
 ExitCode Run(const PlanArguments& arguments) {
   if (arguments.model.empty() == arguments.shapes.empty()) {
-    std::fprintf(stderr, "wsync plan: give either --model DIR or --shapes NAME (one of: %s)\n",
-                 absl::StrJoin(KnownModels(), ", ").c_str());
+    Print(stderr, "wsync plan: give either --model DIR or --shapes NAME (one of: %s)\n",
+          absl::StrJoin(KnownModels(), ", ").c_str());
     return kUsage;
   }
   const auto plan = MakePlan(arguments);
   if (!plan.ok()) return Fail(plan.status());
   for (const std::string& warning : GlobsWithoutMatch((*plan)->catalog(), (*plan)->rules())) {
-    std::fprintf(stderr, "note: %s\n", warning.c_str());
+    Tell("note", warning);
   }
   const bool color = UseColor(stdout);
   if (arguments.output == "json") {

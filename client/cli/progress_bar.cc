@@ -25,11 +25,11 @@ void ProgressBar::Update(double fraction, std::string_view note) {
   const int filled = static_cast<int>(fraction * kWidth);
   const std::string bar =
       absl::StrCat(Paint(std::string(filled, '='), Color::kGreen, color_), std::string(kWidth - filled, ' '));
-  Show(absl::StrFormat("%s [%s] %3.0f%%  %s", label_, bar, fraction * 100, note));
+  Show(absl::StrFormat("%s [%s] %3.0f%%  %s", Printable(label_), bar, fraction * 100, Printable(note, kMaxShownName)));
 }
 
 void ProgressBar::Wait(std::string_view for_what) {
-  if (enabled_) Show(absl::StrFormat("%s: waiting for %s", label_, for_what));
+  if (enabled_) Show(absl::StrFormat("%s: waiting for %s", Printable(label_), for_what));
 }
 
 void ProgressBar::Show(const std::string& line) {

@@ -48,14 +48,14 @@ int64_t Applied(const v1::VersionReport& report) {
 
 void PrintReport(const v1::VersionReport& report) {
   if (report.already_committed()) {
-    std::printf("version %lu is committed already, with the same content; nothing was moved\n", report.version());
+    Print(stdout, "version %lu is committed already, with the same content; nothing was moved\n", report.version());
     return;
   }
-  std::printf("version %lu committed by %s: %s, %s to each, digest %s\n", report.version(),
-              Counted(Applied(report), "replica").c_str(), Counted(report.tensors(), "tensor").c_str(),
-              FormatBytes(report.payload_bytes()).c_str(), ShortHash(report.content_digest()).c_str());
-  std::printf("released after %s, staged after %s, committed after %s\n", FormatMs(report.released_ms()).c_str(),
-              FormatMs(report.staged_ms()).c_str(), FormatMs(report.committed_ms()).c_str());
+  Print(stdout, "version %lu committed by %s: %s, %s to each, digest %s\n", report.version(),
+        Counted(Applied(report), "replica").c_str(), Counted(report.tensors(), "tensor").c_str(),
+        FormatBytes(report.payload_bytes()).c_str(), ShortHash(report.content_digest()).c_str());
+  Print(stdout, "released after %s, staged after %s, committed after %s\n", FormatMs(report.released_ms()).c_str(),
+        FormatMs(report.staged_ms()).c_str(), FormatMs(report.committed_ms()).c_str());
 }
 
 // Names every replica that does not serve the version.
@@ -63,8 +63,8 @@ ExitCode Judge(const v1::VersionReport& report) {
   ExitCode code = kOk;
   for (const v1::ReplicaOutcome& replica : report.replicas()) {
     if (replica.outcome() == v1::OUTCOME_APPLIED) continue;
-    std::fprintf(stderr, "wsync: %s %s: %s\n", replica.replica().c_str(),
-                 replica.outcome() == v1::OUTCOME_TORN ? "is torn" : "was left out", replica.reason().c_str());
+    Print(stderr, "wsync: %s %s: %s\n", replica.replica().c_str(),
+          replica.outcome() == v1::OUTCOME_TORN ? "is torn" : "was left out", replica.reason().c_str());
     code = kDegraded;
   }
   return code;
@@ -73,6 +73,7 @@ ExitCode Judge(const v1::VersionReport& report) {
 ExitCode Run(const PublishArguments& arguments) {
   const auto checkpoint = Checkpoint::Open(arguments.model);
   if (!checkpoint.ok()) return Fail(checkpoint.status());
+  for (const std::string& note : (*checkpoint)->notes()) Tell("note", note);
   auto client = TrainerClient::Connect(arguments.socket, absl::Seconds(5));
   if (!client.ok()) return Fail(client.status());
   ProgressBar mapping("mapping");

@@ -43,12 +43,12 @@ ExitCode Run(const QuantizeArguments& arguments) {
   const auto report = QuantizeCheckpoint(**checkpoint, arguments.out, options);
   bar.Clear();
   if (!report.ok()) return Fail(report.status());
-  for (const std::string& note : report->notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+  for (const std::string& note : report->notes) Tell("note", note);
   const double seconds = absl::ToDoubleSeconds(report->elapsed);
-  std::printf("%s: %s, %s quantized, %s -> %s in %s (%s)\n", arguments.out.c_str(),
-              Counted(report->tensors, "tensor").c_str(), FormatCount(report->quantized_tensors).c_str(),
-              FormatBytes(report->bytes_in).c_str(), FormatBytes(report->bytes_out).c_str(),
-              FormatMs(seconds * 1e3).c_str(), FormatRate(report->bytes_in / std::max(seconds, 1e-9)).c_str());
+  Print(stdout, "%s: %s, %s quantized, %s -> %s in %s (%s)\n", arguments.out.c_str(),
+        Counted(report->tensors, "tensor").c_str(), FormatCount(report->quantized_tensors).c_str(),
+        FormatBytes(report->bytes_in).c_str(), FormatBytes(report->bytes_out).c_str(), FormatMs(seconds * 1e3).c_str(),
+        FormatRate(report->bytes_in / std::max(seconds, 1e-9)).c_str());
   return kOk;
 }
 

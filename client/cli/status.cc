@@ -20,6 +20,7 @@ struct StatusOptions {
   bool deep = false;
 };
 
+constexpr size_t kFewestMembers = 5;                       // less than these say nothing, however small a window is
 constexpr absl::Duration kDeepTimeout = absl::Minutes(2);  // one pass over a model's memory, wherever it lies
 
 std::string Render(const v1::JobStatus& status, const std::string& output) {
@@ -36,10 +37,9 @@ std::string RenderScreen(const v1::JobStatus& status, const std::string& output)
   view.wide = output == "wide";
   view.color = UseColor(stdout);
   std::string text = RenderStatus(status, view);
-  while (view.max_events > 0 && WrappedRows(text, TerminalWidth()) >= TerminalHeight()) {
-    --view.max_events;
-    text = RenderStatus(status, view);
-  }
+  const auto fits = [&] { return WrappedRows(text, TerminalWidth()) < TerminalHeight(); };
+  for (; view.max_events > 0 && !fits(); text = RenderStatus(status, view)) --view.max_events;
+  for (; view.max_members > kFewestMembers && !fits(); text = RenderStatus(status, view)) --view.max_members;
   return text;
 }
 
@@ -52,8 +52,8 @@ ExitCode Watch(const StatusOptions& options) {
     last = StatusExit(status);
     if (redraw) std::fputs("\033[H\033[2J", stdout);
     const std::string text = redraw ? RenderScreen(status, options.output) : Render(status, options.output);
-    const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-    if (!redraw && options.output != "json") std::fputs("\n", stdout);
+    const bool written = Write(stdout, text);
+    if (!redraw && options.output != "json") Write(stdout, "\n");
     return std::fflush(stdout) == 0 && written;
   };
   const auto watch = [&] {
@@ -63,7 +63,7 @@ ExitCode Watch(const StatusOptions& options) {
   // Who watches a screen wants to see the agent come back; a program wants to know that it went.
   while (redraw && seen && absl::IsUnavailable(result)) {
     Fail(result);
-    std::fprintf(stderr, "wsync: watching until it answers again\n");
+    Tell("wsync", "watching until it answers again");
     for (seen = false; !seen && absl::IsUnavailable(result); result = watch()) absl::SleepFor(absl::Seconds(1));
   }
   return result.ok() ? last : Fail(result);
@@ -75,7 +75,7 @@ ExitCode RunStatus(const StatusOptions& options) {
       GetJobStatus(options.coordinator.address, options.coordinator.Tls(), options.coordinator.Timeout());
   if (!status.ok()) return Fail(status.status());
   const std::string text = Render(*status, options.output);
-  std::fwrite(text.data(), 1, text.size(), stdout);
+  Write(stdout, text);
   return StatusExit(*status);
 }
 
@@ -92,9 +92,9 @@ ExitCode RunVerify(const StatusOptions& options) {
   } else {
     text = RenderVerify(*status, UseColor(stdout), &agree);
   }
-  std::fwrite(text.data(), 1, text.size(), stdout);
+  Write(stdout, text);
   if (!status->has_last_version()) {
-    std::fprintf(stderr, "wsync: nothing was published yet: there is nothing to compare\n");
+    Tell("wsync", "nothing was published yet: there is nothing to compare");
   }
   return agree ? kOk : kDegraded;
 }

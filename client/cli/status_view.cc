@@ -4,15 +4,23 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "client/cli/terminal.h"
 
 namespace wsync::cli {
 namespace {
+
+// Kinds are states of ours, some ten; a peer of another version may have more of them to say.
+constexpr size_t kMaxKinds = 12;
+constexpr size_t kMaxKindBytes = 40;
+constexpr size_t kMaxEventBytes = 2 << 10;  // some twenty lines of a terminal
 
 struct StateText {
   const char* text;
@@ -106,6 +114,41 @@ std::string Phase(const v1::MemberStatus& member) {
   return member.phase();
 }
 
+// A member's row, as one of many.
+struct MemberRow {
+  std::vector<Cell> cells;
+  int rank = 0;      // where not all are shown, the lowest are
+  std::string kind;  // as those that are not shown are counted
+};
+
+// At most `most` rows: those of the lowest ranks, in the order that they have, and how many of which kind come after.
+std::string RenderRows(Table table, std::vector<MemberRow> rows, size_t most, bool color) {
+  if (rows.empty()) return "no members\n";
+  if (rows.size() > most) {
+    std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
+  }
+  std::map<std::string, int64_t> left_out;
+  for (MemberRow& row : rows) {
+    if (most > 0) {
+      table.Add(std::move(row.cells));
+      --most;
+    } else {
+      ++left_out[row.kind];
+    }
+  }
+  std::string out = table.Render(color);
+  if (left_out.empty()) return out;
+  int64_t count = 0;
+  std::vector<std::string> kinds;
+  for (const auto& [kind, members] : left_out) {
+    count += members;
+    if (kinds.size() < kMaxKinds)
+      kinds.push_back(absl::StrCat(FormatCount(members), " ", Printable(kind, kMaxKindBytes)));
+  }
+  return absl::StrCat(out, "and ", FormatCount(count), " more: ", absl::StrJoin(kinds, ", "),
+                      left_out.size() > kMaxKinds ? ", and others" : "", " ('wsync status -o json' has them all)\n");
+}
+
 std::string Members(const v1::JobStatus& status, const StatusViewOptions& options) {
   std::vector<std::string> header = {"MEMBER", "ROLE", "STATE", "SERVING", "LAG", "PHASE", "SEEN"};
   if (options.wide) header.insert(header.end(), {"DIGEST", "REPLICA", "RANK", "ENGINE", "BACKEND", "HOST", "PID"});
@@ -114,22 +157,24 @@ std::string Members(const v1::JobStatus& status, const StatusViewOptions& option
   table.AlignRight(3);
   table.AlignRight(4);
   table.AlignRight(6);
+  std::vector<MemberRow> rows;
   for (const v1::MemberStatus& m : status.members()) {
-    std::vector<std::string> row = {m.name(),
-                                    m.role(),
-                                    Paint(m.state(), ColorOfMember(m.state()), options.color),
-                                    VersionText(m.serving()),
-                                    m.role() == "trainer" || m.serving().version() == 0 ? "-" : std::to_string(m.lag()),
-                                    Phase(m),
-                                    FormatAge(m.last_seen_s())};
+    std::vector<Cell> row = {m.name(),
+                             m.role(),
+                             {m.state(), ColorOfMember(m.state())},
+                             VersionText(m.serving()),
+                             m.role() == "trainer" || m.serving().version() == 0 ? "-" : std::to_string(m.lag()),
+                             Phase(m),
+                             FormatAge(m.last_seen_s())};
     if (options.wide) {
       row.insert(row.end(), {ShortHash(m.serving().content_digest()), m.replica(), std::to_string(m.rank()), m.engine(),
                              m.backend(), m.host(), m.pid() == 0 ? "-" : std::to_string(m.pid())});
     }
     row.push_back(m.last_error().empty() ? "-" : m.last_error());
-    table.Add(std::move(row));
+    const bool well = m.state() == "ready" && m.lag() == 0 && m.last_error().empty();
+    rows.push_back({std::move(row), m.role() == "trainer" ? 0 : well ? 2 : 1, m.state()});
   }
-  return table.empty() ? "no members\n" : table.Render(options.color);
+  return RenderRows(std::move(table), std::move(rows), options.max_members, options.color);
 }
 
 std::string Events(const v1::JobStatus& status, const StatusViewOptions& options) {
@@ -143,7 +188,7 @@ std::string Events(const v1::JobStatus& status, const StatusViewOptions& options
     absl::StrAppend(&out,
                     Paint(absl::FormatTime("%H:%M:%S", absl::FromUnixMillis(event.unix_ms()), absl::LocalTimeZone()),
                           Color::kDim, options.color),
-                    "  ", Paint(event.text(), color, options.color), "\n");
+                    "  ", Paint(Printable(event.text(), kMaxEventBytes), color, options.color), "\n");
   }
   return out;
 }
@@ -193,7 +238,7 @@ std::string RenderStatus(const v1::JobStatus& status, const StatusViewOptions& o
   const StateText state = TextOf(status.state());
   std::string out = absl::StrCat(Paint(status.job(), Color::kBold, options.color), "  ",
                                  Paint(state.text, state.color, options.color));
-  if (!status.reason().empty()) absl::StrAppend(&out, ": ", status.reason());
+  if (!status.reason().empty()) absl::StrAppend(&out, ": ", Printable(status.reason()));
   absl::StrAppend(&out, "\n\n");
   Table facts({"", ""});
   facts.Add(
@@ -227,7 +272,7 @@ std::string StatusJson(const v1::JobStatus& status) {
   } else {
     document = {{"error", std::string(result.message())}};
   }
-  return document.dump(2) + "\n";
+  return PrintableJson(document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace)) + "\n";
 }
 
 ExitCode StatusExit(const v1::JobStatus& status) { return status.state() == v1::SYNC_STATE_DEGRADED ? kDegraded : kOk; }
@@ -236,6 +281,7 @@ std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
   const v1::Hash& want = status.last_version().content_digest();
   Table table({"MEMBER", "SERVING", "CONTENT DIGEST", "VERDICT"});
   table.AlignRight(1);
+  std::vector<MemberRow> rows;
   *agree = status.has_last_version();
   for (const v1::MemberStatus& m : status.members()) {
     const v1::Hash& got = m.serving().content_digest();
@@ -243,15 +289,17 @@ std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
                       got.high() == want.high() && got.low() == want.low() && m.state() != "torn" &&
                       m.state() != "lost";
     if (!same) *agree = false;
-    const std::string verdict = same                         ? Paint("equal", Color::kGreen, color)
-                                : m.serving().version() == 0 ? Paint("serves nothing", Color::kRed, color)
-                                : m.state() == "torn"        ? Paint("torn", Color::kRed, color)
-                                : m.state() == "lost"        ? Paint("lost", Color::kRed, color)
-                                : m.lag() > 0                ? Paint("behind", Color::kYellow, color)
-                                                             : Paint("DIFFERENT", Color::kRed, color);
-    table.Add({m.name(), VersionText(m.serving()), m.serving().version() == 0 ? "-" : HashHex(got), verdict});
+    const Cell verdict = same                         ? Cell("equal", Color::kGreen)
+                         : m.serving().version() == 0 ? Cell("serves nothing", Color::kRed)
+                         : m.state() == "torn"        ? Cell("torn", Color::kRed)
+                         : m.state() == "lost"        ? Cell("lost", Color::kRed)
+                         : m.lag() > 0                ? Cell("behind", Color::kYellow)
+                                                      : Cell("DIFFERENT", Color::kRed);
+    rows.push_back({{m.name(), VersionText(m.serving()), m.serving().version() == 0 ? "-" : HashHex(got), verdict},
+                    same ? 1 : 0,
+                    verdict.text});
   }
-  return table.empty() ? "no members\n" : table.Render(color);
+  return RenderRows(std::move(table), std::move(rows), kMaxMembersShown, color);
 }
 
 std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply& reply, bool color, bool* agree) {
@@ -264,20 +312,24 @@ std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply&
   const auto equal = [](const v1::Hash& a, const v1::Hash& b) { return a.high() == b.high() && a.low() == b.low(); };
   Table table({"MEMBER", "SERVING", "LIVE DIGEST", "VERDICT"});
   table.AlignRight(1);
+  std::vector<MemberRow> rows;
   *agree = status.has_last_version();
   for (const v1::MemberVerification& m : reply.members()) {
     const bool same =
         m.code() == 0 && m.serving().version() == want.version() && equal(m.content_digest(), want.content_digest());
     if (!same) *agree = false;
     const bool corrupt = m.code() == static_cast<int>(absl::StatusCode::kDataLoss);
-    const std::string verdict = same            ? Paint("equal", Color::kGreen, color)
-                                : corrupt       ? Paint("CORRUPT: " + m.error(), Color::kRed, color)
-                                : m.code() != 0 ? Paint(m.error(), Color::kYellow, color)
-                                : m.serving().version() < want.version() ? Paint("behind", Color::kYellow, color)
-                                                                         : Paint("DIFFERENT", Color::kRed, color);
-    table.Add({m.name(), VersionText(m.serving()), m.code() == 0 ? HashHex(m.content_digest()) : "-", verdict});
+    const Cell verdict = same                                     ? Cell("equal", Color::kGreen)
+                         : corrupt                                ? Cell("CORRUPT: " + m.error(), Color::kRed)
+                         : m.code() != 0                          ? Cell(m.error(), Color::kYellow)
+                         : m.serving().version() < want.version() ? Cell("behind", Color::kYellow)
+                                                                  : Cell("DIFFERENT", Color::kRed);
+    const std::string kind = corrupt ? "CORRUPT" : m.code() != 0 ? "not checked" : verdict.text;
+    rows.push_back({{m.name(), VersionText(m.serving()), m.code() == 0 ? HashHex(m.content_digest()) : "-", verdict},
+                    same ? 1 : 0,
+                    kind});
   }
-  return table.empty() ? "no members\n" : table.Render(color);
+  return RenderRows(std::move(table), std::move(rows), kMaxMembersShown, color);
 }
 
 }  // namespace wsync::cli

@@ -2,6 +2,7 @@
 #ifndef WSYNC_CLIENT_CLI_STATUS_VIEW_H_
 #define WSYNC_CLIENT_CLI_STATUS_VIEW_H_
 
+#include <cstddef>
 #include <string>
 
 #include "client/cli/command.h"
@@ -9,10 +10,14 @@
 
 namespace wsync::cli {
 
+inline constexpr size_t kMaxMembersShown = 60;  // more than a person reads, and a screen or two
+
 struct StatusViewOptions {
   bool wide = false;  // more columns, full digests
   bool color = false;
   int max_events = 8;  // newest
+  // Of more members than these, the trainer and those that are not well are shown first, and the rest counted.
+  size_t max_members = kMaxMembersShown;
 };
 std::string RenderStatus(const v1::JobStatus& status, const StatusViewOptions& options);
 // One JSON object, keys as in the proto, numbers as numbers, digests in hex as the tables have them; a newline at the
@@ -21,7 +26,8 @@ std::string StatusJson(const v1::JobStatus& status);
 // 0 in sync (or nothing published yet and nothing wrong), 3 degraded.
 ExitCode StatusExit(const v1::JobStatus& status);
 
-// Members side by side with the digest of what they serve; `agree` says whether all equal the committed version's.
+// Members side by side with the digest of what they serve, of many those that differ first; `agree` says whether all
+// equal the committed version's.
 std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree);
 // The same for VerifyJob's reply: what the engines' memories hold now. A member that could not be asked does not agree.
 std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply& reply, bool color, bool* agree);

@@ -54,8 +54,22 @@ int TerminalHeight() {
 }
 
 std::string Paint(std::string_view text, Color color, bool use_color) {
-  if (!use_color || color == Color::kNone) return std::string(text);
-  return absl::StrCat(Escape(color), std::string(text), "\033[0m");
+  if (!use_color || color == Color::kNone) return Printable(text);
+  return absl::StrCat(Escape(color), Printable(text), "\033[0m");
+}
+
+bool Write(std::FILE* to, std::string_view screen) {
+  const std::string text = PrintableScreen(screen);
+  return std::fwrite(text.data(), 1, text.size(), to) == text.size();
+}
+
+bool WriteJson(std::FILE* to, std::string_view json) {
+  const std::string text = PrintableJson(json) + "\n";
+  return std::fwrite(text.data(), 1, text.size(), to) == text.size();
+}
+
+void Tell(std::string_view who, std::string_view message) {
+  Write(stderr, absl::StrCat(std::string(who), ": ", PrintableLines(message), "\n"));
 }
 
 std::string FormatRate(double bytes_per_second) {
@@ -69,18 +83,6 @@ std::string FormatAge(double seconds) {
   if (seconds < 7200) return absl::StrFormat("%.0f min", seconds / 60);
   if (seconds < 172800) return absl::StrFormat("%.0f h", seconds / 3600);
   return absl::StrFormat("%.0f d", seconds / 86400);
-}
-
-size_t VisibleWidth(std::string_view text) {
-  size_t width = 0;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\033') {
-      while (i < text.size() && text[i] != 'm') ++i;
-      continue;
-    }
-    if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80) ++width;
-  }
-  return width;
 }
 
 int WrappedRows(std::string_view text, int columns) {
@@ -98,8 +100,8 @@ Table::Table(std::vector<std::string> header) : header_(std::move(header)), righ
 
 void Table::AlignRight(size_t column) { right_[column] = true; }
 
-void Table::Add(std::vector<std::string> row) {
-  row.resize(header_.size());
+void Table::Add(std::vector<Cell> row) {
+  row.resize(header_.size(), Cell(""));
   rows_.push_back(std::move(row));
 }
 
@@ -107,22 +109,24 @@ std::string Table::Render(bool use_color) const {
   std::vector<size_t> width(header_.size());
   for (size_t c = 0; c < header_.size(); ++c) width[c] = VisibleWidth(header_[c]);
   for (const auto& row : rows_) {
-    for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], VisibleWidth(row[c]));
+    for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], VisibleWidth(row[c].text));
   }
   std::string out;
-  const auto line = [&](const std::vector<std::string>& row, Color color) {
+  const auto line = [&](const std::vector<Cell>& row) {
     std::string text;
     for (size_t c = 0; c < row.size(); ++c) {
       if (c > 0) text += "  ";
-      const std::string pad(width[c] - VisibleWidth(row[c]), ' ');
-      const std::string cell = Paint(row[c], color, use_color);
+      const std::string pad(width[c] - VisibleWidth(row[c].text), ' ');
+      const std::string cell = row[c].text.empty() ? "" : Paint(row[c].text, row[c].color, use_color);
       absl::StrAppend(&text, right_[c] ? pad : cell, right_[c] ? cell : pad);
     }
     text.erase(text.find_last_not_of(' ') + 1);
     out += text + "\n";
   };
-  line(header_, Color::kBold);
-  for (const auto& row : rows_) line(row, Color::kNone);
+  std::vector<Cell> header;
+  for (const std::string& name : header_) header.emplace_back(name, Color::kBold);
+  line(header);
+  for (const auto& row : rows_) line(row);
   return out;
 }
 

@@ -2,8 +2,10 @@
 #include "client/cli/status_view.h"
 
 #include <gmock/gmock.h>
+#include <google/protobuf/message.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "client/cli/terminal.h"
@@ -143,9 +145,88 @@ TEST(Units, AreWhatPeopleRead) {
 TEST(Table, LinesUpPaintedAndUnicodeCells) {
   Table table({"NAME", "N"});
   table.AlignRight(1);
-  table.Add({Paint("ab", Color::kRed, true), "1"});
+  table.Add({{"ab", Color::kRed}, "1"});
   table.Add({"ünïcode", "100"});
-  EXPECT_EQ(table.Render(false), "NAME       N\n\033[31mab\033[0m         1\nünïcode  100\n");
+  table.Add({"模型", "7"});
+  EXPECT_EQ(table.Render(false), "NAME       N\nab         1\nünïcode  100\n模型       7\n");
+  EXPECT_THAT(table.Render(true), HasSubstr("\033[31mab\033[0m         1\n"));
+}
+
+TEST(Table, ACellStaysACellWhateverItHolds) {
+  Table table({"NAME", "N"});
+  table.Add({"evil\nforged  row\x1b[2J", "1"});
+  table.Add({std::string(5000, 'x'), "1"});
+  const std::string text = table.Render(false);
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
+  EXPECT_THAT(text, AllOf(HasSubstr("evil\\nforged  row\\x1b[2J"), Not(HasSubstr("\x1b"))));
+  EXPECT_LT(text.size(), 2000u);
+}
+
+constexpr char kHostile[] = "\x1b[2J\xc2\x9bmx\n\u202Ey\a";  // what proto3 lets through
+
+// Every text of a status, at every depth, is somebody's who could not be trusted.
+void Poison(google::protobuf::Message* message) {
+  using Field = google::protobuf::FieldDescriptor;
+  const google::protobuf::Reflection& reflection = *message->GetReflection();
+  for (int i = 0; i < message->GetDescriptor()->field_count(); ++i) {
+    const Field& field = *message->GetDescriptor()->field(i);
+    if (field.cpp_type() == Field::CPPTYPE_STRING && !field.is_repeated() && field.name() != "state") {
+      reflection.SetString(message, &field, kHostile);
+    } else if (field.cpp_type() == Field::CPPTYPE_MESSAGE && field.is_repeated()) {
+      for (int k = 0; k < reflection.FieldSize(*message, &field); ++k) {
+        Poison(reflection.MutableRepeatedMessage(message, &field, k));
+      }
+    } else if (field.cpp_type() == Field::CPPTYPE_MESSAGE && reflection.HasField(*message, &field)) {
+      Poison(reflection.MutableMessage(message, &field));
+    }
+  }
+}
+
+void ExpectHarmless(const std::string& text) {
+  for (const char* raw : {"\x1b", "\xc2\x9b", "\u202E", "\a"}) EXPECT_THAT(text, Not(HasSubstr(raw)));
+  EXPECT_EQ(PrintableScreen(text), text);
+}
+
+TEST(Hostile, NoTextOfAPeerReachesATerminalRawFromStatusOrVerify) {
+  v1::JobStatus status = InSync();
+  status.add_events();
+  status.mutable_round()->set_version(8);
+  AddMember(status, "", "syncing", 6, 5);
+  Poison(&status);
+  StatusViewOptions wide;
+  wide.wide = true;
+  ExpectHarmless(RenderStatus(status, {}));
+  ExpectHarmless(RenderStatus(status, wide));
+  EXPECT_THAT(RenderStatus(status, wide), HasSubstr("\\x1b[2J\\x9bmx\\n\\u202ey\\x07"));
+  bool agree = false;
+  ExpectHarmless(RenderVerify(status, false, &agree));
+  v1::VerifyReply reply;
+  for (const int code : {0, 3, static_cast<int>(absl::StatusCode::kDataLoss)}) reply.add_members()->set_code(code);
+  Poison(&reply);
+  ExpectHarmless(RenderDeepVerify(status, reply, false, &agree));
+  const std::string json = StatusJson(status);
+  for (const char* raw : {"\x1b", "\xc2\x9b", "\u202E"}) EXPECT_THAT(json, Not(HasSubstr(raw)));
+  EXPECT_EQ(nlohmann::json::parse(json)["members"][0]["name"], kHostile);
+}
+
+TEST(ManyMembers, ThoseThatAreNotWellAreShownFirstAndTheRestCounted) {
+  v1::JobStatus status = InSync();
+  for (int i = 0; i < 3000; ++i) AddMember(status, "r" + std::to_string(i), "ready", 7, 0x0123456789abcdef);
+  for (int i = 0; i < 30; ++i) AddMember(status, "gone" + std::to_string(i), "lost", 6, 5);
+  AddMember(status, "trainer-0", "ready", 0, 0)->set_role("trainer");
+  const std::string text = RenderStatus(status, {});
+  EXPECT_THAT(text, AllOf(HasSubstr("trainer-0"), HasSubstr("gone0 "), HasSubstr("gone29"),
+                          HasSubstr("and 2,973 more: 2,973 ready")));
+  EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 80);
+  bool agree = true;
+  const std::string verify = RenderVerify(status, false, &agree);
+  EXPECT_FALSE(agree);
+  EXPECT_THAT(verify,
+              AllOf(HasSubstr("gone29"), HasSubstr("serves nothing"), HasSubstr("and 2,973 more: 2,973 equal")));
+  EXPECT_EQ(nlohmann::json::parse(StatusJson(status))["members"].size(), 3033u);
+  v1::VerifyReply reply;
+  for (int i = 0; i < 100; ++i) reply.add_members()->set_code(3);
+  EXPECT_THAT(RenderDeepVerify(status, reply, false, &agree), HasSubstr("and 40 more: 40 not checked"));
 }
 
 TEST(WrappedRows, CountsWhatATerminalShows) {

@@ -126,6 +126,61 @@ TEST_F(Cli, GlobsThatMatchNothingAreTold) {
   EXPECT_THAT(lines, HasSubstr("recipe: glob '*.visoin.*' in 'include' matches no tensor's name"));
 }
 
+// Names of a file may hold what would clear a screen, retitle a window or turn a line around.
+TEST_F(Cli, NamesOfACheckpointAreShownEscapedInTablesErrorsAndJson) {
+  const std::string name = "model.模型\u202E\u009B2J.weight", file = directory_ + "/x.safetensors";
+  auto writer = SafetensorsWriter::Create(file, {{name, Dtype::kF32, {4}}});
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE((*writer)->Write(0, std::vector<std::byte>(16, std::byte{0xff})).ok());
+  ASSERT_TRUE((*writer)->Finish().ok());
+  const std::string table = Wsync("plan --all --model " + file).output,
+                    json = Wsync("plan -o json --model " + file).output;
+  const std::string error = Wsync(absl::StrCat("quantize ", file, " ", directory_, "/out")).output;
+  for (const std::string& text : {table, json, error}) {
+    for (const char* raw : {"\x1b", "\xc2\x9b", "\u202E"}) EXPECT_THAT(text, Not(HasSubstr(raw)));
+    EXPECT_THAT(text, HasSubstr("模型\\u202e"));
+  }
+  EXPECT_THAT(error, AllOf(HasSubstr("\\x9b2J.weight"), HasSubstr("it has NaN")));
+  EXPECT_EQ(nlohmann::json::parse(json)["catalog"][0]["name"], name);
+}
+
+TEST_F(Cli, OverwriteTakesNothingButWhatWsyncWrote) {
+  const std::string model = WriteModel(), out = directory_ + "/fp8";
+  const std::string quantize = absl::StrCat("quantize --overwrite ", model, " ");
+  EXPECT_EQ(Wsync(quantize + out).exit_code, 0);
+  EXPECT_EQ(Wsync(quantize + out).exit_code, 0);
+  std::ofstream(out + "/notes.txt") << "mine";
+  EXPECT_THAT(Wsync(quantize + out).output, AllOf(HasSubstr("'notes.txt', which wsync did not write"), HasSubstr(out)));
+  EXPECT_TRUE(std::filesystem::exists(out + "/notes.txt"));
+  EXPECT_THAT(Wsync(quantize + model).output, HasSubstr("it is, or holds, what is read"));
+  EXPECT_THAT(Wsync(quantize + directory_).output, HasSubstr("it is, or holds, what is read"));
+  const Run single = Wsync(absl::StrCat("quantize --overwrite ", out, "/model.safetensors ", out));
+  EXPECT_THAT(single.output, HasSubstr("it is, or holds, what is read"));
+}
+
+// A causal mask, through agents as through the offline quantizer.
+TEST_F(Cli, AllowedInfinitiesAreQuantizedAndPublishedAndOthersNameTheFlag) {
+  const std::string model = directory_ + "/mask.safetensors";
+  auto writer = SafetensorsWriter::Create(model, {{"model.attn_mask", Dtype::kBF16, {4, 4}}});
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  std::vector<std::byte> mask(32, std::byte{0x80});
+  for (size_t i = 1; i < mask.size(); i += 2) mask[i] = std::byte{0xff};
+  ASSERT_TRUE((*writer)->Write(0, mask).ok());
+  ASSERT_TRUE((*writer)->Finish().ok());
+  const std::string quantize = absl::StrCat("quantize ", model, " ", directory_, "/fp8");
+  EXPECT_THAT(Wsync(quantize).output, HasSubstr("--allow-infinities 'model.attn_mask'"));
+  EXPECT_EQ(Wsync(quantize + " --allow-infinities '*_mask'").exit_code, 0);
+  Start(1, {{"coordinator.min_replicas", "0"}, {"recipe.allow_infinities", "*_mask"}});
+  engines_.clear();
+  const Run published = Wsync(absl::StrCat("publish --model ", model, " -s ", cluster_->trainer_socket()));
+  EXPECT_EQ(published.exit_code, 0) << published.output;
+  const Run exported = Wsync(absl::StrCat("export --out ", directory_, "/out -s ", cluster_->rollout_socket(0)));
+  ASSERT_EQ(exported.exit_code, 0) << exported.output;
+  const auto checkpoint = Checkpoint::Open(directory_ + "/out");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_TRUE(std::equal(mask.begin(), mask.end(), (*checkpoint)->tensors()[0].data));
+}
+
 TEST_F(Cli, DoctorSaysWhatIsThere) {
   const Run run = Wsync("doctor");
   EXPECT_THAT(run.output,
@@ -182,6 +237,7 @@ TEST_F(Cli, PublishedVersionOutlivesTheCommandAndTheNextOneIsNewer) {
 
 TEST_F(Cli, ExportedCheckpointIsByteEqualToQuantize) {
   const std::string model = WriteModel();
+  std::ofstream(model + "/config.json") << R"({"time_step_limit": [0.0, Infinity], "model_type": "nemotron_h"})";
   const auto opened = Checkpoint::Open(model);
   ASSERT_TRUE(opened.ok()) << opened.status();
   Start(1);
@@ -205,7 +261,8 @@ TEST_F(Cli, ExportedCheckpointIsByteEqualToQuantize) {
     ASSERT_EQ(got->bytes, want.bytes) << want.tensor.name;
     EXPECT_TRUE(std::equal(got->data, got->data + got->bytes, want.data)) << want.tensor.name;
   }
-  EXPECT_EQ((*a)->config()->at("quantization_config"), (*b)->config()->at("quantization_config"));
+  EXPECT_EQ(DumpJson(*(*a)->config()), DumpJson(*(*b)->config()));
+  EXPECT_THAT(DumpJson(*(*a)->config()), HasSubstr("    0.0,\n    Infinity\n"));
 }
 
 // A checkpoint made of the golden inputs, through the binary, gives what published quantizers gave for them.
