@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/core/printable.h"
 
 namespace wsync {
 namespace {
@@ -14,9 +14,7 @@ namespace {
 bool IsControl(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
 // Names reach logs and terminals: never quote one unescaped or at full length.
-std::string Quoted(std::string_view name) {
-  return absl::StrCat("'", absl::CHexEscape(std::string(name.substr(0, 100))), "'");
-}
+std::string Quoted(std::string_view name) { return absl::StrCat("'", Printable(name.substr(0, 100)), "'"); }
 
 absl::Status CheckName(const Tensor& tensor, size_t index) {
   const std::string& name = tensor.name;
