@@ -5,8 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <numeric>
 #include <system_error>
 #include <utility>
 
@@ -193,10 +195,17 @@ absl::Status CheckpointWriter::Finish() {
 
 absl::Status CheckpointWriter::WriteIndex() {
   if (shards_.size() == 1) return absl::OkStatus();
-  Json weight_map = Json::object();
-  for (size_t i = 0; i < names_.size(); ++i) weight_map[names_[i]] = shard_names_[places_[i].shard];
-  const Json index = {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}};
-  return WriteWholeFile(absl::StrCat(partial_dir_, "/", kIndexFileName), index.dump(2) + "\n");
+  std::vector<size_t> by_name(names_.size());
+  std::iota(by_name.begin(), by_name.end(), 0);
+  std::sort(by_name.begin(), by_name.end(), [this](size_t a, size_t b) { return names_[a] < names_[b]; });
+  std::string index =
+      absl::StrCat("{\n  \"metadata\": {\n    \"total_size\": ", total_bytes_, "\n  },\n  \"weight_map\": {");
+  const char* separator = "\n";
+  for (const size_t i : by_name) {
+    absl::StrAppend(&index, separator, "    ", JsonText(names_[i]), ": ", JsonText(shard_names_[places_[i].shard]));
+    separator = ",\n";
+  }
+  return WriteWholeFile(absl::StrCat(partial_dir_, "/", kIndexFileName), index + "\n  }\n}\n");
 }
 
 absl::Status CheckpointWriter::CopyOtherFiles() {

@@ -229,9 +229,9 @@ absl::StatusOr<BuiltHeader> BuildSafetensorsHeader(const std::vector<Tensor>& te
   std::string json = "{\"__metadata__\":{\"format\":\"pt\"}";  // "pt": transformers refuses files without it
   for (const size_t i : order) {
     const int64_t begin = built.buffer_bytes, end = begin + BytesOf(tensors[i]);
-    absl::StrAppend(&json, ",", Json(tensors[i].name).dump(), ":{\"dtype\":\"",
-                    std::string(DtypeName(tensors[i].dtype)), "\",\"shape\":[", absl::StrJoin(tensors[i].shape, ","),
-                    "],\"data_offsets\":[", begin, ",", end, "]}");
+    absl::StrAppend(&json, ",", JsonText(tensors[i].name), ":{\"dtype\":\"", std::string(DtypeName(tensors[i].dtype)),
+                    "\",\"shape\":[", absl::StrJoin(tensors[i].shape, ","), "],\"data_offsets\":[", begin, ",", end,
+                    "]}");
     built.offsets[i] = begin;
     built.buffer_bytes = end;
   }

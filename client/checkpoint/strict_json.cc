@@ -1,5 +1,6 @@
 #include "client/checkpoint/strict_json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <system_error>
@@ -81,7 +82,7 @@ void Dump(const OrderedJson& value, const std::string& indent, std::string* out)
     const char* separator = "\n";
     for (auto it = value.begin(); it != value.end(); ++it, separator = ",\n") {
       out->append(separator).append(inner);
-      if (is_object) out->append(OrderedJson(it.key()).dump()).append(": ");
+      if (is_object) out->append(JsonText(it.key())).append(": ");
       Dump(*it, inner, out);
     }
     out->append("\n").append(indent) += is_object ? '}' : ']';
@@ -96,6 +97,12 @@ absl::StatusOr<OrderedJson> ParseOrderedJson(std::string_view text, const std::s
   if (absl::Status status = Read(reader, &document); !status.ok()) return status;
   if (absl::Status status = reader.End(); !status.ok()) return status;
   return document;
+}
+
+std::string JsonText(const std::string& text) {
+  const bool is_plain =
+      std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7F && c != '"' && c != '\\'; });
+  return is_plain ? '"' + text + '"' : Json(text).dump();  // names of tensors are plain, and there may be many
 }
 
 std::string DumpJson(const OrderedJson& document) {

@@ -21,6 +21,9 @@ using OrderedJson = nlohmann::ordered_json;  // for documents people read: keeps
 // (named), anything after the value, nesting deeper than 256.
 absl::StatusOr<OrderedJson> ParseOrderedJson(std::string_view text, const std::string& what);
 
+// `text` in quotes, escaped. REQUIRES: it is UTF-8.
+std::string JsonText(const std::string& text);
+
 // As `dump(2)` writes it, with a number kept by its text as that text.
 std::string DumpJson(const OrderedJson& document);
 
