@@ -7,7 +7,7 @@ packages=(
   g++ clang libclang-rt-dev clang-format cmake ninja-build ccache git python3 python3-venv
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
   libspdlog-dev libfmt-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev libxxhash-dev
-  libgtest-dev libgmock-dev librapidcheck-dev libfiu-dev libssl-dev openssl
+  libre2-dev libgtest-dev libgmock-dev librapidcheck-dev libfiu-dev libssl-dev openssl
   iproute2 nftables
 )
 

@@ -147,16 +147,6 @@ absl::Status CheckAllFound(const WeightMap& map, const std::string& index_path) 
                    map.shards[missing->second.shard], "', but that file does not hold it", kMixedUp));
 }
 
-void AppendNames(const OrderedJson& quantization, const char* key, std::vector<std::string>* names) {
-  const auto list = quantization.find(key);
-  if (list == quantization.end() || !list->is_array()) return;
-  for (const OrderedJson& name : *list) {
-    if (name.is_string() && !absl::StartsWith(name.get_ref<const std::string&>(), "re:")) {
-      names->push_back(name.get<std::string>());
-    }
-  }
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& path) {
@@ -256,17 +246,6 @@ std::vector<Tensor> Checkpoint::TensorList() const {
   list.reserve(tensors_.size());
   for (const TensorView& view : tensors_) list.push_back(view.tensor);
   return list;
-}
-
-std::vector<std::string> Checkpoint::ModulesToNotConvert() const {
-  std::vector<std::string> names;
-  if (!config_.has_value() || !config_->contains("quantization_config")) return names;
-  const OrderedJson& quantization = (*config_)["quantization_config"];
-  if (!quantization.is_object()) return names;
-  for (const char* key : {"modules_to_not_convert", "ignored_layers", "ignore"}) AppendNames(quantization, key, &names);
-  std::sort(names.begin(), names.end());
-  names.erase(std::unique(names.begin(), names.end()), names.end());
-  return names;
 }
 
 }  // namespace wsync

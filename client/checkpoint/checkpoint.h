@@ -46,9 +46,6 @@ class Checkpoint {
   const std::vector<std::string>& notes() const { return notes_; }  // what was left out, for the user to read
 
   const std::optional<OrderedJson>& config() const { return config_; }  // config.json, if there is one
-  // The modules that the checkpoint's own `quantization_config` keeps in high precision: `modules_to_not_convert`,
-  // `ignored_layers` and `ignore` (without its "re:" patterns), for RecipeRules. Each name once.
-  std::vector<std::string> ModulesToNotConvert() const;
 
  private:
   Checkpoint() = default;

@@ -8,13 +8,14 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/checkpoint/model.h"
 #include "client/checkpoint/piece_loop.h"
 #include "client/checkpoint/quantization_config.h"
 #include "kernels/quantize.h"
 #include "server/core/clock.h"
 #include "server/core/plan.h"
+#include "server/core/recipe_notes.h"
 
 namespace wsync {
 namespace {
@@ -52,9 +53,9 @@ const std::byte* Aligned(const std::byte* source, int64_t bytes, Dtype dtype, st
 
 class OfflineQuantizer {
  public:
-  OfflineQuantizer(const Checkpoint& checkpoint, const Plan& plan, CheckpointWriter* writer,
-                   const QuantizeOptions& options, int threads)
-      : checkpoint_(checkpoint),
+  OfflineQuantizer(const Model& model, const Plan& plan, CheckpointWriter* writer, const QuantizeOptions& options,
+                   int threads)
+      : model_(model),
         plan_(plan),
         writer_(writer),
         options_(options),
@@ -91,7 +92,7 @@ class OfflineQuantizer {
     return status;
   }
 
-  const TensorView& ViewOfPiece(const Piece& piece) const { return checkpoint_.tensors()[piece.tensor]; }
+  const TensorView& ViewOfPiece(const Piece& piece) const { return model_.tensors[piece.tensor]; }
 
   static int64_t RowBytes(const Tensor& tensor) { return ViewOf(tensor).cols * DtypeBytes(tensor.dtype); }
 
@@ -100,7 +101,7 @@ class OfflineQuantizer {
   int64_t AbsMaxBytes() const {
     int64_t bytes = 0;
     for (size_t i = 0; i < plan_.recipes().size(); ++i) {
-      if (NeedsAbsMax(plan_.recipes()[i].recipe)) bytes += checkpoint_.tensors()[i].bytes;
+      if (NeedsAbsMax(plan_.recipes()[i].recipe)) bytes += model_.tensors[i].bytes;
     }
     return bytes;
   }
@@ -188,7 +189,7 @@ class OfflineQuantizer {
     bytes_done_.fetch_add(bytes, std::memory_order_relaxed);
   }
 
-  const Checkpoint& checkpoint_;
+  const Model& model_;
   const Plan& plan_;
   CheckpointWriter* const writer_;
   const QuantizeOptions& options_;
@@ -201,75 +202,31 @@ class OfflineQuantizer {
   int64_t bytes_total_ = 0;
 };
 
-const OrderedJson* SourceQuantization(const Checkpoint& checkpoint) {
-  if (!checkpoint.config().has_value()) return nullptr;
-  const auto found = checkpoint.config()->find("quantization_config");
-  return found != checkpoint.config()->end() && found->is_object() ? &*found : nullptr;
-}
-
-// One config.json describes one scheme: what is already quantized must be in the scheme that is asked for.
-absl::Status CheckSchemes(const Checkpoint& checkpoint, const Plan& plan) {
-  const OrderedJson* source = SourceQuantization(checkpoint);
-  if (source == nullptr || plan.quantized_tensors() == 0) return absl::OkStatus();
-  const OrderedJson wanted = QuantizationConfig(plan.rules().granularity, false, {});
-  for (const char* key : {"quant_method", "fmt", "weight_block_size", "format"}) {
-    const auto found = source->find(key);
-    const bool same = wanted.contains(key) ? found != source->end() && *found == wanted[key] : true;
-    if (same || (std::string_view(key) == "fmt" && found == source->end())) continue;  // e4m3 when not given
-    return absl::InvalidArgumentError(absl::StrCat(
-        "cannot quantize checkpoint '", checkpoint.path(), "': its config.json says it is already quantized with ", key,
-        " ", found == source->end() ? "not given" : found->dump(), ", and ", wanted[key].dump(),
-        " cannot be mixed with that; start from the checkpoint in high precision"));
+std::vector<WrittenTensor> WrittenTensors(const Model& model, const Plan& plan) {
+  std::vector<WrittenTensor> written;
+  written.reserve(plan.outputs().size());
+  for (const Output& output : plan.outputs()) {
+    const bool encoded = plan.recipes()[output.tensor].recipe.fp8;
+    written.push_back(
+        {{output.name, output.dtype, output.shape}, encoded, encoded ? nullptr : model.tensors[output.tensor].data});
   }
-  return absl::OkStatus();
+  return written;
 }
 
-std::vector<Tensor> OutputTensors(const Plan& plan) {
+std::vector<Tensor> TensorsOf(const std::vector<WrittenTensor>& written) {
   std::vector<Tensor> tensors;
-  tensors.reserve(plan.outputs().size());
-  for (const Output& output : plan.outputs()) tensors.push_back({output.name, output.dtype, output.shape});
+  tensors.reserve(written.size());
+  for (const WrittenTensor& w : written) tensors.push_back(w.tensor);
   return tensors;
 }
 
-// Weights that were FP8 before keep their scales, which are powers of two only if the checkpoint says so.
-bool AllScalesPow2(const Checkpoint& checkpoint, const Plan& plan) {
-  if (plan.rules().scale_format != ScaleFormat::kPow2) return false;
-  const bool had_fp8 = std::any_of(plan.catalog().tensors().begin(), plan.catalog().tensors().end(),
-                                   [](const Tensor& tensor) { return tensor.dtype == Dtype::kF8E4M3; });
-  const OrderedJson* source = SourceQuantization(checkpoint);
-  return !had_fp8 || (source != nullptr && source->value("scale_fmt", "") == "ue8m0");
-}
-
-std::optional<OrderedJson> OutputConfig(const Checkpoint& checkpoint, const Plan& plan,
-                                        const std::vector<Tensor>& outputs) {
-  if (plan.quantized_tensors() == 0) return checkpoint.config();  // as it was: it still describes the weights
-  return WithQuantizationConfig(checkpoint.config().value_or(OrderedJson::object()), plan.rules().granularity,
-                                AllScalesPow2(checkpoint, plan), outputs);
-}
-
-std::vector<std::string> SourceNotes(const Checkpoint& checkpoint) {
-  std::vector<std::string> notes;
+std::vector<std::string> NotesOf(const Checkpoint& checkpoint, const Plan& plan) {
+  std::vector<std::string> notes = RecipeNotes(plan.catalog(), plan.rules(), plan.recipes());
+  notes.insert(notes.end(), checkpoint.notes().begin(), checkpoint.notes().end());
   if (!checkpoint.config().has_value()) {
     notes.push_back("the source has no config.json: the one written holds the quantization_config only");
   }
-  const OrderedJson* source = SourceQuantization(checkpoint);
-  if (source == nullptr || !source->contains("ignore")) return notes;
-  for (const OrderedJson& entry : (*source)["ignore"]) {
-    if (entry.is_string() && absl::StartsWith(entry.get_ref<const std::string&>(), "re:")) {
-      notes.push_back(absl::StrCat("did not apply the pattern '", entry.get_ref<const std::string&>(),
-                                   "' of the source's config.json: exclude those tensors by glob"));
-    }
-  }
   return notes;
-}
-
-absl::StatusOr<std::shared_ptr<const Plan>> MakePlan(const Checkpoint& checkpoint, RecipeRules rules) {
-  for (std::string& module : checkpoint.ModulesToNotConvert()) {
-    rules.modules_to_not_convert.push_back(std::move(module));
-  }
-  auto catalog = Catalog::Create(checkpoint.TensorList());
-  if (!catalog.ok()) return catalog.status();
-  return Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), rules, kPieceBytes);
 }
 
 int ThreadCount(int asked) {
@@ -281,18 +238,19 @@ int ThreadCount(int asked) {
 absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const Checkpoint& checkpoint, const std::string& out_dir,
                                                   const QuantizeOptions& options) {
   const absl::Time begin = MonotonicNow();
-  const auto plan = MakePlan(checkpoint, options.rules);
+  const Model model = ModelOf(checkpoint);
+  const auto plan = PlanOf(checkpoint, model, options.rules, kPieceBytes);
   if (!plan.ok()) return plan.status();
-  if (absl::Status status = CheckSchemes(checkpoint, **plan); !status.ok()) return status;
-  const std::vector<Tensor> outputs = OutputTensors(**plan);
-  auto writer = CheckpointWriter::Create(out_dir, outputs,
-                                         {.max_shard_bytes = options.max_shard_bytes,
-                                          .config = OutputConfig(checkpoint, **plan, outputs),
-                                          .copy_from = checkpoint.directory(),
-                                          .source = checkpoint.path(),
-                                          .overwrite = options.overwrite});
+  const std::vector<WrittenTensor> written = WrittenTensors(model, **plan);
+  auto writer = CheckpointWriter::Create(
+      out_dir, TensorsOf(written),
+      {.max_shard_bytes = options.max_shard_bytes,
+       .config = WrittenConfig(checkpoint.config(), options.rules.granularity, options.rules.scale_format, written),
+       .copy_from = checkpoint.directory(),
+       .source = checkpoint.path(),
+       .overwrite = options.overwrite});
   if (!writer.ok()) return writer.status();
-  OfflineQuantizer quantizer(checkpoint, **plan, writer->get(), options, ThreadCount(options.threads));
+  OfflineQuantizer quantizer(model, **plan, writer->get(), options, ThreadCount(options.threads));
   const absl::Status quantized = quantizer.Run();
   // First: zeros where bytes were are no error of their own, or the wrong one.
   if (absl::Status status = checkpoint.Intact(); !status.ok()) return status;
@@ -305,9 +263,7 @@ absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const Checkpoint& checkpoint, 
   report.bytes_out = (*writer)->total_bytes();
   report.elapsed = MonotonicNow() - begin;
   report.shards = (*writer)->shard_names();
-  report.notes = GlobsWithoutMatch((*plan)->catalog(), options.rules);
-  report.notes.insert(report.notes.end(), checkpoint.notes().begin(), checkpoint.notes().end());
-  for (std::string& note : SourceNotes(checkpoint)) report.notes.push_back(std::move(note));
+  report.notes = NotesOf(checkpoint, **plan);
   report.notes.insert(report.notes.end(), (*writer)->notes().begin(), (*writer)->notes().end());
   return report;
 }

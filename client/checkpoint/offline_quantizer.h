@@ -27,7 +27,7 @@ struct QuantizeProgress {
 };
 
 struct QuantizeOptions {
-  RecipeRules rules;  // the checkpoint's own ModulesToNotConvert() are added to them
+  RecipeRules rules;  // what the checkpoint's config.json keeps is added to them
   int threads = 0;    // 0: one per core
   int64_t max_shard_bytes = kDefaultShardBytes;
   bool overwrite = false;                                 // see CheckpointOptions

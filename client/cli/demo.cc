@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/model.h"
 #include "client/cli/command.h"
 #include "client/cli/demo_model.h"
 #include "client/cli/engine_thread.h"
@@ -75,6 +75,7 @@ class Demo {
   std::string model_directory_;
   std::unique_ptr<LocalCluster> cluster_;
   std::unique_ptr<SharedModel> model_;
+  std::vector<std::string> modules_to_not_convert_;  // the checkpoint's own list
   std::unique_ptr<TrainerClient> trainer_;
   std::vector<std::unique_ptr<EngineThread>> engines_;
 };
@@ -111,12 +112,14 @@ absl::Status Demo::MakeModel() {
   const auto checkpoint = Checkpoint::Open(model_directory_);
   if (!checkpoint.ok()) return checkpoint.status();
   ProgressBar bar("mapping");
-  auto model = SharedModel::FromCheckpoint(**checkpoint, [&](int64_t done, int64_t total) {
+  const Model model = ModelOf(**checkpoint);
+  auto shared = SharedModel::FromModel(model, model_directory_, [&](int64_t done, int64_t total) {
     bar.Update(static_cast<double>(done) / static_cast<double>(std::max<int64_t>(total, 1)), "");
   });
   bar.Clear();
-  if (!model.ok()) return model.status();
-  model_ = std::make_unique<SharedModel>(*std::move(model));
+  if (!shared.ok()) return shared.status();
+  model_ = std::make_unique<SharedModel>(*std::move(shared));
+  modules_to_not_convert_ = model.modules_to_not_convert;
   Say(absl::StrCat("the training process holds ", Counted(model_->tensors().size(), "tensor"), ", ",
                    FormatBytes((*checkpoint)->total_bytes()), " in BF16"));
   return absl::OkStatus();
@@ -126,7 +129,7 @@ absl::Status Demo::RegisterModel() {
   auto client = TrainerClient::Connect(cluster_->trainer_socket(), absl::Seconds(5));
   if (!client.ok()) return client.status();
   trainer_ = *std::move(client);
-  const auto reply = model_->Register(*trainer_, {}, false);
+  const auto reply = model_->Register(*trainer_, modules_to_not_convert_, false);
   if (!reply.ok()) return reply.status();
   Say(absl::StrCat("registered: ", Counted(reply->quantized_tensors(), "tensor"), " in FP8, ",
                    FormatBytes(reply->payload_bytes()), " per sync in ", Counted(reply->buckets(), "bucket")));

@@ -1,6 +1,7 @@
 // wsync export: attaches to a rollout agent as an engine would, and writes what it gets as an FP8 checkpoint.
 #include "client/cli/export.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -8,6 +9,7 @@
 #include "client/checkpoint/checkpoint.h"
 #include "client/checkpoint/checkpoint_writer.h"
 #include "client/checkpoint/quantization_config.h"
+#include "client/checkpoint/source_scheme.h"
 #include "client/cli/command.h"
 #include "client/cli/engine_memory.h"
 #include "client/cli/progress_bar.h"
@@ -33,24 +35,37 @@ absl::StatusOr<CheckpointOptions> WriterOptions(const ExportRequest& arguments) 
   return options;
 }
 
+bool DescribesNoFp8(const OrderedJson& config, const std::vector<Tensor>& tensors) {
+  return SourceSchemes(config).empty() && std::any_of(tensors.begin(), tensors.end(), [](const Tensor& tensor) {
+           return tensor.dtype == Dtype::kF8E4M3;
+         });
+}
+
 absl::Status WriteCheckpoint(const std::string& out, CheckpointOptions options, const EngineOutputs& outputs,
                              const EngineMemory& memory, std::vector<std::string>* notes) {
   std::vector<Tensor> tensors;
-  for (const EngineOutput& output : outputs.outputs) tensors.push_back(output.tensor);
-  if (outputs.rules.fp8) {
-    options.config = WithQuantizationConfig(*std::move(options.config), outputs.rules.granularity,
-                                            outputs.rules.scale_format == ScaleFormat::kPow2, tensors);
+  std::vector<WrittenTensor> written;
+  for (size_t i = 0; i < outputs.outputs.size(); ++i) {
+    const EngineOutput& output = outputs.outputs[i];
+    tensors.push_back(output.tensor);
+    written.push_back({output.tensor, output.quantized || output.is_scale, memory.Data(i)});
   }
+  options.config = WrittenConfig(options.config, outputs.rules.granularity, outputs.rules.scale_format, written);
   const auto writer = CheckpointWriter::Create(out, tensors, options);
   if (!writer.ok()) return writer.status();
   ProgressBar bar("writing");
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const absl::Status written = (*writer)->Write(i, {memory.Data(i), static_cast<size_t>(BytesOf(tensors[i]))});
-    if (!written.ok()) return written;
+    const absl::Status status = (*writer)->Write(i, {memory.Data(i), static_cast<size_t>(BytesOf(tensors[i]))});
+    if (!status.ok()) return status;
     bar.Update(static_cast<double>(i + 1) / tensors.size(), tensors[i].name);
   }
   const absl::Status finished = (*writer)->Finish();
   *notes = (*writer)->notes();
+  if (DescribesNoFp8(*options.config, tensors)) {
+    notes->push_back(
+        "the trainer's weights were FP8 before, and the config.json that was written does not say so: give "
+        "their own checkpoint as --like");
+  }
   return finished;
 }
 

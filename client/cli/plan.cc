@@ -8,13 +8,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/model.h"
 #include "client/checkpoint/model_shapes.h"
 #include "client/cli/command.h"
 #include "client/cli/recipe_options.h"
 #include "client/cli/terminal.h"
 #include "server/core/layer_schedule.h"
 #include "server/core/memory_estimate.h"
+#include "server/core/recipe_notes.h"
 
 namespace wsync::cli {
 namespace {
@@ -57,23 +58,18 @@ struct Group {
 using Groups = std::map<std::string_view, Group>;
 
 absl::StatusOr<std::shared_ptr<const Plan>> MakePlan(const PlanArguments& arguments) {
-  RecipeRules rules = arguments.recipe.Rules();
-  std::vector<Tensor> tensors;
+  const auto bucket_bytes = static_cast<int64_t>(arguments.bucket_bytes);
   if (!arguments.model.empty()) {
     const auto checkpoint = Checkpoint::Open(arguments.model);
     if (!checkpoint.ok()) return checkpoint.status();
     for (const std::string& note : (*checkpoint)->notes()) Tell("note", note);
-    rules.modules_to_not_convert = (*checkpoint)->ModulesToNotConvert();
-    tensors = (*checkpoint)->TensorList();
-  } else {
-    auto known = ModelTensors(arguments.shapes);
-    if (!known.ok()) return known.status();
-    tensors = *std::move(known);
+    return PlanOf(**checkpoint, ModelOf(**checkpoint), arguments.recipe.Rules(), bucket_bytes);
   }
-  auto catalog = Catalog::Create(std::move(tensors));
+  auto known = ModelTensors(arguments.shapes);
+  if (!known.ok()) return known.status();
+  auto catalog = Catalog::Create(*std::move(known));
   if (!catalog.ok()) return catalog.status();
-  return Plan::Create(std::make_shared<Catalog>(*std::move(catalog)), rules,
-                      static_cast<int64_t>(arguments.bucket_bytes));
+  return Plan::Create(std::make_shared<Catalog>(*std::move(catalog)), arguments.recipe.Rules(), bucket_bytes);
 }
 
 std::vector<int64_t> BytesAfter(const Plan& plan) {
@@ -216,8 +212,8 @@ ExitCode Run(const PlanArguments& arguments) {
   }
   const auto plan = MakePlan(arguments);
   if (!plan.ok()) return Fail(plan.status());
-  for (const std::string& warning : GlobsWithoutMatch((*plan)->catalog(), (*plan)->rules())) {
-    Tell("note", warning);
+  for (const std::string& note : RecipeNotes((*plan)->catalog(), (*plan)->rules(), (*plan)->recipes())) {
+    Tell("note", note);
   }
   const bool color = UseColor(stdout);
   if (arguments.output == "json") {

@@ -8,7 +8,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/model.h"
+#include "client/checkpoint/source_scheme.h"
 #include "client/cli/command.h"
 #include "client/cli/progress_bar.h"
 #include "client/cli/shared_model.h"
@@ -70,6 +71,18 @@ ExitCode Judge(const v1::VersionReport& report) {
   return code;
 }
 
+// Puts the checkpoint's model in the agent's hands. What it is quantized in already must be what the agent would make
+// of the rest; the agent knows that by the tensors, but for schemes that only config.json tells.
+absl::StatusOr<v1::RegisterReply> Register(const Checkpoint& checkpoint, const Model& model, SharedModel& shared,
+                                           TrainerClient& client, bool replace) {
+  auto registered = shared.Register(client, model.modules_to_not_convert, replace);
+  if (!registered.ok() || registered->quantized_tensors() == 0) return registered;
+  absl::Status status = CheckSourceSchemes(checkpoint.config(), checkpoint.path());
+  if (status.ok()) return registered;
+  (void)client.Unregister();
+  return status;
+}
+
 ExitCode Run(const PublishArguments& arguments) {
   const auto checkpoint = Checkpoint::Open(arguments.model);
   if (!checkpoint.ok()) return Fail(checkpoint.status());
@@ -77,12 +90,13 @@ ExitCode Run(const PublishArguments& arguments) {
   auto client = TrainerClient::Connect(arguments.socket, absl::Seconds(5));
   if (!client.ok()) return Fail(client.status());
   ProgressBar mapping("mapping");
-  auto model = SharedModel::FromCheckpoint(**checkpoint, [&](int64_t done, int64_t total) {
+  const Model model = ModelOf(**checkpoint);
+  auto shared = SharedModel::FromModel(model, (*checkpoint)->path(), [&](int64_t done, int64_t total) {
     mapping.Update(static_cast<double>(done) / std::max<int64_t>(total, 1), FormatBytes(done));
   });
   mapping.Clear();
-  if (!model.ok()) return Fail(model.status());
-  const auto registered = model->Register(**client, (*checkpoint)->ModulesToNotConvert(), arguments.replace);
+  if (!shared.ok()) return Fail(shared.status());
+  const auto registered = Register(**checkpoint, model, *shared, **client, arguments.replace);
   if (!registered.ok()) return Fail(registered.status());
 
   const uint64_t version = arguments.version > 0 ? arguments.version : registered->committed().version() + 1;

@@ -23,19 +23,20 @@ absl::StatusOr<SharedModel> SharedModel::Create(const std::vector<Tensor>& tenso
   return model;
 }
 
-absl::StatusOr<SharedModel> SharedModel::FromCheckpoint(const Checkpoint& checkpoint,
-                                                        const std::function<void(int64_t, int64_t)>& progress) {
-  auto model = Create(checkpoint.TensorList(), checkpoint.path());
-  if (!model.ok()) return model.status();
-  int64_t done = 0;
-  for (size_t i = 0; i < checkpoint.tensors().size(); ++i) {
-    const TensorView& view = checkpoint.tensors()[i];
-    std::memcpy(model->Data(i), view.data, view.bytes);
+absl::StatusOr<SharedModel> SharedModel::FromModel(const Model& model, const std::string& purpose,
+                                                   const std::function<void(int64_t, int64_t)>& progress) {
+  auto shared = Create(model.TensorList(), purpose);
+  if (!shared.ok()) return shared.status();
+  int64_t done = 0, total = 0;
+  for (const TensorView& view : model.tensors) total += view.bytes;
+  for (size_t i = 0; i < model.tensors.size(); ++i) {
+    const TensorView& view = model.tensors[i];
+    std::memcpy(shared->Data(i), view.data, view.bytes);
     done += view.bytes;
-    progress(done, checkpoint.total_bytes());
+    progress(done, total);
   }
-  if (absl::Status status = checkpoint.Intact(); !status.ok()) return status;
-  return model;
+  if (absl::Status status = model.checkpoint->Intact(); !status.ok()) return status;
+  return shared;
 }
 
 absl::StatusOr<v1::RegisterReply> SharedModel::Register(TrainerClient& client,

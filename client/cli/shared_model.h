@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "client/checkpoint/checkpoint.h"
+#include "client/checkpoint/model.h"
 #include "client/local/shared_segment.h"
 #include "client/local/trainer_client.h"
 
@@ -18,9 +18,9 @@ class SharedModel {
  public:
   // Zeroed memory with room for every tensor, each aligned to 128 bytes.
   static absl::StatusOr<SharedModel> Create(const std::vector<Tensor>& tensors, const std::string& purpose);
-  // The same, filled from a checkpoint; `progress` gets (bytes done, bytes in all).
-  static absl::StatusOr<SharedModel> FromCheckpoint(const Checkpoint& checkpoint,
-                                                    const std::function<void(int64_t, int64_t)>& progress);
+  // The same, filled from a checkpoint's model; `progress` gets (bytes done, bytes in all).
+  static absl::StatusOr<SharedModel> FromModel(const Model& model, const std::string& purpose,
+                                               const std::function<void(int64_t, int64_t)>& progress);
 
   const std::vector<SourceTensor>& tensors() const { return tensors_; }
   std::byte* Data(size_t tensor) { return segment_->data() + tensors_[tensor].offset_bytes; }

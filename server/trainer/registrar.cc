@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/failpoint.h"
+#include "server/core/recipe_notes.h"
 #include "server/rpc/log.h"
 
 namespace wsync {
@@ -86,7 +87,8 @@ absl::StatusOr<Registered> Registrar::Adopt(RegistrationRequest request) {
   std::shared_ptr<const Registration> registration = *std::move(created);
   if (absl::Status status = options_.check_rules(registration->plan()->rules()); !status.ok()) return status;
   const ControlLoop::Task install = options_.prepare_catalog(registration->plan().get());
-  for (const std::string& warning : GlobsWithoutMatch(registration->plan()->catalog(), options_.rules)) {
+  const Plan& plan = *registration->plan();
+  for (const std::string& warning : RecipeNotes(plan.catalog(), plan.rules(), plan.recipes())) {
     LogWarn(absl::StrCat("recipe: ", warning));
   }
 

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/core/scheme.h"
 
 namespace wsync {
 namespace {
@@ -74,6 +75,8 @@ absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(Registr
   auto plan = Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), rules, bucket_bytes);
   if (!plan.ok()) return plan.status();
   registration->plan_ = *std::move(plan);
+  const Plan& made = *registration->plan_;
+  if (absl::Status s = CheckOneScheme(made.catalog(), made.rules(), made.recipes()); !s.ok()) return s;
 
   const std::vector<Tensor>& tensors = registration->plan_->catalog().tensors();
   for (size_t i = 0; i < request.handles.size(); ++i) {

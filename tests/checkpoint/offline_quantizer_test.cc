@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "client/checkpoint/source_scheme.h"
 #include "kernels/quantize.h"
 #include "tests/checkpoint/test_files.h"
 
@@ -146,7 +147,7 @@ TEST_F(SmallModel, BecomesAnFp8CheckpointWithConfigAndOtherFiles) {
   EXPECT_EQ(ReadText(out_ + "/tokenizer.json"), "{}");
   EXPECT_EQ(out->config()->value("torch_dtype", ""), "bfloat16");
   EXPECT_EQ((*out->config())["quantization_config"]["quant_method"], "fp8");
-  EXPECT_THAT(out->ModulesToNotConvert(), ElementsAre("lm_head"));
+  EXPECT_THAT(ModulesToNotConvert(out->config()), ElementsAre("lm_head", "model.embed_tokens"));
 }
 
 TEST_F(SmallModel, ThreadsShardsAndAlignmentDoNotChangeAByte) {
@@ -211,7 +212,7 @@ TEST_F(SmallModel, ChannelAndTensorScalesAreDescribedAsCompressedTensors) {
   QuantizeOrDie(in_, out_, options);
   const OrderedJson config = (*OpenOrDie(out_)->config())["quantization_config"];
   EXPECT_EQ(config["quant_method"], "compressed-tensors");
-  EXPECT_EQ(config["ignore"], OrderedJson::array({"lm_head"}));
+  EXPECT_EQ(config["ignore"], OrderedJson::array({"lm_head", "model.embed_tokens"}));
 }
 
 TEST_F(SmallModel, NonFiniteWeightsAreNamedAndLeaveNothing) {
@@ -335,7 +336,8 @@ TEST_F(SmallModel, RulesAndTheCheckpointsOwnListAreHonoured) {
                 "modules_to_not_convert":["model.layers.0.self_attn.q_proj"]}})");
   const QuantizeReport report = QuantizeOrDie(in_, out_, {});
   EXPECT_EQ(report.quantized_tensors, 1);
-  EXPECT_THAT(OpenOrDie(out_)->ModulesToNotConvert(), ElementsAre("lm_head", "model.layers.0.self_attn.q_proj"));
+  EXPECT_THAT(ModulesToNotConvert(OpenOrDie(out_)->config()),
+              ElementsAre("lm_head", "model.embed_tokens", "model.layers.0.self_attn.q_proj"));
 }
 
 TEST_F(SmallModel, NothingQuantizedLeavesTheConfigAlone) {
@@ -357,7 +359,7 @@ TEST_F(SmallModel, SchemesThatCannotBeMixedAreRefused) {
   WriteText(in_ + "/config.json", R"({"quantization_config":{"quant_method":"awq"}})");
   const auto report = QuantizeCheckpoint(*OpenOrDie(in_), out_, {});
   EXPECT_EQ(report.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(report.status().message()), HasSubstr("already quantized with quant_method \"awq\""));
+  EXPECT_THAT(std::string(report.status().message()), HasSubstr("quantization_config.quant_method \"awq\""));
 }
 
 TEST_F(SmallModel, CancelLeavesNothing) {

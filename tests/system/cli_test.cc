@@ -241,7 +241,7 @@ TEST_F(Cli, ExportedCheckpointIsByteEqualToQuantize) {
   const auto opened = Checkpoint::Open(model);
   ASSERT_TRUE(opened.ok()) << opened.status();
   Start(1);
-  auto shared = SharedModel::FromCheckpoint(**opened, [](int64_t, int64_t) {});
+  auto shared = SharedModel::FromModel(ModelOf(**opened), model, [](int64_t, int64_t) {});
   ASSERT_TRUE(shared.ok()) << shared.status();
   ASSERT_TRUE(shared->Register(*trainer_, {}, false).ok());
   WaitFor([](const v1::JobStatus& s) { return ReadyRollouts(s) == 1; }, "ready");

@@ -38,7 +38,7 @@ TEST_F(RegisterRulesTest, ListsAndEntriesThatNoSinkWouldTakeAreRefusedWithTheirS
       {std::vector<std::string>(100'001, "a.b"), "100001 entries in modules_to_not_convert, at most 100000"},
       {{std::string(1025, 'x')}, "has 1025 bytes, at most 1024"},
       {{""}, "an empty entry"},
-      {{"re:.*gate"}, "regular expression"},
+      {{"re:(?!gate)"}, "'re:(?!gate)' cannot be used"},
       {std::vector<std::string>(3000, std::string(1000, 'x')), "at most 2097152 can be sent to sinks"},
   };
   for (const auto& c : kCases) {
@@ -46,7 +46,7 @@ TEST_F(RegisterRulesTest, ListsAndEntriesThatNoSinkWouldTakeAreRefusedWithTheirS
     EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << c.why;
     EXPECT_THAT(status.error_message(), HasSubstr(c.why));
   }
-  EXPECT_TRUE(RegisterWith({"lm_head", "model.layers.0.mlp.gate"}).ok());
+  EXPECT_TRUE(RegisterWith({"lm_head", "model.layers.0.mlp.gate", "re:.*gate", "model.layers.*.self_attn"}).ok());
 }
 
 TEST_F(RegisterRulesTest, WhatTheConfigurationAndTheRegistrationNameTogetherIsBounded) {

@@ -69,6 +69,20 @@ TEST_F(RegistrationTest, CatalogErrorsComeThrough) {
   EXPECT_TRUE(absl::IsInvalidArgument(Try(std::move(request))));
 }
 
+TEST_F(RegistrationTest, WeightsQuantizedAlreadyInAnotherWayAreRefusedUnlessAllStayAsTheyAre) {
+  const auto mixed = [this] {
+    RegistrationRequest request = TestRequest(backend_, 2);
+    request.tensors[0] = {"model.layers.0.mlp.up_proj.weight", Dtype::kF32, {128, 128}};
+    request.tensors[1] = {"model.layers.0.mlp.down_proj.weight", Dtype::kF8E4M3, {128, 128}};
+    return request;
+  };
+  const auto refused = Registration::Create(mixed(), RecipeRules{}, kMinBucketBytes, backend_.memory());
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.status()));
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("'model.layers.0.mlp.down_proj.weight' is quantized already: F8_E4M3 without scales"));
+  EXPECT_TRUE(Try(mixed()).ok());
+}
+
 TEST_F(RegistrationTest, CheckpointsOwnListIsAddedToTheRules) {
   RegistrationRequest request = TestRequest(backend_, 2);
   for (Tensor& tensor : request.tensors) tensor.name = "model." + tensor.name;
