@@ -116,6 +116,19 @@ OrderedJson BlockConfig(bool pow2_scales, const std::vector<std::string>& module
   return config;
 }
 
+// vLLM judges a layer's experts by the names of the first one, which a list of stacks does not have.
+std::vector<std::string> WithFirstExperts(std::vector<std::string> modules) {
+  const std::set<std::string> listed(modules.begin(), modules.end());
+  for (const std::string& module : listed) {
+    if (!absl::EndsWith(module, ".experts")) continue;
+    for (const char* projection : {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}) {
+      const std::string first = absl::StrCat(module, ".0.", projection);
+      if (!listed.contains(first)) modules.push_back(first);
+    }
+  }
+  return modules;
+}
+
 OrderedJson CompressedTensorsConfig(Granularity granularity, const std::vector<std::string>& modules) {
   const bool per_channel = granularity == Granularity::kChannel;
   const auto arguments = [](const char* strategy, bool dynamic) {
@@ -130,7 +143,7 @@ OrderedJson CompressedTensorsConfig(Granularity granularity, const std::vector<s
              {{"targets", OrderedJson::array({"Linear"})},
               {"weights", arguments(per_channel ? "channel" : "tensor", false)},
               {"input_activations", arguments(per_channel ? "token" : "tensor", true)}}}}},
-          {"ignore", modules}};
+          {"ignore", WithFirstExperts(modules)}};
 }
 
 }  // namespace

@@ -100,6 +100,12 @@ TEST(QuantizationConfig, ChannelAndTensorScalesAreCompressedTensors) {
   }
 }
 
+TEST(QuantizationConfig, CompressedTensorsListTheFirstExpertOfEachModuleOfExperts) {
+  EXPECT_EQ(QuantizationConfig(Granularity::kChannel, false, {"l.0.mlp.experts"})["ignore"].dump(),
+            R"(["l.0.mlp.experts","l.0.mlp.experts.0.gate_proj","l.0.mlp.experts.0.up_proj",)"
+            R"("l.0.mlp.experts.0.down_proj","l.0.mlp.experts.0.w1","l.0.mlp.experts.0.w2","l.0.mlp.experts.0.w3"])");
+}
+
 std::vector<WrittenTensor> Written(bool encoded, std::vector<float> passed_scales) {
   static std::vector<float> scales;
   scales = std::move(passed_scales);
