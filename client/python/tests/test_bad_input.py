@@ -110,7 +110,8 @@ def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Traine
             return [_wire.message("MemoryHandle")(cuda_ipc=ipc)]
 
     weights = shared_arrays({"x.weight": (4, 4)})
-    entry = [Weight("x.weight", weights["x.weight"], weights["x.weight"], view_of(weights["x.weight"]))]
+    x = weights["x.weight"]
+    entry = [Weight("x.weight", x, x, view_of(x), x)]
     request = _messages(entry, [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
     with pytest.raises(wsync.WrongDevice, match="host backend") as error:
         trainer._call_register(request, 10)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,10 @@ class Destination:
     `target` holds exactly the slice: `rows` x `cols` of the output's matrix view (a scalar is 1 x 1, [n] one row of n,
     [a, b, c] a*b rows of c), rows evenly spaced, elements of a row adjacent. Without `rows` and `cols` the target holds
     the whole output. `shape` and `dtype` are the whole output's as the engine expects it; by default the target's.
+
+    `wider`: a torch tensor of the target's shape and of a wider dtype, for what the engine keeps so. The agent writes into
+    `target`, and this process copies that into `wider`: when a layer or the version is complete, before the engine goes on.
+    Not in a layer window.
     """
 
     output: str
@@ -31,6 +37,7 @@ class Destination:
     rows: tuple[int, int] | None = None
     cols: tuple[int, int] | None = None
     dtype: Dtype | None = None
+    wider: Tensor | None = None
 
 
 class Lent:
@@ -41,6 +48,11 @@ class Lent:
         on_torch = [(d.output, view.tensor, view) for d, view in zip(destinations, views, strict=True) if view.torch]
         # A tensor may be the target of several destinations; its first view stands for it.
         self.each = {id(tensor): (output, tensor) for output, tensor, _ in reversed(on_torch)}
+        for d in destinations:
+            if d.wider is not None:
+                base = d.wider if d.wider._base is None else d.wider._base
+                self.each.setdefault(id(base), (d.output, base))
+        self.wider = [(d.output, d.wider, view.tensor) for d, view in zip(destinations, views, strict=True) if d.wider is not None]
         memory.share_viewed([entry for entry in on_torch if entry[2].contiguous], purpose)
         self.handles = memory.Handles()
         self.entries = [_destination(d, view, self.handles) for d, view in zip(destinations, views, strict=True)]
@@ -72,10 +84,25 @@ class Engine:
         self.window = window
         self.request = _chunks(lent.entries, header)
         self._addresses = Addresses(list(lent.each.values()))
+        self._wider = lent.wider
         self.devices = lent.devices
         self.uuid = lent.handles.uuid
         self._module = None if module is None else Held(module, {key: name for key, (name, _) in lent.each.items()})
         self._handles = lent.handles
+
+    def widen(self, layer: str = "", stream: Any = None) -> bool:
+        """Copies what landed to where the engine keeps it wider, all of it or a layer's, on `stream` or the current one.
+
+        Whether there was anything.
+        """
+        mine = [(into, landed) for name, into, landed in self._wider if not layer or name.startswith(f"{layer}.")]
+        if mine:
+            torch = sys.modules["torch"]
+            queue = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+            with queue, torch.inference_mode():  # engines make their parameters in it
+                for into, landed in mine:
+                    into.copy_(landed)
+        return bool(mine)
 
     def check(self, version: int) -> None:
         replaced = self._module.replaced() if self._module else []

@@ -108,6 +108,15 @@ class WeightsMoved(WsyncError):
     default_next_step = "register(..., replace=True) after whatever moved or replaced them (.to(), offload), then publish"
 
 
+class UnmergedAdapters(WsyncError):
+    """Adapters of a registered PEFT model are active and not merged into the weights that would be sent; `names`: their layers."""
+
+    default_next_step = (
+        "merge_adapter() before publish and unmerge_adapter() after released(), or register with adapters='base' "
+        "(without them) or 'only' (them alone)"
+    )
+
+
 class DestinationsMoved(WsyncError):
     """The engine's memory lies elsewhere than when it was attached; nothing was written to it."""
 

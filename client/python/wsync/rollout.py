@@ -297,6 +297,7 @@ class Rollout:
                 except StreamUnsupported:
                     order.open()
                     raise
+                self._engine.widen(stream=stream)
                 self._pending = _Pending(version, order, updates, (self._serving, self._digest))
                 self._serving, self._digest = version, ""
         self._asked, self._writing = None, not hold
@@ -323,6 +324,8 @@ class Rollout:
             self._window.reset()
         if event.asks:
             self._asked = event
+        if (event.kind == "applied" and self._pending is None) or event.layer is not None:
+            self._widen("" if event.layer is None else event.layer.name)
         if event.kind == "applied":
             if self._pending is not None:
                 self._pending.order.end()
@@ -345,6 +348,11 @@ class Rollout:
             )
         self._settle(event)
         return event
+
+    def _widen(self, layer: str) -> None:
+        """Before anybody hears that it is complete: whichever stream reads it then."""
+        if self._engine is not None and self._engine.widen(layer):
+            memory.synchronize(self._engine.devices)
 
     def _settle(self, event: Event) -> None:
         """What the event says of the updates: also of those that were left in the middle, and may be asked again."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from .catalog import ITEMSIZE, Dtype, matrix
 from .errors import MemoryNotShareable
+from .whole import check_whole
 
 # A torch.Tensor or a numpy.ndarray.
 Tensor = Any
@@ -114,6 +115,8 @@ def view_of(tensor: Tensor, name: str = "") -> View:
         return _torch_view(plain(tensor, name), name)
     check_type(tensor, name)
     dtype = cached_dtype(tensor.dtype, name)
+    if not tensor.dtype.isnative:  # its name is that of a native one
+        raise TypeError(f"{_of(name)}the bytes of {tensor.dtype.str!r} elements are in another machine's order")
     shape = tuple(tensor.shape)
     strides = tuple(stride // dtype.itemsize for stride in tensor.strides)
     contiguous = bool(tensor.flags.c_contiguous)
@@ -145,6 +148,9 @@ def _torch_view(tensor: Tensor, name: str) -> View:
         why = f"a {type(tensor).__name__} wraps other tensors and has no memory of its own" if wraps else "its memory was freed"
         step = "give the tensors inside it, or a plain one (dequantized)" if wraps else "bring it back before, or give a copy"
         raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step)
+    if tensor.is_neg():
+        why = "a view whose sign torch turns when it is read: its memory holds the opposite"
+        raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step="give its resolve_neg()")
     if contiguous:
         pitch: int | None = (shape[-1] if shape else 1) * ITEMSIZE[dtype]
     else:
@@ -166,7 +172,8 @@ def _row_pitch(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype) -
 
 
 def plain(tensor: Tensor, name: str = "") -> Tensor:
-    """A replicated DTensor's own copy; any other tensor as it is. MemoryNotShareable for sharded DTensors."""
+    """A replicated DTensor's own copy; any other tensor as it is. MemoryNotShareable for parts of a weight, and stand-ins."""
+    check_whole(tensor, name)
     if not hasattr(tensor, "placements"):
         return tensor
     if not all(placement.is_replicate() for placement in tensor.placements):

@@ -24,6 +24,8 @@ from typing import Any, Literal, get_args
 import grpc
 
 from . import _rpc, _wire, memory
+from .adapters import Choice as AdapterChoice
+from .adapters import Merged
 from .catalog import hash_text, tensor_message
 from .errors import (
     AgentUnavailable,
@@ -39,7 +41,7 @@ from .held import Held
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Addresses, Tensor, Tensors, garbage_free, named
-from .weights import CopyPolicy, Tie, Weight, check_choice, collect, copy_into, lend, refresh
+from .weights import CopyPolicy, Tie, Weight, check_choice, collect, copy_into, held_by, lend, refresh
 
 # For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
 _AGAIN_TIMEOUT = 5.0
@@ -90,6 +92,7 @@ class Trainer:
         self._copies: list[Weight] = []
         self._addresses = Addresses([])
         self._held: Held | None = None
+        self._adapters = Merged((), "base")
         self._devices: set[str] = set()
         self._events = LentEvents("")
         self._last: Publication | None = None
@@ -104,6 +107,7 @@ class Trainer:
         copy: CopyPolicy = "never",
         cast: Callable[[str, Tensor], Any] | None = None,
         tied: Literal["first", "all"] = "first",
+        adapters: AdapterChoice = "merged",
         modules_to_not_convert: tuple[str, ...] | list[str] = (),
         replace: bool = False,
         timeout: float = 60.0,
@@ -114,7 +118,15 @@ class Trainer:
         weights are quantized as BF16 ones are; FP8 weights with their `weight_scale_inv` pass through unchanged. Only of
         a module can `publish` tell that it was given other parameters since; of pairs, that these were moved.
 
-        `rename(name)` gives the checkpoint's name (see wsync.names), None leaves the tensor out. `cast(name, tensor)`
+        A transformers model, also inside of another module (DDP, FSDP, torch.compile, PEFT), is sent under its checkpoint's
+        names, as `save_pretrained` writes them: each expert of a stack by itself, without a copy. CatalogMismatch names
+        what transformers would have to compute. Of other modules and of pairs the names are their own.
+
+        `adapters`, of a PEFT model: "merged": the base weights, into which the adapters must be merged whenever a version
+        is published (else UnmergedAdapters); "base": the base weights, not looked at; "only": the one active adapter
+        alone, as PEFT's `save_pretrained` names it.
+
+        `rename(name)` is given that name and gives another, None leaves the tensor out. `cast(name, tensor)`
         gives a dtype to send a copy in, or None: for FP32 masters of weights that stay unquantized.
 
         `copy`: "never": the agent reads the tensors themselves; private CPU tensors are moved into shared memory
@@ -133,11 +145,12 @@ class Trainer:
         """
         check_choice("copy", copy, get_args(CopyPolicy))
         check_choice("tied", tied, ("first", "all"))
+        check_choice("adapters", adapters, get_args(AdapterChoice))
         if isinstance(modules_to_not_convert, str):
             raise TypeError(f"modules_to_not_convert {modules_to_not_convert!r}: expected a list of names")
         self._connection.check_open("register")
         with garbage_free():
-            weights, ties = collect(tensors, rename, tied)
+            weights, ties = collect(tensors, rename, tied, adapters)
             lend(weights, ties, copy, cast)
             handles = memory.Handles()
             places = [handles.locate(weight.name, weight.view) for weight in weights]
@@ -160,9 +173,8 @@ class Trainer:
             [(w.name, w.lent) for w in weights if not w.copied and w.view.torch]
             + [(tie.name, tie.source) for tie in ties if not tie.weight.copied and tie.view.torch and tie.apart]
         )
-        names = {id(tie.source): tie.name for tie in reversed(ties)}  # reversed: the first of a tensor's names stays
-        names |= {id(weight.source): weight.name for weight in reversed(weights)}
-        self._held = Held(tensors, names) if hasattr(tensors, "named_modules") else None
+        self._held = held_by(tensors, weights, ties)
+        self._adapters = Merged(tensors, adapters)
         self._devices = {weight.view.device for weight in weights}
         self._events = LentEvents(handles.uuid)
         self._registration = _registration(reply, ties, self._copies)
@@ -248,6 +260,8 @@ class Trainer:
         the stream now has been done, and `released(stream=...)` can be had. A stream that does not get there within
         4/5 of the agent's coordinator.stage_timeout_ms fails the version (PublishFailed).
 
+        UnmergedAdapters: what would be sent is a PEFT model's base alone.
+
         WeightsMoved before anything is read, with the names: a weight lies elsewhere, or the registered module has another
         parameter in its place. StreamUnsupported: the weights lie on the CPU. An agent that restarted since is registered
         with again. One that dies fails the version within a second (after `reconnect_timeout`, where nothing was released
@@ -257,6 +271,7 @@ class Trainer:
         self._connection.check_open(f"publish version {version}")
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
+        self._adapters.check(version)
         self._check_addresses(version, given=weights is not None)
         if weights is not None or self._copies:
             self._check_released(version, stream)

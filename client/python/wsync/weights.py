@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import memory
+from .adapters import Choice
+from .conversions import Part
 from .errors import CatalogMismatch, MemoryNotShareable
-from .tensors import Tensor, Tensors, View, cached_dtype, check_type, is_torch, named, plain, view_of
+from .held import Held
+from .names import Live, live
+from .tensors import Tensor, Tensors, View, cached_dtype, check_type, is_torch, plain, view_of
+from .whole import check_kept
 
 CopyPolicy = Literal["never", "if_needed", "always"]
 
@@ -18,13 +23,23 @@ CopyPolicy = Literal["never", "if_needed", "always"]
 @dataclass(slots=True)
 class Weight:
     name: str
-    source: Tensor  # the caller's
+    source: Tensor  # the caller's, or a part of it
     lent: Tensor  # what the agent reads: `source`, or a copy of it
     view: View  # of `lent`
+    home: Tensor  # what the caller has: `source`, or what that is a part of
+    part: Part | None = None
 
     @property
     def copied(self) -> bool:
         return self.lent is not self.source
+
+    def look_again(self) -> None:
+        """Takes the part from where its home lies now."""
+        if self.part is not None:
+            copied = self.copied
+            self.source = self.part.of(plain(self.home, self.name), self.name)
+            if not copied:
+                self.lent, self.view = self.source, view_of(self.source, self.name)
 
 
 @dataclass(slots=True)
@@ -35,11 +50,12 @@ class Tie:
     source: Tensor
     view: View
     weight: Weight
+    home: Tensor
 
     @property
     def apart(self) -> bool:
         """A tensor of its own, that could be moved alone."""
-        return self.source is not self.weight.source
+        return self.home is not self.weight.home
 
 
 def check_choice(argument: str, given: Any, choices: tuple[str, ...]) -> None:
@@ -48,36 +64,53 @@ def check_choice(argument: str, given: Any, choices: tuple[str, ...]) -> None:
 
 
 def collect(
-    tensors: Tensors, rename: Callable[[str], str | None] | None, tied: str
+    tensors: Tensors, rename: Callable[[str], str | None] | None, tied: str, adapters: Choice = "merged"
 ) -> tuple[list[Weight], list[Tie]]:
     weights: list[Weight] = []
     ties: list[Tie] = []
     seen: dict[tuple[Any, ...], Weight] = {}
-    pairs = named(tensors)
-    flattened = any(getattr(tensor, "_fsdp_flattened", False) for _, tensor in pairs)
+    entries = live(tensors, adapters)
+    flattened = any(getattr(entry.tensor, "_fsdp_flattened", False) for entry in entries)
     whole = _kept_whole(tensors) if flattened and hasattr(tensors, "children") else set()
-    for own_name, tensor in pairs:
-        name = rename(own_name) if rename else own_name
+    for entry in entries:
+        name = rename(entry.name) if rename else entry.name
         if name is None:
             continue
         if not isinstance(name, str):
-            raise TypeError(f"rename gives {name!r} for '{own_name}': expected a name, or None to leave the tensor out")
-        if id(tensor) not in whole:
-            _check_whole(name, tensor)
-        view = view_of(tensor, name)
-        if view.device == "meta":
-            raise _no_values(name)
+            raise TypeError(f"rename gives {name!r} for '{entry.name}': expected a name, or None to leave the tensor out")
+        weight = _weight(entry, name, flattened=id(entry.tensor) not in whole)
+        view = weight.view
         # A view of other shape, dtype or order (w.t() of a square w) is a weight of its own: an engine needs it so.
-        order = None if view.contiguous else _strides(tensor)
+        order = None if view.contiguous else _strides(weight.source)
         memory_of = (view.address, view.shape, view.dtype, view.device, order)
-        weight = Weight(name, tensor, tensor, view)
         if tied == "first" and view.nbytes and seen.setdefault(memory_of, weight) is not weight:
-            ties.append(Tie(name, tensor, view, seen[memory_of]))
+            ties.append(Tie(name, weight.source, view, seen[memory_of], weight.home))
             continue
         weights.append(weight)
     if not weights:
         raise CatalogMismatch("register: there are no tensors", next_step="pass model.named_parameters()")
     return weights, ties
+
+
+def _weight(entry: Live, name: str, flattened: bool) -> Weight:
+    """MemoryNotShareable, CatalogMismatch: there is no such weight, or not all of it. `flattened`: FSDP1's would be parts."""
+    tensor = entry.tensor
+    if flattened:
+        _check_unflattened(name, tensor)
+    check_kept(tensor, name)
+    if entry.problem:
+        raise CatalogMismatch(f"register: {entry.problem}", names=[name], next_step=_COMPUTED)
+    source = entry.taken()
+    view = view_of(source, name)
+    if view.device == "meta":
+        raise _no_values(name)
+    return Weight(name, source, source, view, tensor, entry.part)
+
+
+_COMPUTED = (
+    "convert the weights before each version (transformers.core_model_loading.revert_weight_conversion(model, "
+    "model.state_dict())) and give them to wsync.streams.Sender, or leave it out (rename)"
+)
 
 
 def _no_values(name: str) -> MemoryNotShareable:
@@ -88,7 +121,7 @@ def _no_values(name: str) -> MemoryNotShareable:
     )
 
 
-def _check_whole(name: str, tensor: Tensor) -> None:
+def _check_unflattened(name: str, tensor: Tensor) -> None:
     """FSDP1 marks what it flattened; by itself a part of it looks like any other parameter."""
     if not getattr(tensor, "_fsdp_flattened", False):
         return
@@ -119,39 +152,54 @@ def lend(
     weights: list[Weight], ties: list[Tie], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None
 ) -> None:
     """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
-    private: list[Weight] = []
+    both: list[Weight | Tie] = [*weights, *ties]
+    homes = _homes(both)
+    given = memory.sharers([(one.source, one.view) for one in both] + list(homes.values()))
+    private: list[Weight | Tie] = []
     copied: list[Weight] = []
-    given = memory.sharers([(one.source, one.view) for one in weights] + [(one.source, one.view) for one in ties])
     dtypes: dict[str, Any] = {}
     for weight in weights:
-        view = weight.view
         dtypes[weight.name] = _dtype_to_send(weight, cast)
         if copy == "always" or dtypes[weight.name] != weight.source.dtype:
             copied.append(weight)
-        elif not view.contiguous:
+        elif not weight.view.contiguous:
             if copy == "never":
-                raise MemoryNotShareable(
-                    f"'{weight.name}' of shape {view.shape} is not contiguous",
-                    names=[weight.name],
-                    next_step="make it contiguous, or register with copy='if_needed'",
-                )
+                raise _scattered(weight)
             copied.append(weight)
-        elif view.device == "cpu":
-            if copy == "if_needed" and not memory.can_be_shared(weight.source, view, given):
+        elif weight.view.device == "cpu":
+            if copy == "if_needed" and not memory.can_be_shared(*homes.get(id(weight.home), (weight.source, weight.view)), given):
                 copied.append(weight)
             else:
                 private.append(weight)
-    with _together(private, copied):
-        moved = {id(weight) for weight in private}
-        memory.share_viewed(
-            [(weight.name, weight.source, weight.view) for weight in private]
-            + [(tie.name, tie.source, tie.view) for tie in ties if tie.apart and id(tie.weight) in moved],
-            "registered weights",
-            given,
-        )
+    mine = {id(one.home) for one in private}
+    private += [tie for tie in ties if tie.apart and id(tie.weight.home) in mine]
+    whole = [(one.name, one.source, one.view) for one in private if id(one.home) not in homes]
+    moving = whole + list({id(one.home): (one.name, *homes[id(one.home)]) for one in private if id(one.home) in homes}.values())
+    with _together(moving, copied):
+        memory.share_viewed(moving, "registered weights", given)
+    for weight in weights:
+        if id(weight.home) in mine:
+            weight.look_again()
     _make_copies(copied, dtypes)
     for weight in copied:
         weight.view = view_of(weight.lent, weight.name)
+
+
+def _homes(those: list[Weight | Tie]) -> dict[int, tuple[Tensor, View]]:
+    """What these are parts of, by id."""
+    homes: dict[int, tuple[Tensor, View]] = {}
+    for one in those:
+        if one.source is not one.home and id(one.home) not in homes:
+            homes[id(one.home)] = (one.home, view_of(one.home, one.name))
+    return homes
+
+
+def _scattered(weight: Weight) -> MemoryNotShareable:
+    if weight.part is None:
+        what, step = f"'{weight.name}' of shape {weight.view.shape} is not contiguous", "make it contiguous, or "
+    else:
+        what, step = f"'{weight.name}' of shape {weight.view.shape} lies scattered in the model's own tensor", ""
+    return MemoryNotShareable(what, names=[weight.name], next_step=f"{step}register with copy='if_needed'")
 
 
 def _dtype_to_send(weight: Weight, cast: Callable[[str, Tensor], Any] | None) -> Any:
@@ -166,20 +214,20 @@ def _dtype_to_send(weight: Weight, cast: Callable[[str, Tensor], Any] | None) ->
 
 
 @contextlib.contextmanager
-def _together(private: list[Weight], copied: list[Weight]) -> Iterator[None]:
+def _together(moving: list[tuple[str, Tensor, View]], copied: list[Weight]) -> Iterator[None]:
     """What is copied from the memory of a weight that moves meanwhile is copied from where that lies then."""
-    owners = {weight.view.address: weight for weight in private if weight.view.torch}
-    views: list[tuple[Tensor, Weight]] = []
+    owners = {view.address: (tensor, view) for _, tensor, view in moving if view.torch}
+    views: list[tuple[Tensor, Tensor, View]] = []
     for weight in copied:
         view = weight.view
         if owners and view.torch and view.device == "cpu" and view.nbytes and weight.source is view.tensor:
             owner = owners.get(view.tensor.untyped_storage().data_ptr())
-            if owner is not None and owner.source is not weight.source:
-                views.append((weight.source, owner))
+            if owner is not None and owner[0] is not weight.source and weight.part is None:
+                views.append((weight.source, *owner))
     yield
-    for tensor, owner in views:
-        if tensor.untyped_storage().data_ptr() != owner.view.address:
-            moved = owner.source.untyped_storage()
+    for tensor, owned, view in views:
+        if tensor.untyped_storage().data_ptr() != view.address:
+            moved = owned.untyped_storage()
             tensor.data = tensor.new_empty(0).set_(moved, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
@@ -199,7 +247,15 @@ def _make_copies(weights: list[Weight], dtypes: dict[str, Any]) -> None:
 
 def refresh(weights: list[Weight]) -> None:
     for weight in weights:
+        weight.look_again()
         copy_into(weight.lent, weight.source, weight.name)
+
+
+def held_by(tensors: Tensors, weights: list[Weight], ties: list[Tie]) -> Held | None:
+    """What tells whether a registered module still holds these; None for pairs, of which nobody can tell."""
+    names = {id(tie.home): tie.name for tie in reversed(ties)}  # reversed: the first of a tensor's names stays
+    names |= {id(weight.home): weight.name for weight in reversed(weights)}
+    return Held(tensors, names) if hasattr(tensors, "named_modules") else None
 
 
 def copy_into(lent: Tensor, tensor: Tensor, name: str) -> None:

@@ -1,7 +1,8 @@
-"""Hugging Face transformers 5 models loaded with FP8 weights (quantization_config of method "fp8").
+"""Hugging Face transformers 5 models, in BF16 (recipe.fp8: false) or loaded with FP8 weights (quantization_config of "fp8").
 
-`FP8Linear` keeps `weight` and `weight_scale_inv` as the checkpoint has them; stacked experts (`FP8Experts`) keep
-`gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I] with `..._scale_inv`. Written against transformers 5.24.
+Live parameters are mapped to the checkpoint's names by the tables with which transformers itself saves a model, for any
+family that it has: experts that lie stacked (`FP8Experts`: `gate_up_proj` [E, 2I, H], with `..._scale_inv`) get each expert's
+tensors as parts, vision towers and heads their own prefixes. Written against transformers 5.24.
 """
 
 from __future__ import annotations
@@ -10,11 +11,8 @@ from typing import Any
 
 from ..rollout import Attached, Rollout
 from . import torch_nn
-from .mapping import TRANSFORMERS
 
 
 def attach(rollout: Rollout, model: Any, **options: Any) -> Attached:
-    """Attaches a whole model. Options and errors as `torch_nn.attach`; a BF16 model is refused, naming FP8 outputs."""
-    return torch_nn.attach(
-        rollout, model, naming=TRANSFORMERS, engine=f"transformers {type(model).__name__}", **options
-    )
+    """Attaches a whole model. Options and errors as `torch_nn.attach`; FP8 outputs are refused by a BF16 model, by name."""
+    return torch_nn.attach(rollout, model, engine=f"transformers {type(model).__name__}", **options)
