@@ -8,7 +8,7 @@ import pytest
 
 import wsync
 from wsync.catalog import Dtype, Output, blocks, matrix
-from wsync.engines.mapping import SGLANG, TRANSFORMERS, UNFUSED, VLLM, Naming, Placement, Sharding, check
+from wsync.engines.mapping import SGLANG, UNFUSED, VLLM, Naming, Placement, Sharding, check
 from wsync.engines.mapping import expert_parallel, place
 
 Shapes = dict[str, tuple[int, ...]]
@@ -283,17 +283,6 @@ def test_the_dense_q_proj_of_a_small_mla_model_is_not_fused_with_kv_a() -> None:
     shapes = {"m.self_attn.q_proj.weight": (3072, 2048), "m.self_attn.kv_a_proj_with_mqa.weight": (576, 2048)}
     placements = place(outputs_of(shapes), Naming(qkv=None), Sharding())
     assert {p.parameter.split(".")[2] for p in placements} == {"q_proj", "kv_a_proj_with_mqa"}
-
-
-def test_transformers_stacks_experts_and_fuses_nothing_else() -> None:
-    outputs = outputs_of(qwen3_30b_a3b(1, experts=4))
-    parameters = {output.name: output.shape for output in outputs if ".experts." not in output.name}
-    p = "model.layers.0.mlp.experts."
-    parameters[f"{p}gate_up_proj"] = (4, 1536, 2048)
-    parameters[f"{p}gate_up_proj_scale_inv"] = (4, 12, 16)
-    parameters[f"{p}down_proj"] = (4, 2048, 768)
-    parameters[f"{p}down_proj_scale_inv"] = (4, 16, 6)
-    assert_exact(place(outputs, TRANSFORMERS), parameters)
 
 
 def test_without_fusing_every_output_has_its_parameter() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import CatalogMismatch
 from .tensors import Tensor
+from .whole import may_be_part
 
 _SCALE = "_scale_inv"  # a quantized parameter's scales are cut as the parameter itself is
 
@@ -78,6 +79,19 @@ def _is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _run(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Converted]:
+    """Where it fails over the shapes of what is no whole weight, that stays as it is: its user refuses it by that name."""
+    odd = [name for name, tensor in tensors.items() if not _is_strided(tensor)]
+    try:
+        found = _run_all(model, {name: tensor for name, tensor in tensors.items() if name not in odd})
+    except CatalogMismatch:
+        odd += [name for name, tensor in tensors.items() if name not in odd and may_be_part(tensor)]
+        if not odd:
+            raise
+        found = _run_all(model, {name: tensor for name, tensor in tensors.items() if name not in odd})
+    return found | {name: Converted([(name, None)]) for name in odd}
+
+
+def _run_all(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Converted]:
     stand_ins = {name: _stand_in(tensor) for name, tensor in tensors.items()}
     results = _reverted(model, stand_ins) if stand_ins else {}
     homes = {_storage(stand_in): name for name, stand_in in stand_ins.items()}
@@ -100,6 +114,13 @@ def _run(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Converted]:
 def _why(model: str, name: str, computed: list[str]) -> str:
     made = f" (there it is in {', '.join(map(repr, computed[:2]))}{' and others' if len(computed) > 2 else ''})" if computed else ""
     return f"'{name}' of {model} is not in its checkpoints as it lies in the model: transformers computes what they have{made}"
+
+
+def _is_strided(tensor: Tensor) -> bool:
+    try:
+        return bool(tensor.layout == sys.modules["torch"].strided and len(tensor.shape) == len(tensor.stride()))
+    except (RuntimeError, ValueError):  # a lazy one has no shape yet
+        return False
 
 
 def _stand_in(tensor: Tensor) -> Any:

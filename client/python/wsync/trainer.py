@@ -369,6 +369,7 @@ class Trainer:
     def _forget(self) -> None:
         self._registration = None
         self._weights, self._copies, self._addresses, self._held = [], [], Addresses([]), None
+        self._adapters = Merged((), "base")
 
     def close(self) -> None:
         """Unregisters, as far as the agent is there, and closes the connection.

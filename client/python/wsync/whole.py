@@ -37,6 +37,12 @@ def check_kept(tensor: Any, name: str) -> None:
         )
 
 
+def may_be_part(tensor: Any) -> bool:
+    """Whether there is any sign that its shape is not the weight's."""
+    flattened = getattr(tensor, "_fsdp_flattened", False)
+    return bool(flattened or is_zero3(tensor) or _megatrons(tensor) or _packed(tensor))
+
+
 def _partitioned(tensor: Any) -> tuple[str, str] | None:
     if not is_zero3(tensor) or getattr(tensor.ds_status, "name", "") == "AVAILABLE":
         return None

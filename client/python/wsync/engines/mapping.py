@@ -53,7 +53,6 @@ class Naming:
 UNFUSED = Naming(qkv=None, gate_up=None, qkv_a=None, w13=None)
 VLLM = Naming()
 SGLANG = Naming(qkv_a="fused_qkv_a_proj_with_mqa")
-TRANSFORMERS = Naming(qkv=None, gate_up=None, qkv_a=None, w13="gate_up_proj", w2="down_proj", vocab_padding=1)
 
 
 @dataclass(frozen=True, slots=True)
