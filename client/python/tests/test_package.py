@@ -32,7 +32,12 @@ def test_no_module_pickles() -> None:
 
 def test_its_version_is_the_projects() -> None:
     project = re.search(r"VERSION (\S+)", (REPO / "CMakeLists.txt").read_text().split("project(", 1)[1])
-    assert project and f'version = "{project[1]}"' in (PACKAGE / "pyproject.toml").read_text()
+    assert project and wsync.__version__ == project[1]
+
+
+def test_importing_it_is_enough_for_every_module_that_readme_names() -> None:
+    named = set(re.findall(r"`wsync\.([a-z_]+)\.", (PACKAGE / "README.md").read_text()))
+    assert {"streams", "aio", "engines"} <= named and all(hasattr(wsync, name) for name in named)
 
 
 def test_dtypes_are_numbered_as_in_the_protocol() -> None:

@@ -262,3 +262,88 @@ def test_what_fsdp_keeps_whole_is_registered_as_it_lies(cluster: Cluster, tmp_pa
     refused = (tmp_path / "refused").read_text().splitlines()
     assert refused[0].startswith("0.weight ") and refused[1].startswith("0.weight ") and "NO_SHARD" in refused[1]
     receiver.close()
+
+
+@contextlib.contextmanager
+def asked_to_the_end(names: tuple[str, ...] = ("a.weight", "b.bias")) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+    """A stream of gathered weights. The block fails the test where it left ranks alone that gather with it."""
+    given: list[str] = []
+
+    def stream() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in gathered(1, names):
+            given.append(name)
+            yield name, tensor
+
+    yield stream()
+    assert given == list(names), "the other ranks wait for this one"
+
+
+def test_a_stream_is_asked_to_its_end_whatever_fails(cluster: Cluster) -> None:
+    sender = Sender(cluster.socket("trainer"), timeout=0.2)
+    with asked_to_the_end() as weights, pytest.raises(wsync.AgentUnavailable):
+        sender.send(weights)
+    cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
+    first = sender.send(gathered(1))  # waits for a replica, which does not come
+    with asked_to_the_end() as weights, pytest.raises(wsync.PublishInProgress):
+        sender.send(weights)
+    trainer = sender.trainer
+    for wrong in ({"version": "two"}, {"version": 0}):
+        with asked_to_the_end() as weights, pytest.raises((TypeError, ValueError), match="version"):
+            trainer.publish(weights=weights, **wrong)
+    with asked_to_the_end() as weights, pytest.raises(ValueError, match="copy"):
+        trainer.register(weights, copy="sometimes")
+    sender.close()
+    with asked_to_the_end() as weights, pytest.raises(wsync.ClientClosed):
+        sender.send(weights)
+    with pytest.raises(wsync.WsyncError):
+        first.committed()
+
+
+def test_a_wrong_tensor_in_the_middle_of_a_stream_is_told_after_the_rest(cluster: Cluster) -> None:
+    sender = Sender(cluster.start_trainer())
+    freed = torch.ones(4)
+    freed.untyped_storage().resize_(0)
+    cut = torch.ones(64)
+    cut.untyped_storage().resize_(16)
+    for wrong, error, text in (
+        (("x.weight", freed), wsync.MemoryNotShareable, "'x.weight': its memory was freed"),
+        (("x.weight", cut), wsync.MemoryNotShareable, "cut to 16 bytes, of which it needs 256"),
+        (("x.weight", [1.0]), TypeError, "list"),
+        ("x.weight", TypeError, "pairs"),
+    ):
+        rest = iter([("a.weight", torch.ones(2)), wrong, ("b.bias", torch.ones(2)), wrong])
+        with pytest.raises(error, match=text):
+            sender.send(rest)  # type: ignore[arg-type]
+        assert next(rest, None) is None
+    assert sender.trainer.registration is None
+    sender.close()
+
+
+def test_the_first_send_makes_one_copy(cluster: Cluster) -> None:
+    sender = Sender(cluster.start_trainer(coordinator__min_replicas_wait_ms="10s"))
+    sizes = [(3, 5), (1 << 10,), (700, 512), (1 << 16,), *[(100, 300)] * 60, (2048, 1024)]
+    weights = {f"{i}.bias": torch.full(size, float(i)) for i, size in enumerate(sizes)}
+    registered = sender.trainer.register
+    lay: dict[str, int] = {}
+
+    def register(tensors: dict[str, torch.Tensor], **options: bool) -> wsync.Registration:
+        lay.update({name: tensor.data_ptr() for name, tensor in tensors.items()})
+        return registered(tensors, **options)
+
+    sender.trainer.register = register  # type: ignore[method-assign,assignment]
+    held = shared_bytes()
+    publication = sender.send(weights)
+    assert {name: tensor.data_ptr() for name, tensor in sender._buffers.items()} == lay, "they were copied once more"
+    for name, tensor in weights.items():
+        assert torch.equal(sender._buffers[name], tensor)
+    taken, size = shared_bytes() - held, sum(tensor.nbytes for tensor in weights.values())
+    assert size <= taken <= size * 1.25
+    sender.close()
+    with pytest.raises(wsync.WsyncError):
+        publication.committed()
+    del publication
+    eventually(lambda: shared_bytes() == held, "what was closed holds no memory")
+
+
+def shared_bytes() -> int:
+    return sum(path.stat().st_size for path in Path("/dev/shm").glob(f"wsync-{os.getpid()}-*"))

@@ -4,7 +4,9 @@
 socket. `wsync.engines` builds destinations for transformers, vLLM and SGLang; `wsync.aio` is the asyncio form.
 """
 
-from . import aio, engines, names
+import logging
+
+from . import aio, engines, names, streams
 from .catalog import Dtype, Output, Plan, ReplicaOutcome, Timings, VersionReport
 from .destinations import Destination
 from .errors import (
@@ -19,6 +21,7 @@ from .errors import (
     DestinationsMoved,
     InvalidWeights,
     MemoryNotShareable,
+    NotAllApplied,
     NotAttached,
     NotRegistered,
     PublishFailed,
@@ -29,8 +32,10 @@ from .errors import (
     TornUpdate,
     UnmergedAdapters,
     UnsupportedLayout,
+    WeightsChanged,
     WeightsMoved,
     WrongDevice,
+    WrongProcess,
     WsyncError,
 )
 from .layer_window import Layer, WantedLayer
@@ -57,6 +62,7 @@ __all__ = [
     "InvalidWeights",
     "Layer",
     "MemoryNotShareable",
+    "NotAllApplied",
     "NotAttached",
     "NotRegistered",
     "Outcome",
@@ -80,11 +86,19 @@ __all__ = [
     "Update",
     "VersionReport",
     "WantedLayer",
+    "WeightsChanged",
     "WeightsMoved",
     "WrongDevice",
+    "WrongProcess",
     "WsyncError",
+    "__version__",
     "aio",
     "engines",
     "names",
     "share",
+    "streams",
 ]
+
+__version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what happens is written where the program asks for it

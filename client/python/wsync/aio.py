@@ -58,6 +58,7 @@ class Publication:
         return report
 
     async def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
+        self.sync._look_at_weights()
         waiter = asyncio.wrap_future(future)
         waiter.add_done_callback(lambda f: f.cancelled() or f.exception())  # a later error is no unhandled one
         try:

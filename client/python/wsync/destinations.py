@@ -43,7 +43,10 @@ class Destination:
 class Lent:
     """Destinations as messages, and what keeps their memory alive. Private CPU tensors are moved to shared memory."""
 
-    def __init__(self, destinations: list[Destination], purpose: str) -> None:
+    def __init__(
+        self, destinations: list[Destination], purpose: str, undo: contextlib.ExitStack | None = None
+    ) -> None:
+        """`undo` gets what moves them back, and lets go of the memory."""
         views = [d.target if isinstance(d.target, View) else view_of(d.target, d.output) for d in destinations]
         on_torch = [(d.output, view.tensor, view) for d, view in zip(destinations, views, strict=True) if view.torch]
         # A tensor may be the target of several destinations; its first view stands for it.
@@ -53,8 +56,10 @@ class Lent:
                 base = d.wider if d.wider._base is None else d.wider._base
                 self.each.setdefault(id(base), (d.output, base))
         self.wider = [(d.output, d.wider, view.tensor) for d, view in zip(destinations, views, strict=True) if d.wider is not None]
-        memory.share_viewed([entry for entry in on_torch if entry[2].contiguous], purpose)
+        memory.share_viewed([entry for entry in on_torch if entry[2].contiguous], purpose, undo=undo)
         self.handles = memory.Handles()
+        if undo is not None:
+            undo.callback(self.handles.let_go)
         self.entries = [_destination(d, view, self.handles) for d, view in zip(destinations, views, strict=True)]
         self.devices = {view.device for _, _, view in on_torch}
 
@@ -70,8 +75,9 @@ class Engine:
         layer_events: bool,
         window: LayerWindow | None = None,
         module: Any = None,
+        undo: contextlib.ExitStack | None = None,
     ) -> None:
-        lent = Lent(destinations, "engine weights")
+        lent = Lent(destinations, "engine weights", undo)
         header = _wire.message("AttachHeader")(
             pid=os.getpid(),
             engine=engine,

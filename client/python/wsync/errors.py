@@ -117,6 +117,19 @@ class UnmergedAdapters(WsyncError):
     )
 
 
+class WeightsChanged(WsyncError):
+    """Registered weights were written while the agent read them: the version is, or would be, parts of two states.
+
+    `report`: what became of it, where it went out all the same; None: it was called off, or its end is not known yet.
+    """
+
+    default_next_step = "let weights change only after released() (or queue it behind released(stream=...)), and publish anew"
+
+    def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "", report: Any = None) -> None:
+        self.report = report
+        super().__init__(text, names=names, next_step=next_step)
+
+
 class DestinationsMoved(WsyncError):
     """The engine's memory lies elsewhere than when it was attached; nothing was written to it."""
 
@@ -155,6 +168,16 @@ class PublishFailed(WsyncError):
     default_next_step = "publish again (the number may be used again); 'wsync status' shows the members"
 
 
+class NotAllApplied(WsyncError):
+    """The version is committed, and a replica was left out or is torn; `names` has these, `report` what became of each."""
+
+    default_next_step = "'wsync status' shows the members; one that comes back is given the version by itself"
+
+    def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "", report: Any = None) -> None:
+        self.report = report
+        super().__init__(text, names=names, next_step=next_step)
+
+
 class TornUpdate(WsyncError):
     """The engine's weights hold parts of two versions; it must not serve until a complete version was applied."""
 
@@ -163,6 +186,15 @@ class TornUpdate(WsyncError):
 
 class UnsupportedLayout(WsyncError):
     """The engine keeps a weight in another layout than the checkpoint's, or cuts it where blocks do not end."""
+
+
+class WrongProcess(WsyncError, TypeError):
+    """A client was to be pickled or copied, or was used in a forked child: its connection and memory are its process's own.
+
+    A TypeError as well, as what cannot be pickled raises.
+    """
+
+    default_next_step = "give the other process the socket, and make a client there, after the fork"
 
 
 class AgentError(WsyncError):

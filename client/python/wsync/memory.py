@@ -7,6 +7,7 @@ handles hold the tensors.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import functools
 import math
@@ -23,7 +24,7 @@ from typing import Any
 from . import _wire
 from .cuda_driver import Driver, cuda_driver
 from .errors import MemoryNotShareable, WrongDevice
-from .tensors import Tensor, View, cached_dtype, view_of
+from .tensors import Tensor, View, cached_dtype, check_readable, view_of
 
 _FOLDER = "/dev/shm"
 _ALIGN = 128  # as the agents align what they allocate
@@ -147,11 +148,15 @@ def share(named_tensors: Sequence[tuple[str, Tensor]], purpose: str = "shared te
 
 
 def share_viewed(
-    viewed: Sequence[tuple[str, Tensor, View]], purpose: str, given: Mapping[int, int] | None = None
+    viewed: Sequence[tuple[str, Tensor, View]],
+    purpose: str,
+    given: Mapping[int, int] | None = None,
+    undo: contextlib.ExitStack | None = None,
 ) -> None:
     """`share` for tensors that were looked at already. Views are brought up to date.
 
-    `given`: `sharers` of these and of others that follow them; by default of these alone.
+    `given`: `sharers` of these and of others that follow them; by default of these alone. `undo` gets what moves them back
+    to private memory, with the values that they have then.
     """
     private: dict[int, list[tuple[Tensor, View]]] = {}
     for name, tensor, view in viewed:
@@ -170,6 +175,8 @@ def share_viewed(
         return
     given = given if given is not None else sharers([(tensor, view) for _, tensor, view in viewed])
     for name, tensor, view in viewed:
+        if view.address in private:
+            check_readable(tensor, name)
         if view.address in private and _owners(tensor) > given[view.address]:
             raise MemoryNotShareable(
                 f"'{name}' cannot be moved to shared memory: {_NOT_ALONE}",
@@ -177,17 +184,28 @@ def share_viewed(
                 next_step="let go of the other (a state_dict, a loss before its backward), or give the module or its "
                 "parameters themselves; register with copy='if_needed' makes copies",
             )
-    firsts = [group[0] for group in private.values()]
-    places = empty_shared([Blank(view.shape, first.dtype, True) for first, view in firsts], purpose)
+    groups = list(private.values())
+    places = empty_shared([Blank(view.shape, tensor.dtype, True) for tensor, view in (group[0] for group in groups)], purpose)
+    if undo is not None:
+        undo.callback(_move_back, groups)
+    for place, group in zip(places, groups, strict=True):
+        _move(group, place)
+
+
+def _move(group: Sequence[tuple[Tensor, View]], place: Tensor) -> None:
+    """Tensors of one storage, and all of it, to where `place` lies: some may see it in another shape or dtype."""
     with sys.modules["torch"].no_grad():
-        for place, group in zip(places, private.values(), strict=True):
-            place.copy_(group[0][0])
-            address = place.data_ptr()
-            for tensor, view in group:  # all of one storage, and all of it: some may see it in another shape or dtype
-                same = (tensor.dtype, view.shape) == (place.dtype, group[0][1].shape)
-                tensor.data = place if same else place.view(-1).view(tensor.dtype).view(view.shape)
-                view.address = address
-            _bring_bases([tensor for tensor, _ in group], place)
+        place.copy_(group[0][0])
+        for tensor, view in group:
+            same = (tensor.dtype, view.shape) == (place.dtype, tuple(place.shape))
+            tensor.data = place if same else place.view(-1).view(tensor.dtype).view(view.shape)
+            view.address = place.data_ptr()
+        _bring_bases([tensor for tensor, _ in group], place)
+
+
+def _move_back(groups: Sequence[Sequence[tuple[Tensor, View]]]) -> None:
+    for group in groups:
+        _move(group, group[0][0].detach().new_empty(group[0][1].shape))
 
 
 def _bring_bases(moved: Sequence[Tensor], place: Tensor) -> None:
@@ -274,6 +292,10 @@ class Handles:
     def uuid(self) -> str:
         """Of the one device that everything lies on; "cpu"."""
         return next(iter(self._uuid), "cpu")
+
+    def let_go(self) -> None:
+        """Of the memory, which is not lent after all."""
+        self._held.clear()
 
     def messages(self) -> list[Any]:
         """MemoryHandle messages; `locate` indexes them."""

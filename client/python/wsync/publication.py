@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import _thread
+import threading
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import grpc
 
 from . import _rpc, _wire
 from .catalog import VersionReport, report_from
-from .errors import AgentUnavailable, ClientClosed, DeadlineExceeded, NotRegistered, StreamUnsupported, WsyncError
+from .changes import Reading
+from .errors import (
+    AgentUnavailable,
+    ClientClosed,
+    DeadlineExceeded,
+    NotAllApplied,
+    NotRegistered,
+    StreamUnsupported,
+    WeightsChanged,
+    WsyncError,
+)
 from .stream_events import Stream, StreamOrder, check_stream
+from .weights import check_choice
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+Require = Literal["any", "all"]
 
 
 class Publication:
@@ -39,7 +53,10 @@ class Publication:
         for future in (self.released_future, self.committed_future):
             future.set_running_or_notify_cancel()  # a waiter that is cancelled must not take the answer from the others
         self._registration_id, self._era = trainer._id, trainer._era
+        self._lock = threading.Lock()  # of the call, and of what is known of changes
+        self._changed: list[str] = []  # what was written before it was read
         self._call = self._start()  # here: two publishes in a row reach the agent in that order
+        self._reading = Reading(trainer._watched)  # after it: the agent need not wait for this
         _thread.start_new_thread(self._follow, ())  # threading.Thread's start waits until the thread has begun
 
     def _start(self) -> Any:
@@ -63,12 +80,10 @@ class Publication:
                     self._registration_id = self._register_again(error)
                 elif self._era != self._trainer._era:
                     raise self._taken_back()
-                self._call = self._start()
-                if self._silent:
-                    self._call.cancel()
+                self._start_again()
                 report = self._read()
         except grpc.RpcError as error:
-            self._fail(self._error(error), ended=not self._silent)
+            self._fail(self._error(error), ended=not (self._silent or self._changed))
         except ClientClosed as error:
             self._fail(error)
         except WsyncError as error:
@@ -81,11 +96,60 @@ class Publication:
                 self._order.end()
             if not self.released_future.done():  # committed before: nothing had to be read
                 self.released_future.set_result(0.0)
-            self.committed_future.set_result(report)
+            if self._changed:
+                self.committed_future.set_exception(self._change(report))
+            else:
+                self.committed_future.set_result(report)
         finally:  # whatever happened: a stream may be waiting
+            self._reading.stop()
             watch.end()
             if self._order is not None:
                 self._order.open()
+
+    def _start_again(self) -> None:
+        """With an agent that forgot: where the weights are what they were."""
+        self._look_at_weights()
+        with self._lock:
+            if self._changed:
+                raise self._change()
+            self._call = self._start()
+        if self._silent:
+            self._call.cancel()
+
+    def _look_at_weights(self) -> None:
+        """Calls the version off where they were written and are not read yet. Any thread."""
+        with self._lock:
+            if not self._changed and not self.released_future.done():
+                self._changed = self._reading.changed()
+                if self._changed:
+                    self._call.cancel()
+
+    def _release(self, elapsed_ms: float) -> None:
+        if self._order is not None:
+            self._order.open()
+        with self._lock:
+            goes_out = not self._changed  # it was not called off before
+            self._changed = self._changed or self._reading.changed()
+            self._reading.stop()
+            if self._changed:
+                self.released_future.set_exception(self._change(goes_out=goes_out))
+            else:
+                self.released_future.set_result(elapsed_ms)
+
+    def _change(self, report: VersionReport | None = None, *, goes_out: bool = False) -> WeightsChanged:
+        """`report`, where it was committed. `goes_out`: nothing can hold it back any more."""
+        names = self._changed
+        if report is not None:
+            took = sum(replica.outcome == "applied" for replica in report.replicas)
+            end = f"it may be parts of two states, and {took} of {len(report.replicas)} replicas applied it"
+        elif goes_out:
+            end = "it may be parts of two states, and goes out: committed() tells"
+        else:
+            end = "it is called off, unless it was read to its end just then: 'wsync status' tells"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        what = ", ".join(map(repr, names[:3])) + more
+        text = f"version {self.version}: weights were written while they were read: {what}; {end}"
+        return WeightsChanged(text, names=names, report=report)
 
     def _hang_up(self) -> None:
         """The agent does not answer any more, and would leave the call open."""
@@ -113,6 +177,8 @@ class Publication:
 
     def _error(self, error: grpc.RpcError) -> WsyncError:
         code, text = _rpc.code_and_text(error)
+        if self._changed and code == grpc.StatusCode.CANCELLED and not self._silent:
+            return self._change()
         lost = code == grpc.StatusCode.UNAVAILABLE and self._accepted and not _rpc.is_agents_verdict(text, self.version)
         if not self._silent and not lost:
             return _rpc.publish_error(self._trainer._connection, error, self.version)
@@ -137,10 +203,9 @@ class Publication:
                 self._accepted = True
             elif kind == "progress":
                 self._progress = event.progress
+                self._look_at_weights()
             elif kind == "released":
-                if self._order is not None:
-                    self._order.open()
-                self.released_future.set_result(event.released.elapsed_ms)
+                self._release(event.released.elapsed_ms)
             elif kind == "committed":
                 return report_from(event.committed)
         raise AgentUnavailable(
@@ -150,7 +215,7 @@ class Publication:
 
     def _may_retry(self, error: grpc.RpcError) -> bool:
         """Whether the agent forgot us, and the weights still hold what this publish is about."""
-        if self.released_future.done() or self._silent:
+        if self.released_future.done() or self._silent or self._changed:
             return False
         code, text = _rpc.code_and_text(error)
         if self._called_off(error):
@@ -176,12 +241,16 @@ class Publication:
     def released(self, timeout: float = 120.0, *, stream: Stream | None = None) -> float:
         """Waits until the weights may change again; milliseconds that took. Raises what became of the version.
 
+        WeightsChanged: they have changed already, as far as torch counts it. Where that is seen before the agent has read
+        them, the version is called off; else it goes out, and `committed` raises as well.
+
         `stream`: a torch.cuda.Stream, where the publish was given one too. Returns at once (0.0, unless it is known):
         what the stream gets from now on is done when the weights were read, and may change them. What fails later is
         raised by `committed`, and does not stop the stream, nor does an agent that dies. It is this library's thread that
         lets the stream go on: do not wait for the stream in a call that keeps Python's lock (torch's own do not).
         StreamUnsupported: this GPU's driver cannot let a stream wait.
         """
+        self._look_at_weights()
         if stream is None:
             return float(self._wait(self.released_future, timeout, "released"))
         if self._order is None:
@@ -192,22 +261,42 @@ class Publication:
         check_stream(stream, {self._order.device}, f"released version {self.version}")
         if self.released_future.done():
             return self.released_future.result()
+        if self._changed:
+            raise self._change()
         self._order.hold(stream)
         self._holds = stream
+        self._reading.stop()  # what is written from now on is queued behind
         return 0.0
 
     def free_for(self, stream: Stream | None) -> bool:
         """Whether what is written now, on `stream` (None: by this thread), comes after the weights were read."""
         return self.released_future.done() or (stream is not None and bool(stream == self._holds))
 
-    def committed(self, timeout: float = 600.0) -> VersionReport:
+    def committed(self, timeout: float = 600.0, *, require: Require = "any") -> VersionReport:
         """Waits until every replica applied the version or was given up.
 
+        `require="all"`: NotAllApplied, with the report, where one was given up. The version is committed all the same.
+
         StaleVersion, InvalidWeights (NaN: names), TooFewReplicas, PublishFailed, AgentUnavailable; AgentGone when the
-        agent died (within a second) or stood still (within five), with its phase and when it was last heard of.
+        agent died (within a second) or stood still (within five), with its phase and when it was last heard of;
+        WeightsChanged: what the replicas have is parts of two states, its `report` says which have it.
         """
+        check_choice("require", require, get_args(Require))
+        self._look_at_weights()
         report: VersionReport = self._wait(self.committed_future, timeout, "committed")
-        return report
+        return self._checked(report, require)
+
+    def _checked(self, report: VersionReport, require: Require) -> VersionReport:
+        if require == "any" or report.applied:
+            return report
+        others = [replica for replica in report.replicas if replica.outcome != "applied"]
+        what = "; ".join(f"'{other.replica}' {other.outcome.replace('_', ' ')}: {other.reason}" for other in others)
+        raise NotAllApplied(
+            f"version {self.version} was applied by {len(report.replicas) - len(others)} of {len(report.replicas)} "
+            f"replicas: {what}",
+            names=[other.replica for other in others],
+            report=report,
+        )
 
     def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
         try:

@@ -160,14 +160,17 @@ class Rollout:
         if isinstance(destinations, Mapping):
             destinations = [Destination(name, tensor) for name, tensor in destinations.items()]
         self._open.clear()
-        with garbage_free():
-            self._engine = Engine(list(destinations), engine, allow_partial, layer_events, window, module)
-        self._events = LentEvents(self._engine.uuid)
-        try:
-            return self._attach_now(timeout)
-        except WsyncError:
-            self._engine = None
-            raise
+        with contextlib.ExitStack() as undo:  # what was refused leaves nothing behind
+            undo.callback(self._forget_engine)
+            with garbage_free():
+                self._engine = Engine(list(destinations), engine, allow_partial, layer_events, window, module, undo)
+            self._events = LentEvents(self._engine.uuid)
+            attached = self._attach_now(timeout)
+            undo.pop_all()
+        return attached
+
+    def _forget_engine(self) -> None:
+        self._engine = None
 
     def _attach_now(self, timeout: float) -> Attached:
         engine = self._engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 from .catalog import ITEMSIZE, Dtype, matrix
 from .errors import MemoryNotShareable
 from .whole import check_whole
+
+_log = logging.getLogger("wsync")
 
 # A torch.Tensor or a numpy.ndarray.
 Tensor = Any
@@ -143,11 +146,13 @@ def _torch_view(tensor: Tensor, name: str) -> View:
         else:
             why, step = f"a tensor of layout {tensor.layout} is not laid out in memory: {error}", "give a dense tensor"
         raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step) from error
-    if address == 0 and tensor.nbytes and (tensor.is_cpu or tensor.is_cuda):
-        wraps = hasattr(tensor, "__tensor_flatten__")
-        why = f"a {type(tensor).__name__} wraps other tensors and has no memory of its own" if wraps else "its memory was freed"
-        step = "give the tensors inside it, or a plain one (dequantized)" if wraps else "bring it back before, or give a copy"
-        raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step)
+    if address == 0 and tensor.nbytes and (tensor.is_cpu or tensor.is_cuda) and hasattr(tensor, "__tensor_flatten__"):
+        raise MemoryNotShareable(
+            f"{_of(name)}a {type(tensor).__name__} wraps other tensors and has no memory of its own",
+            names=[name] if name else [],
+            next_step="give the tensors inside it, or a plain one (dequantized)",
+        )
+    check_readable(tensor, name)
     if tensor.is_neg():
         why = "a view whose sign torch turns when it is read: its memory holds the opposite"
         raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step="give its resolve_neg()")
@@ -157,6 +162,55 @@ def _torch_view(tensor: Tensor, name: str) -> View:
         pitch = _row_pitch(shape, tensor.stride(), dtype)
     device = "cpu" if tensor.is_cpu else str(tensor.device)
     return View(dtype, shape, address, device, contiguous, pitch, tensor, tensor.nbytes, True)
+
+
+def why_unreadable(tensor: Tensor) -> str:
+    """Why its elements lie outside of the memory that its storage has by now; "" where they do not, or torch would tell.
+
+    Neither torch nor numpy looks when it copies: it reads what is not there, and the process dies.
+    """
+    if not is_torch(tensor):
+        return _why_outside(tensor)
+    if tensor.numel() == 0 or tensor.is_meta or tensor.layout != sys.modules["torch"].strided or _dispatches(tensor):
+        return ""
+    has = tensor.untyped_storage().nbytes()
+    last = tensor.numel() - 1 if tensor.is_contiguous() else _last(tensor.shape, tensor.stride())
+    needs = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    if has >= needs:
+        return ""
+    return f"its storage was cut to {has} bytes, of which it needs {needs}" if has else "its memory was freed"
+
+
+def _dispatches(tensor: Tensor) -> bool:
+    """Whether its class does what is asked of it in a way of its own: then its storage says nothing."""
+    kind: Any = type(tensor)
+    return kind.__torch_dispatch__ is not sys.modules["torch"].Tensor.__torch_dispatch__
+
+
+def _last(shape: Iterable[int], strides: Iterable[int]) -> int:
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _why_outside(array: Tensor) -> str:
+    """Of a view of an array that was made smaller since: `resize(refcheck=False)`."""
+    base: Any = getattr(array, "base", None)
+    if array.size == 0 or not hasattr(base, "__array_interface__"):
+        return ""
+    begin, owner = array.__array_interface__["data"][0], base.__array_interface__["data"][0]
+    spans = [(size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True)]
+    first = begin + sum(span for span in spans if span < 0)
+    end = begin + sum(span for span in spans if span > 0) + array.itemsize
+    return "" if owner <= first and end <= owner + base.nbytes else "the array that it is a view of was made smaller"
+
+
+def check_readable(tensor: Tensor, name: str) -> None:
+    """MemoryNotShareable where its elements lie outside of its storage by now. Right before they are read, or lent."""
+    if why := why_unreadable(tensor):
+        raise MemoryNotShareable(
+            f"{_of(name)}{why}",
+            names=[name] if name else [],
+            next_step="bring it back before (FSDP2: unshard()), or give a copy",
+        )
 
 
 def _row_pitch(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype) -> int | None:
@@ -241,6 +295,45 @@ def garbage_free() -> Iterator[None]:
                 gc.enable()
 
 
+def once(tensors: Tensors) -> Tensors:
+    """A module, a mapping or a list as it is, of anything else the one iterator that everybody is to use."""
+    if hasattr(tensors, "named_parameters") or isinstance(tensors, (Mapping, list, tuple)):
+        return tensors
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"expected (name, tensor) pairs, a mapping or a module, got {type(tensors).__name__}")
+    return iter(tensors)
+
+
+@contextlib.contextmanager
+def to_the_end(stream: Any) -> Iterator[None]:
+    """An error leaves the block only when `stream`, where it is an iterator, was asked for all it gives.
+
+    Gathering shards is collective: the other ranks do their part of it, and would wait for this one for ever.
+    """
+    try:
+        yield
+    except Exception:
+        if isinstance(stream, Iterator):
+            _drain(stream)
+        raise
+
+
+def _drain(stream: Iterator[Any]) -> None:
+    try:
+        for _ in stream:
+            pass
+    except Exception as error:  # the first error is the one that is told
+        _log.warning("weights could not be gathered to the end after an error: %r", error)
+
+
+def check_pair(pair: Any) -> tuple[str, Tensor]:
+    """TypeError for what is no (name, tensor)."""
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str):
+        return pair[0], pair[1]
+    what = f"{pair[0]!r} for a name" if isinstance(pair, tuple) and pair else type(pair).__name__
+    raise TypeError(f"expected (name, tensor) pairs, such as module.named_parameters(), got {what}")
+
+
 def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
     """Pairs (name, tensor) of a mapping, an iterable of pairs, or a torch module's parameters and persistent buffers.
 
@@ -248,14 +341,7 @@ def named(tensors: Tensors) -> list[tuple[str, Tensor]]:
     """
     if hasattr(tensors, "named_parameters"):
         return [*tensors.named_parameters(remove_duplicate=False), *_persistent_buffers(tensors)]
-    if not isinstance(tensors, Iterable):
-        raise TypeError(f"expected (name, tensor) pairs, a mapping or a module, got {type(tensors).__name__}")
-    pairs = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    for pair in pairs:
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)):
-            what = f"{pair[0]!r} for a name" if isinstance(pair, tuple) and pair else type(pair).__name__
-            raise TypeError(f"expected (name, tensor) pairs, such as module.named_parameters(), got {what}")
-    return pairs
+    return list(map(check_pair, tensors.items() if isinstance(tensors, Mapping) else once(tensors)))
 
 
 def _persistent_buffers(module: Any) -> list[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from . import _rpc, _wire, memory
 from .adapters import Choice as AdapterChoice
 from .adapters import Merged
 from .catalog import hash_text, tensor_message
+from .changes import Watched
 from .errors import (
     AgentUnavailable,
     AlreadyRegistered,
@@ -40,7 +41,7 @@ from .errors import (
 from .held import Held
 from .publication import Publication
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
-from .tensors import Addresses, Tensor, Tensors, garbage_free, named
+from .tensors import Addresses, Tensor, Tensors, check_pair, garbage_free, named, once, plain, to_the_end, why_unreadable
 from .weights import CopyPolicy, Tie, Weight, check_choice, collect, copy_into, held_by, lend, refresh
 
 # For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
@@ -91,6 +92,7 @@ class Trainer:
         self._weights: list[Weight] = []
         self._copies: list[Weight] = []
         self._addresses = Addresses([])
+        self._watched = Watched([])
         self._held: Held | None = None
         self._adapters = Merged((), "base")
         self._devices: set[str] = set()
@@ -142,20 +144,58 @@ class Trainer:
 
         A publication that waits for its agent to come back ends with NotRegistered: its number does not stand for these
         weights. So does a `register` that another thread's `register` or `unregister` overtakes.
+
+        What is refused leaves nothing behind: what was registered before stays, and no memory was moved. An iterator is asked
+        for all it gives first: gathering is collective.
         """
+        tensors = once(tensors)
+        with to_the_end(tensors):
+            return self._register(tensors, rename, copy, cast, tied, adapters, modules_to_not_convert, replace, timeout)
+
+    def _register(
+        self,
+        tensors: Tensors,
+        rename: Callable[[str], str | None] | None,
+        copy: CopyPolicy,
+        cast: Callable[[str, Tensor], Any] | None,
+        tied: str,
+        adapters: AdapterChoice,
+        modules_to_not_convert: tuple[str, ...] | list[str],
+        replace: bool,
+        timeout: float,
+    ) -> Registration:
         check_choice("copy", copy, get_args(CopyPolicy))
         check_choice("tied", tied, ("first", "all"))
         check_choice("adapters", adapters, get_args(AdapterChoice))
         if isinstance(modules_to_not_convert, str):
             raise TypeError(f"modules_to_not_convert {modules_to_not_convert!r}: expected a list of names")
         self._connection.check_open("register")
-        with garbage_free():
-            weights, ties = collect(tensors, rename, tied, adapters)
-            lend(weights, ties, copy, cast)
-            handles = memory.Handles()
-            places = [handles.locate(weight.name, weight.view) for weight in weights]
-            request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
-        self._connection.wait(self._timeout)
+        with contextlib.ExitStack() as undo:  # what was refused leaves nothing behind
+            with garbage_free():
+                weights, ties = collect(tensors, rename, tied, adapters)
+                undo.callback(weights.clear)
+                self._connection.wait(self._timeout)
+                lend(weights, ties, copy, cast, undo)
+                handles = memory.Handles()
+                undo.callback(handles.let_go)
+                places = [handles.locate(weight.name, weight.view) for weight in weights]
+                request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
+            reply = self._adopt(request, timeout)
+            undo.pop_all()
+        self._weights = weights
+        self._copies = [weight for weight in weights if weight.copied]
+        lent = [(w.name, w.lent) for w in weights if not w.copied and w.view.torch]
+        lent += [(tie.name, tie.source) for tie in ties if not tie.weight.copied and tie.view.torch and tie.apart]
+        self._addresses, self._watched = Addresses(lent), Watched(lent)
+        self._held = held_by(tensors, weights, ties)
+        self._adapters = Merged(tensors, adapters)
+        self._devices = {weight.view.device for weight in weights}
+        self._events = LentEvents(handles.uuid)
+        self._registration = _registration(reply, ties, self._copies)
+        return self._registration
+
+    def _adopt(self, request: list[Any], timeout: float) -> Any:
+        """The agent's reply; from here on this is what `publish` is about."""
         give_up = time.monotonic() + timeout
         era = self._end_era("the weights were registered anew", "register", timeout)
         reply = self._call_register(request, max(give_up - time.monotonic(), 0.0))
@@ -167,18 +207,7 @@ class Trainer:
                 raise NotRegistered(f"register: meanwhile {self._era_ended}", next_step="one registration at a time")
             self._request = request
             self._id = reply.registration_id
-        self._weights = weights
-        self._copies = [weight for weight in weights if weight.copied]
-        self._addresses = Addresses(
-            [(w.name, w.lent) for w in weights if not w.copied and w.view.torch]
-            + [(tie.name, tie.source) for tie in ties if not tie.weight.copied and tie.view.torch and tie.apart]
-        )
-        self._held = held_by(tensors, weights, ties)
-        self._adapters = Merged(tensors, adapters)
-        self._devices = {weight.view.device for weight in weights}
-        self._events = LentEvents(handles.uuid)
-        self._registration = _registration(reply, ties, self._copies)
-        return self._registration
+        return reply
 
     def _call_register(self, request: list[Any], timeout: float) -> Any:
         try:
@@ -267,7 +296,11 @@ class Trainer:
         with again. One that dies fails the version within a second (after `reconnect_timeout`, where nothing was released
         yet), one that is stopped within five: AgentGone.
         """
-        version = _checked_version(version)
+        weights = None if weights is None else once(weights)
+        with to_the_end(weights):
+            return self._publish(_checked_version(version), weights, synchronize, stream)
+
+    def _publish(self, version: int, weights: Tensors | None, synchronize: bool, stream: Stream | None) -> Publication:
         self._connection.check_open(f"publish version {version}")
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
@@ -299,8 +332,7 @@ class Trainer:
 
     def _refresh(self, weights: Tensors | None) -> None:
         if weights is not None:
-            tied = self._registration.tied if self._registration else {}
-            self._fill([(name, tensor) for name, tensor in named(weights) if name not in tied])
+            self._fill(weights)
         elif self._copies:
             refresh(self._copies)
 
@@ -310,27 +342,44 @@ class Trainer:
         if given and replaced:
             copied = {weight.name for weight in self._copies}
             replaced = [name for name in replaced if name not in copied]
+        freed = [] if given else [w.name for w in self._copies if why_unreadable(plain(w.source, w.name))]
         for names, text in (
             (self._addresses.moved(), "registered weights lie elsewhere now"),
+            (freed, "the memory of weights that are copied was freed since they were registered"),
             (replaced, "the module has other tensors now than the registered ones"),
         ):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise WeightsMoved(f"publish version {version}: {text}: {', '.join(map(repr, names[:3]))}{more}", names=names)
 
-    def _fill(self, tensors: list[tuple[str, Tensor]]) -> None:
+    def _fill(self, weights: Tensors) -> None:
+        """One after another: the tensors of an iterator may be there only until the next one is asked for."""
         by_name = {weight.name: weight for weight in self._weights}
-        unknown = [name for name, _ in tensors if name not in by_name]
-        given = {name for name, _ in tensors}
-        missing = [weight.name for weight in self._copies if weight.name not in given]
+        tied = self._registration.tied if self._registration else {}
+        pairs: Iterable[tuple[str, Tensor]]
+        if isinstance(weights, Iterator):
+            pairs = map(check_pair, weights)
+        else:
+            pairs = named(weights)
+            self._check_given(by_name, [name for name, _ in pairs if name not in tied])
+        given: list[str] = []
+        for name, tensor in pairs:
+            if name not in tied:
+                given.append(name)
+                if name in by_name:
+                    copy_into(by_name[name].lent, tensor, name)
+        self._check_given(by_name, given)
+
+    def _check_given(self, by_name: dict[str, Weight], given: list[str]) -> None:
+        unknown = [name for name in given if name not in by_name]
+        there = set(given)
+        missing = [weight.name for weight in self._copies if weight.name not in there]
         if unknown or missing:
             raise CatalogMismatch(
                 f"publish: {len(unknown)} given weights are not registered, {len(missing)} registered copies are not given",
                 names=[*unknown, *missing],
                 next_step="give every registered copy, under the name it was registered with",
             )
-        for name, tensor in tensors:
-            copy_into(by_name[name].lent, tensor, name)
 
     # ---- ending
 
@@ -368,7 +417,8 @@ class Trainer:
 
     def _forget(self) -> None:
         self._registration = None
-        self._weights, self._copies, self._addresses, self._held = [], [], Addresses([]), None
+        self._weights, self._copies, self._held = [], [], None
+        self._addresses, self._watched = Addresses([]), Watched([])
         self._adapters = Merged((), "base")
 
     def close(self) -> None:

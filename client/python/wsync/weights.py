@@ -14,7 +14,7 @@ from .conversions import Part
 from .errors import CatalogMismatch, MemoryNotShareable
 from .held import Held
 from .names import Live, live
-from .tensors import Tensor, Tensors, View, cached_dtype, check_type, is_torch, plain, view_of
+from .tensors import Tensor, Tensors, View, cached_dtype, check_readable, check_type, is_torch, plain, view_of
 from .whole import check_kept
 
 CopyPolicy = Literal["never", "if_needed", "always"]
@@ -149,9 +149,16 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
 
 
 def lend(
-    weights: list[Weight], ties: list[Tie], copy: CopyPolicy, cast: Callable[[str, Tensor], Any] | None
+    weights: list[Weight],
+    ties: list[Tie],
+    copy: CopyPolicy,
+    cast: Callable[[str, Tensor], Any] | None,
+    undo: contextlib.ExitStack,
 ) -> None:
-    """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy."""
+    """Sees to it that an agent could open every weight: as it is, moved to shared memory, or as a copy.
+
+    `undo` gets what moves them back.
+    """
     both: list[Weight | Tie] = [*weights, *ties]
     homes = _homes(both)
     given = memory.sharers([(one.source, one.view) for one in both] + list(homes.values()))
@@ -175,8 +182,8 @@ def lend(
     private += [tie for tie in ties if tie.apart and id(tie.weight.home) in mine]
     whole = [(one.name, one.source, one.view) for one in private if id(one.home) not in homes]
     moving = whole + list({id(one.home): (one.name, *homes[id(one.home)]) for one in private if id(one.home) in homes}.values())
-    with _together(moving, copied):
-        memory.share_viewed(moving, "registered weights", given)
+    with _together(moving, copied, undo):
+        memory.share_viewed(moving, "registered weights", given, undo)
     for weight in weights:
         if id(weight.home) in mine:
             weight.look_again()
@@ -214,20 +221,25 @@ def _dtype_to_send(weight: Weight, cast: Callable[[str, Tensor], Any] | None) ->
 
 
 @contextlib.contextmanager
-def _together(moving: list[tuple[str, Tensor, View]], copied: list[Weight]) -> Iterator[None]:
+def _together(moving: list[tuple[str, Tensor, View]], copied: list[Weight], undo: contextlib.ExitStack) -> Iterator[None]:
     """What is copied from the memory of a weight that moves meanwhile is copied from where that lies then."""
-    owners = {view.address: (tensor, view) for _, tensor, view in moving if view.torch}
-    views: list[tuple[Tensor, Tensor, View]] = []
+    owners = {view.address: tensor for _, tensor, view in moving if view.torch}
+    views: list[tuple[Tensor, Tensor]] = []
     for weight in copied:
         view = weight.view
         if owners and view.torch and view.device == "cpu" and view.nbytes and weight.source is view.tensor:
             owner = owners.get(view.tensor.untyped_storage().data_ptr())
-            if owner is not None and owner[0] is not weight.source and weight.part is None:
-                views.append((weight.source, *owner))
+            if owner is not None and owner is not weight.source and weight.part is None:
+                views.append((weight.source, owner))
+    undo.callback(_go_along, views)
     yield
-    for tensor, owned, view in views:
-        if tensor.untyped_storage().data_ptr() != view.address:
-            moved = owned.untyped_storage()
+    _go_along(views)
+
+
+def _go_along(views: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, owner in views:
+        if tensor.untyped_storage().data_ptr() != owner.untyped_storage().data_ptr():
+            moved = owner.untyped_storage()
             tensor.data = tensor.new_empty(0).set_(moved, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
@@ -268,6 +280,7 @@ def copy_into(lent: Tensor, tensor: Tensor, name: str) -> None:
         raise CatalogMismatch(
             f"'{name}' of shape {tuple(tensor.shape)} was registered as {tuple(lent.shape)}", names=[name]
         )
+    check_readable(plain(tensor, name), name)
     if not is_torch(lent):
         try:
             lent[...] = tensor
