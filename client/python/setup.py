@@ -12,7 +12,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).resolve().parent
-APIS = ["wsync/v1/types.proto", "wsync/v1/trainer.proto", "wsync/v1/rollout.proto"]
+APIS = [f"wsync/v1/{name}.proto" for name in ("types", "coordinator", "trainer", "rollout")]
 
 
 def proto_root() -> Path:

@@ -85,6 +85,7 @@ v1::MemberStatus MemberToProto(const MemberStatus& member) {
   proto.set_role("rollout");
   proto.set_replica(member.info.replica);
   proto.set_rank(member.info.rank);
+  proto.set_replica_size(member.info.replica_size);
   proto.set_host(member.info.host);
   proto.set_pid(member.info.pid);
   proto.set_backend(member.info.backend);

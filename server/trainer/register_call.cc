@@ -55,6 +55,7 @@ absl::Status RegisterCall::TakeHeader(const v1::RegisterHeader& header) {
   request_.pid = header.pid();
   request_.replace = header.replace();
   if (header.has_tensors()) announced_ = header.tensors();
+  request_.plan_only = header.plan_only();
   if (static_cast<size_t>(header.handles_size()) > kMaxHandles) {
     return absl::InvalidArgumentError(
         absl::StrCat(header.handles_size(), " memory handles; at most ", kMaxHandles, " can be registered"));
@@ -73,20 +74,36 @@ void RegisterCall::Decide() {
   absl::Status whole = CheckWhole(announced_, request_.tensors.size(), context_->IsCancelled(), "tensors");
   if (!has_header_) whole.Update(absl::InvalidArgumentError("a registration begins with its header"));
   if (!whole.ok()) return Finish(ToGrpc(whole));
+  if (request_.plan_only) return Preview();
   registrar_->Register(std::move(request_), [this](absl::StatusOr<Registered> registered) {
     if (!registered.ok()) return Finish(ToGrpc(registered.status()));
-    const PlanInfo& plan = registered->plan;
     reply_->set_registration_id(registered->id);
-    *reply_->mutable_catalog_fingerprint() = ToProto(plan.catalog_fingerprint);
-    *reply_->mutable_plan_hash() = ToProto(plan.plan_hash);
-    reply_->set_tensors(plan.tensors);
-    reply_->set_quantized_tensors(plan.quantized_tensors);
-    reply_->set_payload_bytes(static_cast<uint64_t>(plan.payload_bytes));
-    reply_->set_wire_bytes(static_cast<uint64_t>(plan.wire_bytes));
-    reply_->set_buckets(plan.buckets);
+    Describe(registered->plan);
     *reply_->mutable_committed() = ToProto(registered->committed);
     Finish(grpc::Status::OK);
   });
+}
+
+void RegisterCall::Preview() {
+  registrar_->Preview(std::move(request_), [this](const absl::StatusOr<std::shared_ptr<const Plan>>& plan) {
+    if (!plan.ok()) return Finish(ToGrpc(plan.status()));
+    Describe(InfoOf(**plan));
+    const std::vector<RecipeChoice>& recipes = (*plan)->recipes();
+    for (size_t i = 0; i < recipes.size(); ++i) {
+      if (recipes[i].recipe.fp8) reply_->add_quantized(static_cast<uint32_t>(i));
+    }
+    Finish(grpc::Status::OK);
+  });
+}
+
+void RegisterCall::Describe(const PlanInfo& plan) {
+  *reply_->mutable_catalog_fingerprint() = ToProto(plan.catalog_fingerprint);
+  *reply_->mutable_plan_hash() = ToProto(plan.plan_hash);
+  reply_->set_tensors(plan.tensors);
+  reply_->set_quantized_tensors(plan.quantized_tensors);
+  reply_->set_payload_bytes(static_cast<uint64_t>(plan.payload_bytes));
+  reply_->set_wire_bytes(static_cast<uint64_t>(plan.wire_bytes));
+  reply_->set_buckets(plan.buckets);
 }
 
 }  // namespace wsync

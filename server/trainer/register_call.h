@@ -26,6 +26,8 @@ class RegisterCall final : public grpc::ServerReadReactor<v1::RegisterRequest> {
   absl::Status Take(const v1::RegisterRequest& message);
   absl::Status TakeHeader(const v1::RegisterHeader& header);
   void Decide();
+  void Preview();
+  void Describe(const PlanInfo& plan);
 
   grpc::CallbackServerContext* const context_;
   v1::RegisterReply* const reply_;

@@ -50,6 +50,13 @@ void Registrar::Register(RegistrationRequest request, std::function<void(absl::S
   if (!Push([this, shared, done] { done(Adopt(std::move(*shared))); })) done(ShuttingDown());
 }
 
+void Registrar::Preview(RegistrationRequest request,
+                        std::function<void(const absl::StatusOr<std::shared_ptr<const Plan>>&)> done) {
+  auto shared = std::make_shared<RegistrationRequest>(std::move(request));
+  const bool queued = Push([this, shared, done] { done(PlanOf(*shared, options_.rules, options_.bucket_bytes)); });
+  if (!queued) done(ShuttingDown());
+}
+
 void Registrar::Unregister(std::string id, std::function<void(absl::StatusOr<bool>)> done) {
   if (!Push([this, id = std::move(id), done] { done(GiveUp(id)); })) done(ShuttingDown());
 }

@@ -51,6 +51,9 @@ class Registrar {
   // `done` is called once, from the registrar's thread. ALREADY_EXISTS while a live process holds and `replace` is not
   // set; otherwise as Registration::Create.
   void Register(RegistrationRequest request, std::function<void(absl::StatusOr<Registered>)> done);
+  // What the plan would be; nothing changes. Called once, from the registrar's thread. INVALID_ARGUMENT as PlanOf.
+  void Preview(RegistrationRequest request,
+               std::function<void(const absl::StatusOr<std::shared_ptr<const Plan>>&)> done);
   // Tells whether a version in flight went with it. Errors as Check.
   void Unregister(std::string id, std::function<void(absl::StatusOr<bool>)> done);
   // Aborts what runs, refuses what comes, and ends the thread. The control loop must still run.

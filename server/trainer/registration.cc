@@ -57,6 +57,15 @@ absl::StatusOr<const std::byte*> Locate(const Tensor& tensor, const TensorPlace&
 
 }  // namespace
 
+absl::StatusOr<std::shared_ptr<const Plan>> PlanOf(RegistrationRequest& request, RecipeRules rules,
+                                                   int64_t bucket_bytes) {
+  auto catalog = Catalog::Create(std::move(request.tensors));
+  if (!catalog.ok()) return catalog.status();
+  auto& keep = rules.modules_to_not_convert;
+  keep.insert(keep.end(), request.modules_to_not_convert.begin(), request.modules_to_not_convert.end());
+  return Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), rules, bucket_bytes);
+}
+
 absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(RegistrationRequest request, RecipeRules rules,
                                                                          int64_t bucket_bytes, Memory& memory) {
   if (request.places.size() != request.tensors.size()) {
@@ -68,11 +77,7 @@ absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(Registr
   if (!owner.ok()) return owner.status();
   registration->owner_ = *std::move(owner);
 
-  auto catalog = Catalog::Create(std::move(request.tensors));
-  if (!catalog.ok()) return catalog.status();
-  auto& keep = rules.modules_to_not_convert;
-  keep.insert(keep.end(), request.modules_to_not_convert.begin(), request.modules_to_not_convert.end());
-  auto plan = Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), rules, bucket_bytes);
+  auto plan = PlanOf(request, std::move(rules), bucket_bytes);
   if (!plan.ok()) return plan.status();
   registration->plan_ = *std::move(plan);
   const Plan& made = *registration->plan_;
@@ -93,16 +98,16 @@ absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(Registr
   return registration;
 }
 
-PlanInfo Registration::Info() const {
+PlanInfo InfoOf(const Plan& plan) {
   PlanInfo info;
-  info.catalog_fingerprint = plan_->catalog().fingerprint();
-  info.plan_hash = plan_->hash();
-  info.tensors = static_cast<int64_t>(plan_->catalog().tensors().size());
-  info.quantized_tensors = plan_->quantized_tensors();
-  info.buckets = static_cast<int64_t>(plan_->buckets().size());
-  info.source_bytes = plan_->source_bytes();
-  info.payload_bytes = plan_->payload_bytes();
-  info.wire_bytes = plan_->image_bytes();
+  info.catalog_fingerprint = plan.catalog().fingerprint();
+  info.plan_hash = plan.hash();
+  info.tensors = static_cast<int64_t>(plan.catalog().tensors().size());
+  info.quantized_tensors = plan.quantized_tensors();
+  info.buckets = static_cast<int64_t>(plan.buckets().size());
+  info.source_bytes = plan.source_bytes();
+  info.payload_bytes = plan.payload_bytes();
+  info.wire_bytes = plan.image_bytes();
   return info;
 }
 

@@ -28,11 +28,17 @@ struct TensorPlace {
 struct RegistrationRequest {
   int64_t pid = 0;  // of the process that owns the memory
   bool replace = false;
+  bool plan_only = false;  // the caller asks what the plan would be, and lends nothing
   std::vector<std::string> modules_to_not_convert;
   std::vector<MemoryHandle> handles;
   std::vector<Tensor> tensors;
   std::vector<TensorPlace> places;  // one per tensor
 };
+
+// What follows from the tensors alone, which are taken out of the request. INVALID_ARGUMENT as Catalog's and Plan's.
+absl::StatusOr<std::shared_ptr<const Plan>> PlanOf(RegistrationRequest& request, RecipeRules rules,
+                                                   int64_t bucket_bytes);
+PlanInfo InfoOf(const Plan& plan);
 
 class Registration {
  public:
@@ -45,7 +51,7 @@ class Registration {
   const std::shared_ptr<const Plan>& plan() const { return plan_; }
   const std::vector<const std::byte*>& addresses() const { return addresses_; }  // first byte, by catalog index
   const ClientProcess& owner() const { return *owner_; }
-  PlanInfo Info() const;
+  PlanInfo Info() const { return InfoOf(*plan_); }
 
  private:
   Registration() = default;

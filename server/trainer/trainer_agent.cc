@@ -142,7 +142,7 @@ TrainerAgent::Parts::Parts(const v1::TrainerConfig& trainer_config, RecipeRules 
                        return [this, catalog = MakeCatalogMessages(plan)] { coordinator_service.SetCatalog(catalog); };
                      }},
                 &backend->memory(), &publisher, &tracker, &loop),
-      trainer_service(&registrar, &tracker, &loop, &backend->memory()) {
+      trainer_service(&registrar, &tracker, &loop, &backend->memory(), [this] { return Status(); }) {
   loop.OnAction([this](const Action& action) { CarryOut(action); });
   loop.AddChore([this](absl::Time now) { return registrar.Watch(now); });
   loop.AddChore([this](absl::Time now) { return ReportProgress(now); });

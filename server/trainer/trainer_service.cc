@@ -74,4 +74,15 @@ grpc::ServerUnaryReactor* TrainerService::Unregister(grpc::CallbackServerContext
   return reactor;
 }
 
+grpc::ServerUnaryReactor* TrainerService::GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest*,
+                                                    v1::JobStatus* reply) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const bool queued = loop_->Run([this, reactor, reply] {
+    *reply = status_();
+    reactor->Finish(grpc::Status::OK);
+  });
+  if (!queued) reactor->Finish(ToGrpc(ShuttingDown()));
+  return reactor;
+}
+
 }  // namespace wsync

@@ -43,15 +43,15 @@ class WsyncCheckpointEngine(CheckpointEngine):
         self._device = device
         self._bucket_size = bucket_size
         self._trainer_socket, self._rollout_socket = trainer_socket, rollout_socket
-        self._sends = False
-        self._sender: Sender | None = None
+        self._sender: Sender | None = None  # of rank 0
         self._receiver: Receiver | None = None
 
     def prepare(self) -> dict[str, Any]:
         return {}
 
     def init_policy_process_group(self, *, worker_rank: int, **_: Any) -> None:
-        self._sends = worker_rank == 0
+        if worker_rank == 0:
+            self._sender = self._sender or Sender(self._trainer_socket)
 
     def init_rollout_process_group(self, *, rollout_rank: int, **_: Any) -> None:
         from nemo_rl.models.generation.vllm.quantization import fp8
@@ -64,14 +64,11 @@ class WsyncCheckpointEngine(CheckpointEngine):
         self._rollout_socket = self._rollout_socket.format(rank=rollout_rank)
 
     async def send_weights(self, weights: Generator[tuple[str, torch.Tensor], None, None]) -> None:
-        if not self._sends:
+        if self._sender is None:
             for _ in weights:  # gathering is collective
                 pass
             return
-        self._sender = self._sender or Sender(self._trainer_socket)
-        report = await asyncio.to_thread(self._sender.send_and_wait, weights)
-        if not report.applied:
-            raise RuntimeError(f"version {report.version}: {[r for r in report.replicas if r.outcome != 'applied']}")
+        await asyncio.to_thread(self._sender.send_and_wait, weights, require="all")
 
     async def receive_weight_batches(self) -> AsyncGenerator[list[tuple[str, torch.Tensor]], None]:
         self._receiver = self._receiver or Receiver(self._rollout_socket, device=self._device, engine="nemo-rl")

@@ -74,6 +74,12 @@ class UpdateWeightFromWsync:
     @torch.no_grad()
     def update_weights(self) -> None:
         self.weight_version += 1
+        try:
+            self._send_or_gather()
+        finally:  # whatever happened here, the other ranks are on their way to it
+            dist.barrier(group=get_gloo_group())
+
+    def _send_or_gather(self) -> None:
         if self._sender is None:
             for _ in self._weights():  # gathering is collective
                 pass
@@ -87,11 +93,8 @@ class UpdateWeightFromWsync:
             ray.get([self._ask(engine, gpus) for engine, gpus in zip(self._engines, self._gpus, strict=True)])
             if sessions:
                 self._on_all("_make_request", "end_weight_update")
-            report = publication.committed()
-            if not report.applied:
-                raise RuntimeError(f"version {report.version}: {report.replicas}")
+            publication.committed(require="all")
             self._on_all("continue_generation")
-        dist.barrier(group=get_gloo_group())
 
     def _on_all(self, method: str, *arguments: Any) -> None:
         ray.get([getattr(engine, method).remote(*arguments) for engine in self._engines])

@@ -48,9 +48,8 @@ class WsyncCheckpointEngine(CheckpointEngine):
         self._device = device
         self._trainer_socket = trainer_socket
         self._rollout_socket = rollout_socket.format(local_rank=os.environ.get("LOCAL_RANK", "0"))
-        self._sender: Sender | None = None
+        self._sender: Sender | None = None  # of rank 0
         self._receiver: Receiver | None = None
-        self._rank = 0
 
     def prepare(self) -> None:
         """Nothing to allocate: buffers are made with the first weights, and stay."""
@@ -63,7 +62,8 @@ class WsyncCheckpointEngine(CheckpointEngine):
         return trainer, {"rank": list(range(1, rollout_world_size + 1))}
 
     def init_process_group(self, rank: int) -> None:
-        self._rank = rank
+        if rank == 0:
+            self._sender = self._sender or Sender(self._trainer_socket)
 
     def finalize(self) -> None:
         """Agents and registrations live on: the next step costs no set-up."""
@@ -71,14 +71,11 @@ class WsyncCheckpointEngine(CheckpointEngine):
     async def send_weights(
         self, weights: Generator[tuple[str, torch.Tensor], None, None], global_steps: int | None = None
     ) -> None:
-        if self._rank < 0:
+        if self._sender is None:
             for _ in weights:  # gathering is collective
                 pass
             return
-        self._sender = self._sender or Sender(self._trainer_socket)
-        report = await asyncio.to_thread(self._sender.send_and_wait, weights)
-        if not report.applied:
-            raise RuntimeError(f"version {report.version}: {[r for r in report.replicas if r.outcome != 'applied']}")
+        await asyncio.to_thread(self._sender.send_and_wait, weights, require="all")
 
     async def receive_weights(self, global_steps: int | None = None) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
         self._receiver = self._receiver or Receiver(self._rollout_socket, device=self._device, engine="verl")

@@ -32,6 +32,12 @@ def test_arguments_that_can_never_be_right_are_named(trainer: wsync.Trainer) -> 
         ({"tied": "last"}, ValueError),
         ({"modules_to_not_convert": "lm_head"}, TypeError),
         ({"rename": lambda name: 5}, TypeError),
+        ({"rename": "unwrapped"}, TypeError),
+        ({"cast": "quantized"}, ValueError),
+        ({"cast": 16}, TypeError),
+        ({"timeout": None}, TypeError),
+        ({"timeout": -1}, ValueError),
+        ({"timeout": float("inf")}, ValueError),
     ):
         with pytest.raises(error, match=next(iter(wrong))):
             trainer.register(weights, **wrong)
@@ -39,7 +45,50 @@ def test_arguments_that_can_never_be_right_are_named(trainer: wsync.Trainer) -> 
     for version, error in (("1", TypeError), (1.0, TypeError), (None, TypeError), (0, ValueError), (1 << 70, ValueError)):
         with pytest.raises(error, match=f"version '?{version}"):
             trainer.publish(version)
-    assert trainer.publish(np.int64(3)).version == 3
+    publication = trainer.publish(np.int64(3))
+    assert publication.version == 3
+    for wait in (publication.released, publication.committed, trainer.unregister, wsync.Trainer):
+        for timeout, error in ((None, TypeError), ("1", TypeError), (True, TypeError), (-0.1, ValueError), (np.nan, ValueError)):
+            with pytest.raises(error, match="timeout"):
+                wait(timeout=timeout)
+    with pytest.raises(ValueError, match="require='most'"):
+        publication.committed(require="most")  # type: ignore[arg-type]
+    for n, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="n="):
+            trainer.wait_for_replicas(n)  # type: ignore[arg-type]
+    for socket in (None, 7470):
+        with pytest.raises(TypeError, match="socket"):
+            wsync.Trainer(socket)  # type: ignore[arg-type]
+    for nbytes, error in ((0, ValueError), (-1, ValueError), (1.0, TypeError)):
+        with pytest.raises(error, match="nbytes"):
+            wsync.SharedBuffer(nbytes)  # type: ignore[arg-type]
+
+
+def test_arguments_of_an_engine_that_can_never_be_right_are_named(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:
+    trainer.register(shared_arrays({"a.bias": (64,)}))
+    memory = memory_for(rollout.plan())
+    for wrong, error in (
+        ({"engine": None}, TypeError),
+        ({"timeout": None}, TypeError),
+        ({"timeout": -1}, ValueError),
+        ({"allocate": "cuda", "layer_window": 1}, TypeError),
+        ({"layer_window": 1.5}, TypeError),
+        ({"layer_window": -1}, ValueError),
+        ({"layer_window": 1}, ValueError),
+    ):
+        with pytest.raises(error, match=next(iter(wrong))):
+            rollout.attach(memory, **wrong)
+    with pytest.raises(TypeError, match="Destination"):
+        rollout.attach([memory["a.bias"]])  # type: ignore[list-item]
+    rollout.attach(memory)
+    for follow in (rollout.updates, rollout.events):
+        with pytest.raises(ValueError, match="timeout"):
+            next(follow(timeout=-1))
+    with pytest.raises(TypeError, match="reattach_timeout"):
+        next(rollout.updates(reattach_timeout=None))  # type: ignore[arg-type]
+    for wait in (rollout.plan, rollout.confirm, rollout.detach):
+        with pytest.raises(TypeError, match="timeout"):
+            wait(timeout="soon")  # type: ignore[arg-type]
 
 
 def test_a_process_that_registers_twice_is_not_told_to_stop_itself(trainer: wsync.Trainer) -> None:
@@ -100,7 +149,7 @@ def test_memory_that_is_too_large_is_refused_before_a_byte_is_written() -> None:
 
 def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Trainer, cluster: Cluster) -> None:
     from wsync import _wire
-    from wsync.trainer import _messages
+    from wsync.registration import messages_of
     from wsync.weights import Weight
     from wsync.tensors import view_of
 
@@ -112,7 +161,7 @@ def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Traine
     weights = shared_arrays({"x.weight": (4, 4)})
     x = weights["x.weight"]
     entry = [Weight("x.weight", x, x, view_of(x), x)]
-    request = _messages(entry, [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
+    request = messages_of(entry, [(0, 0)], OneIpcHandle(), [], False)  # type: ignore[arg-type]
     with pytest.raises(wsync.WrongDevice, match="host backend") as error:
         trainer._call_register(request, 10)
     assert_helpful(error)
@@ -163,6 +212,7 @@ def test_destinations_that_do_not_fit_are_listed_with_both_sides(trainer: wsync.
     with pytest.raises(wsync.CatalogMismatch) as error:
         rollout.attach({"a.weight": fp8, "b.weight": bf16["b"], "norm.weight": bf16["norm"], "c.weight": fp8})
     assert_helpful(error, "b.weight", "norm.weight", "c.weight", "a.weight_scale_inv")
+    assert "'wsync quantize'" in error.value.next_step and "recipe.fp8: false" in error.value.next_step
     for text in ("the plan sends F8_E4M3, the engine holds BF16", "[64]", "[65]", "no tensor of that name"):
         assert text in str(error.value)
     with pytest.raises(wsync.CatalogMismatch, match="do not fit the target"):
@@ -171,6 +221,28 @@ def test_destinations_that_do_not_fit_are_listed_with_both_sides(trainer: wsync.
     rollout.attach(engine)  # the agent is as usable as before
     sync = trainer.publish(1)
     assert next(rollout.updates(timeout=30)).apply().applied and sync.committed().applied
+
+
+@pytest.mark.parametrize(
+    ("sent", "held", "fp8", "cures"),
+    [
+        (np.float32, ml_dtypes.bfloat16, "false", ['cast="unquantized"']),
+        (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, "false", ["'wsync plan'", "recipe.include"]),
+        (ml_dtypes.bfloat16, np.float16, "false", ["cast=", "load it in that dtype"]),
+        (ml_dtypes.bfloat16, ml_dtypes.bfloat16, "true", ["'wsync quantize'", "recipe.fp8: false"]),
+    ],
+    ids=["masters", "codes", "half", "bf16_engine"],
+)
+def test_a_refusal_of_a_dtype_says_whose_it_is_and_what_cures_it(
+    cluster: Cluster, sent: type, held: type, fp8: str, cures: list[str]
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    with wsync.Trainer(cluster.start_trainer(recipe__fp8=fp8)) as trainer, wsync.Rollout(cluster.start_rollout()) as rollout:
+        trainer.register(shared_arrays({name: (128, 128)}, sent))
+        with pytest.raises(wsync.CatalogMismatch) as error:
+            rollout.attach(shared_arrays({name: (128, 128)}, held))
+        assert_helpful(error, name)
+        assert all(cure in error.value.next_step for cure in cures), error.value.next_step
 
 
 def test_overlapping_destinations_are_refused(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:

@@ -306,9 +306,9 @@ def test_a_worker_extension_takes_one_version_for_all_ranks() -> None:
         def __init__(self, pending: list[int], served: list[int]) -> None:
             self.pending, self.served, self.calls = pending, served, []
 
-        def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> list[int]:
-            self.calls.append(method)
-            return self.pending if method == "wsync_poll" else self.served
+        def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> list[dict[str, int]]:
+            self.calls.append(args[0])
+            return [{"value": value} for value in (self.pending if args[0] == "wsync_poll" else self.served)]
 
     assert vllm.update(Llm([3, 0], [])) == 0  # not on every worker yet
     assert vllm.update(Llm([3, 3], [3, 3])) == 3

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import math
 import os
+import sys
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,10 +115,32 @@ def test_tensors_of_one_cuda_allocation_are_exported_once() -> None:
     assert [(i.device_uuid, i.size_bytes, len(i.handle)) for i in ipc] == [("GPU-a", GIB, 64)] * 2
 
 
-def test_expandable_segments_are_refused_with_the_setting_to_change() -> None:
-    with pytest.raises(wsync.MemoryNotShareable, match="expandable_segments") as error:
+def played_torch(backend: str = "native", **segment: object) -> SimpleNamespace:
+    """What is asked of torch's allocator, which has one segment."""
+    segments = [{"address": 9 * GIB, "total_size": GIB, **segment}]
+    memory = SimpleNamespace(get_allocator_backend=lambda: backend, memory_snapshot=lambda: segments)
+    return SimpleNamespace(cuda=SimpleNamespace(memory=memory))
+
+
+@pytest.mark.parametrize(
+    ("torch", "cause", "text"),
+    [
+        (played_torch(is_expandable=True), "expandable_segments", "expandable_segments:True"),
+        (played_torch(backend="cudaMallocAsync"), "async_allocator", "backend:cudaMallocAsync"),
+        (played_torch(is_expandable=False, segment_pool_id=(1, 0)), "memory_pool", "sleep mode"),
+        (played_torch(is_expandable=False, segment_pool_id=(0, 0)), "", "plain cudaMalloc"),
+        (played_torch(address=GIB), "", "plain cudaMalloc"),
+        (None, "", "plain cudaMalloc"),
+    ],
+)
+def test_memory_without_a_handle_is_refused_with_the_setting_that_made_it(
+    monkeypatch: pytest.MonkeyPatch, torch: SimpleNamespace | None, cause: str, text: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
+    with pytest.raises(wsync.MemoryNotShareable, match="no CUDA IPC handle") as error:
         Handles(ScriptedDriver()).locate("w", on_gpu(9 * GIB))
-    assert error.value.names == ("w",) and "PYTORCH_CUDA_ALLOC_CONF" in error.value.next_step
+    assert error.value.names == ("w",) and error.value.cause == cause and text in error.value.next_step
+    assert not any(other in error.value.next_step for other in ("sleep mode", "backend:cudaMallocAsync", "segments:True") if other not in text)
 
 
 def test_tensors_on_two_devices_are_the_wrong_device_and_both_are_named() -> None:

@@ -41,8 +41,9 @@ from .errors import (
 from .layer_window import Layer, WantedLayer
 from .memory import SharedBuffer, share
 from .publication import Publication
+from .registration import Registration
 from .rollout import Attached, Rollout
-from .trainer import Registration, Trainer
+from .trainer import Trainer
 from .updates import Event, Outcome, Update
 
 __all__ = [

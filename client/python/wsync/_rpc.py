@@ -38,12 +38,26 @@ class Connection:
         self.channel = grpc.insecure_channel(socket, options=_OPTIONS)
         self._check = self.channel.unary_unary("/grpc.health.v1.Health/Check")  # both messages are empty enough as bytes
         self._heartbeat = Heartbeat(self._answers)
+        self._pid = os.getpid()
         self.is_closed = False  # or is about to be: what ends a client's calls may go on
 
     def check_open(self, doing: str) -> None:
-        """ClientClosed, where it is."""
+        """ClientClosed, where it is; WrongProcess."""
+        self.check_process(doing)
         if self.is_closed:
             raise self.closed(doing)
+
+    def check_process(self, doing: str) -> None:
+        """WrongProcess in a forked child, where nobody would ever answer: the threads stayed behind."""
+        if self.is_elsewhere:
+            raise errors.WrongProcess(
+                f"{doing}: process {os.getpid()} was forked from {self._pid}, whose client of {self.daemon} this is"
+            )
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """This is a forked child's copy: what the parent has with the agent is not its to end."""
+        return os.getpid() != self._pid
 
     def closed(self, doing: str) -> errors.ClientClosed:
         return errors.ClientClosed(f"{doing}: the client of {self.daemon} at {self.socket} was closed")
@@ -164,6 +178,10 @@ def register_error(connection: Connection, error: grpc.RpcError) -> errors.Wsync
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return _refused(text)(f"register: {text}", names=quoted_names(text))
     return _common(connection, error, "register")
+
+
+def status_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:
+    return _common(connection, error, "wait for replicas")
 
 
 def unregister_error(connection: Connection, error: grpc.RpcError) -> errors.WsyncError:

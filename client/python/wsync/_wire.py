@@ -56,6 +56,7 @@ class TrainerStub(_Stub):
         self.register = self._method(channel.stream_unary, "Register", "RegisterRequest", "RegisterReply")
         self.publish = self._method(channel.unary_stream, "Publish", "PublishRequest", "PublishEvent")
         self.unregister = self._method(channel.unary_unary, "Unregister", "UnregisterRequest", "UnregisterReply")
+        self.get_status = self._method(channel.unary_unary, "GetStatus", "GetStatusRequest", "JobStatus")
 
 
 class RolloutStub(_Stub):

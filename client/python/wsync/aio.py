@@ -22,17 +22,26 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from . import publication as _publication
 from . import rollout as _rollout
 from . import trainer as _trainer
 from . import updates as _updates
+from .arguments import check_choice, check_seconds, whole_number
 from .catalog import Plan, VersionReport
+from .destinations import Destination
 from .errors import AgentUnavailable, DeadlineExceeded
-from .layer_window import Layer
+from .layer_window import Allocate, Layer
+from .ownership import OfOneProcess
+from .publication import Require
+from .registration import Registration
+from .replicas import too_few
+from .stream_events import Stream
+from .tensors import Tensor, Tensors
+from .weights import Cast, CopyPolicy
 
 _SLICE = 0.5  # seconds that a worker thread may still wait after its task was cancelled
 _SHORT_SLICE = 0.02
@@ -41,23 +50,27 @@ _LOOK = 0.005  # seconds between looks at whether another call has ended, which 
 _T = TypeVar("_T")
 
 
-class Publication:
-    """See wsync.Publication."""
+class Publication(OfOneProcess):
+    """One version on its way: wsync.Publication, with `await`."""
 
     def __init__(self, publication: _publication.Publication) -> None:
         self.sync = publication
         self.version = publication.version
 
-    async def released(self, timeout: float = 120.0, *, stream: Any = None) -> float:
+    async def released(self, timeout: float = 120.0, *, stream: Stream | None = None) -> float:
+        """Waits until the weights may change again; milliseconds that took. As wsync.Publication.released."""
         if stream is not None:
             return self.sync.released(timeout, stream=stream)  # does not wait
         return float(await self._wait(self.sync.released_future, timeout, "released"))
 
-    async def committed(self, timeout: float = 600.0) -> VersionReport:
+    async def committed(self, timeout: float = 600.0, *, require: Require = "any") -> VersionReport:
+        """Waits until every replica applied the version or was given up. As wsync.Publication.committed."""
+        check_choice("require", require, get_args(Require))
         report: VersionReport = await self._wait(self.sync.committed_future, timeout, "committed")
-        return report
+        return self.sync._checked(report, require)
 
     async def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
+        self.sync._check_wait(timeout, what)
         self.sync._look_at_weights()
         waiter = asyncio.wrap_future(future)
         waiter.add_done_callback(lambda f: f.cancelled() or f.exception())  # a later error is no unhandled one
@@ -71,33 +84,90 @@ class Publication:
 
     @property
     def done(self) -> bool:
+        """Whether it is known what became of it."""
         return self.sync.done
 
     @property
     def progress(self) -> str:
+        """Where the version is, for people."""
         return self.sync.progress
 
 
-class Trainer:
-    """See wsync.Trainer."""
+class Trainer(OfOneProcess):
+    """One trainer agent's client: wsync.Trainer, with `await`. `sync` is what it wraps."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.sync = _trainer.Trainer(*args, **kwargs)
+    def __init__(
+        self,
+        socket: str = "unix:///run/wsync/trainer.sock",
+        *,
+        timeout: float = 10.0,
+        reconnect_timeout: float = 0.8,
+    ) -> None:
+        """As wsync.Trainer."""
+        self.sync = _trainer.Trainer(socket, timeout=timeout, reconnect_timeout=reconnect_timeout)
 
-    async def register(self, *args: Any, **kwargs: Any) -> _trainer.Registration:
-        return await asyncio.to_thread(self.sync.register, *args, **kwargs)
+    async def register(
+        self,
+        tensors: Tensors,
+        *,
+        rename: Callable[[str], str | None] | None = None,
+        copy: CopyPolicy = "never",
+        cast: Cast | None = None,
+        tied: Literal["first", "all"] = "first",
+        modules_to_not_convert: tuple[str, ...] | list[str] = (),
+        replace: bool = False,
+        timeout: float = 60.0,
+    ) -> Registration:
+        """As wsync.Trainer.register, on another thread: `rename` and `cast` are called there.
+
+        Cancelled, it goes on by itself; the next `register` is the one that counts.
+        """
+        return await asyncio.to_thread(
+            self.sync.register,
+            tensors,
+            rename=rename,
+            copy=copy,
+            cast=cast,
+            tied=tied,
+            modules_to_not_convert=modules_to_not_convert,
+            replace=replace,
+            timeout=timeout,
+        )
 
     @property
-    def registration(self) -> _trainer.Registration | None:
+    def registration(self) -> Registration | None:
+        """What the last register answered."""
         return self.sync.registration
 
-    async def publish(self, *args: Any, **kwargs: Any) -> Publication:
-        return Publication(await asyncio.to_thread(self.sync.publish, *args, **kwargs))
+    async def publish(
+        self, version: int, *, weights: Tensors | None = None, synchronize: bool = True, stream: Stream | None = None
+    ) -> Publication:
+        """As wsync.Trainer.publish, on another thread. Cancelled, it goes on by itself: 'wsync status' tells."""
+        publish = self.sync.publish
+        return Publication(
+            await asyncio.to_thread(publish, version, weights=weights, synchronize=synchronize, stream=stream)
+        )
 
-    async def unregister(self, **kwargs: Any) -> bool:
-        return await asyncio.to_thread(self.sync.unregister, **kwargs)
+    async def wait_for_replicas(self, n: int = 1, *, timeout: float = 300.0) -> tuple[str, ...]:
+        """As wsync.Trainer.wait_for_replicas. Cancelled, it looks no more."""
+        n = whole_number("n", n, 1)
+        check_seconds("timeout", timeout)
+        give_up = time.monotonic() + timeout
+        while True:
+            ready, absent = await asyncio.to_thread(self.sync._ready_replicas)
+            if len(ready) >= n:
+                return tuple(ready)
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise too_few(n, timeout, ready, absent)
+            await asyncio.sleep(min(_trainer._LOOK, left))
+
+    async def unregister(self, *, timeout: float = 30.0) -> bool:
+        """As wsync.Trainer.unregister."""
+        return await asyncio.to_thread(self.sync.unregister, timeout=timeout)
 
     async def close(self) -> None:
+        """As wsync.Trainer.close; so does leaving an `async with` block."""
         await asyncio.to_thread(self.sync.close)
 
     async def __aenter__(self) -> Trainer:
@@ -164,8 +234,8 @@ class _Turn:
         return f"{self._doing}, which began {time.monotonic() - self._since:.1f} s ago"
 
 
-class Update:
-    """See wsync.Update."""
+class Update(OfOneProcess):
+    """One version that waits for the engine to pause: wsync.Update, with `await`."""
 
     def __init__(self, update: _updates.Update, rollout: Rollout) -> None:
         self.sync = update
@@ -174,7 +244,13 @@ class Update:
         self._rollout = rollout.sync
         self._turn = rollout._turn
 
-    async def apply(self, timeout: float = 120.0, **kwargs: Any) -> _updates.Outcome:
+    async def apply(
+        self,
+        timeout: float = 120.0,
+        *,
+        on_layer: Callable[[Layer], None] | None = None,
+        stream: Stream | None = None,
+    ) -> _updates.Outcome:
         """As wsync.Update.apply; `on_layer` is called on another thread. `timeout` counts the wait for other calls as well.
 
         Cancelled before the agent was told of the pause, it never is, and the update comes again from the next `updates()`
@@ -184,9 +260,11 @@ class Update:
         that long, too.
         """
         doing = f"apply of version {self.version}"
-        return await self._whole(doing, lambda left: self.sync.apply(left, **kwargs), timeout)
+        return await self._whole(doing, lambda left: self.sync.apply(left, on_layer=on_layer, stream=stream), timeout)
 
     async def _whole(self, doing: str, what: Callable[[float], _T], timeout: float) -> _T:
+        check_seconds("timeout", timeout)
+        self._rollout._connection.check_process(doing)
         left = await self._turn.take(doing, timeout)
         self.sync._called_off = False
         work = self._turn.start(what, left)
@@ -201,7 +279,7 @@ class Update:
             return work.result()
         raise cancelled
 
-    async def layers(self, timeout: float = 120.0, **kwargs: Any) -> AsyncGenerator[Layer, None]:
+    async def layers(self, timeout: float = 120.0, *, stream: Stream | None = None) -> AsyncGenerator[Layer, None]:
         """As wsync.Update.layers. A loop that is left early is closed by `contextlib.aclosing`, not by itself.
 
         Cancelled, or closed early, it ends when the agent writes no more. What that took is torn until the next version,
@@ -209,7 +287,7 @@ class Update:
         """
         doing = f"layers of version {self.version}"
         give_up = time.monotonic() + timeout
-        steps = self.sync.layers(timeout, **kwargs)
+        steps = self.sync.layers(timeout, stream=stream)
 
         def end(left: float) -> None:
             steps.close()
@@ -228,14 +306,16 @@ class Update:
 
     @property
     def outcome(self) -> _updates.Outcome | None:
+        """Once it is known how the update ended."""
         return self.sync.outcome
 
 
-class Rollout:
-    """See wsync.Rollout."""
+class Rollout(OfOneProcess):
+    """One rollout agent's client: wsync.Rollout, with `await`. `sync`, which it wraps, has the bare protocol."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.sync = _rollout.Rollout(*args, **kwargs)
+    def __init__(self, socket: str = "unix:///run/wsync/rollout.sock", *, timeout: float = 10.0) -> None:
+        """As wsync.Rollout."""
+        self.sync = _rollout.Rollout(socket, timeout=timeout)
         self._turn = _Turn()
         # What threads took from the agent, with the call it came by. It outlives the task that asked for it, and goes to
         # the next one: the agent says it once.
@@ -243,30 +323,58 @@ class Rollout:
 
     @property
     def serving_version(self) -> int:
+        """The version in the engine's memory, for tagging samples; 0: none, or torn."""
         return self.sync.serving_version
 
     @property
     def serving_digest(self) -> str:
+        """Its content digest, equal on all replicas; "" with version 0."""
         return self.sync.serving_digest
 
     @property
     def attached(self) -> bool:
+        """Whether an engine is attached, or will be again when its agent is back."""
         return self.sync.attached
 
     @property
     def torn(self) -> bool:
+        """The memory holds parts of two versions: do not serve."""
         return self.sync.torn
 
     async def plan(self, timeout: float = 60.0) -> Plan:
+        """As wsync.Rollout.plan."""
         return await asyncio.to_thread(self.sync.plan, timeout)
 
-    async def attach(self, *args: Any, **kwargs: Any) -> _rollout.Attached:
-        return await asyncio.to_thread(self.sync.attach, *args, **kwargs)
+    async def attach(
+        self,
+        destinations: Iterable[Destination] | Mapping[str, Tensor],
+        *,
+        engine: str = "python",
+        allow_partial: bool = False,
+        layer_events: bool = False,
+        allocate: Allocate | None = None,
+        layer_window: int = 0,
+        module: Any = None,
+        timeout: float = 60.0,
+    ) -> _rollout.Attached:
+        """As wsync.Rollout.attach, on another thread."""
+        return await asyncio.to_thread(
+            self.sync.attach,
+            destinations,
+            engine=engine,
+            allow_partial=allow_partial,
+            layer_events=layer_events,
+            allocate=allocate,
+            layer_window=layer_window,
+            module=module,
+            timeout=timeout,
+        )
 
     async def updates(
         self, *, timeout: float | None = None, reattach_timeout: float = 60.0
     ) -> AsyncIterator[Update]:
         """As wsync.Rollout.updates: it ends when the engine is detached or the client closed, by whoever."""
+        _rollout._check_times(timeout, reattach_timeout)
         self.sync._check_attached("updates")
         loop = asyncio.get_running_loop()
         give_up = None if timeout is None else loop.time() + timeout
@@ -332,12 +440,17 @@ class Rollout:
         self._taken.append((self.sync._stream, taken))
 
     async def confirm(self, timeout: float = 120.0) -> None:
+        """As wsync.Rollout.confirm."""
+        check_seconds("timeout", timeout)
+        self.sync._connection.check_process("confirm")
         await self._turn.run("confirm", self.sync.confirm, timeout)
 
-    async def detach(self) -> None:
-        await asyncio.to_thread(self.sync.detach)
+    async def detach(self, *, timeout: float = 10.0) -> None:
+        """As wsync.Rollout.detach: once it returns, the agent does not write there any more."""
+        await asyncio.to_thread(self.sync.detach, timeout=timeout)
 
     async def close(self) -> None:
+        """As wsync.Rollout.close; so does leaving an `async with` block."""
         await asyncio.to_thread(self.sync.close)
 
     async def __aenter__(self) -> Rollout:

@@ -137,6 +137,26 @@ class VersionReport:
         """Every replica serves the version."""
         return self.already_committed or all(r.outcome == "applied" for r in self.replicas)
 
+    def metrics(self, prefix: str = "wsync/") -> dict[str, float]:
+        """Flat figures for wandb.log, TensorBoard and the like; of the replicas the slowest one's."""
+        told = {
+            "version": self.version,
+            "tensors": self.tensors,
+            "payload_bytes": self.payload_bytes,
+            "wire_bytes": self.wire_bytes,
+            "encode_ms": self.encode_ms,
+            "released_ms": self.released_ms,
+            "staged_ms": self.staged_ms,
+            "committed_ms": self.committed_ms,
+            "already_committed": self.already_committed,
+            "replicas": len(self.replicas),
+        }
+        for outcome in ("applied", "left_out", "torn"):
+            told[f"replicas_{outcome}"] = sum(replica.outcome == outcome for replica in self.replicas)
+        for step in ("transfer_ms", "check_ms", "apply_ms", "pause_ms"):
+            told[f"slowest_{step}"] = max((getattr(replica.timings, step) for replica in self.replicas), default=0.0)
+        return {prefix + name: float(figure) for name, figure in told.items()}
+
     def __repr__(self) -> str:
         took = sum(r.outcome == "applied" for r in self.replicas)
         others = [f"; {r.replica} {r.outcome.replace('_', ' ')}: {r.reason}" for r in self.replicas if r.outcome != "applied"]

@@ -12,7 +12,7 @@ from . import _rpc, _wire, memory
 from .catalog import Dtype, matrix, tensor_message
 from .errors import CatalogMismatch, DestinationsMoved, MemoryNotShareable
 from .held import Held
-from .tensors import Addresses, Tensor, View, view_of
+from .tensors import Addresses, Tensor, View, cached_dtype, view_of
 
 if TYPE_CHECKING:
     from .layer_window import LayerWindow
@@ -40,6 +40,13 @@ class Destination:
     wider: Tensor | None = None
 
 
+def dtype_of_destination(destination: Destination) -> Dtype:
+    """As the engine expects the output."""
+    target = destination.target
+    own = target.dtype if isinstance(target, View) else cached_dtype(target.dtype, destination.output)
+    return own if destination.dtype is None else destination.dtype
+
+
 class Lent:
     """Destinations as messages, and what keeps their memory alive. Private CPU tensors are moved to shared memory."""
 
@@ -47,6 +54,9 @@ class Lent:
         self, destinations: list[Destination], purpose: str, undo: contextlib.ExitStack | None = None
     ) -> None:
         """`undo` gets what moves them back, and lets go of the memory."""
+        for d in destinations:
+            if not isinstance(d, Destination):
+                raise TypeError(f"{purpose}: expected wsync.Destination or {{output: tensor}}, got {type(d).__name__}")
         views = [d.target if isinstance(d.target, View) else view_of(d.target, d.output) for d in destinations]
         on_torch = [(d.output, view.tensor, view) for d, view in zip(destinations, views, strict=True) if view.torch]
         # A tensor may be the target of several destinations; its first view stands for it.

@@ -16,6 +16,7 @@ class WsyncError(Exception):
     default_next_step = ""
 
     def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "") -> None:
+        self.text = text  # without the next step
         self.names: tuple[str, ...] = tuple(names)
         self.next_step: str = next_step or self.default_next_step
         super().__init__(f"{text}\n  next: {self.next_step}" if self.next_step else text)
@@ -93,7 +94,14 @@ class WrongDevice(WsyncError):
 
 
 class MemoryNotShareable(WsyncError):
-    """A tensor's memory cannot be lent to another process as it is."""
+    """A tensor's memory cannot be lent to another process as it is.
+
+    `cause`, of memory on a GPU: "expandable_segments", "async_allocator", "memory_pool", or "" where it is another or unknown.
+    """
+
+    def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "", cause: str = "") -> None:
+        self.cause = cause
+        super().__init__(text, names=names, next_step=next_step)
 
 
 class StreamUnsupported(WsyncError):
@@ -123,6 +131,7 @@ class WeightsChanged(WsyncError):
     `report`: what became of it, where it went out all the same; None: it was called off, or its end is not known yet.
     """
 
+    report: Any = None
     default_next_step = "let weights change only after released() (or queue it behind released(stream=...)), and publish anew"
 
     def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "", report: Any = None) -> None:
@@ -171,6 +180,7 @@ class PublishFailed(WsyncError):
 class NotAllApplied(WsyncError):
     """The version is committed, and a replica was left out or is torn; `names` has these, `report` what became of each."""
 
+    report: Any = None
     default_next_step = "'wsync status' shows the members; one that comes back is given the version by itself"
 
     def __init__(self, text: str, *, names: Iterable[str] = (), next_step: str = "", report: Any = None) -> None:

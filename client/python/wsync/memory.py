@@ -22,15 +22,18 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from . import _wire
+from .arguments import whole_number
 from .cuda_driver import Driver, cuda_driver
 from .errors import MemoryNotShareable, WrongDevice
+from .no_handle import no_handle
+from .ownership import OfOneProcess
 from .tensors import Tensor, View, cached_dtype, check_readable, view_of
 
 _FOLDER = "/dev/shm"
 _ALIGN = 128  # as the agents align what they allocate
 
 
-class SharedBuffer(mmap.mmap):
+class SharedBuffer(OfOneProcess, mmap.mmap):
     """Zeroed shared memory with a name. The tensors and arrays made of it keep it alive, and with it the name.
 
     The name goes when the buffer goes, also when the process is killed: Python's resource tracker unlinks it then.
@@ -42,6 +45,7 @@ class SharedBuffer(mmap.mmap):
 
     def __new__(cls, nbytes: int, purpose: str = "shared memory") -> SharedBuffer:
         """`nbytes` above 0. MemoryNotShareable when /dev/shm cannot hold it, before a byte is written."""
+        nbytes = whole_number("nbytes", nbytes, 1)
         name = f"/wsync-{os.getpid()}-{secrets.token_hex(8)}"
         fd = os.open(_FOLDER + name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -348,11 +352,7 @@ class Handles:
             raise WrongDevice(f"'{name}' lies on {view.device}; agents are for cpu and cuda", names=[name])
         driver = self._driver or cuda_driver()
         if not driver.exportable(view.address):
-            raise MemoryNotShareable(
-                f"'{name}' lies in memory without a CUDA IPC handle (expandable_segments, or a memory pool)",
-                names=[name],
-                next_step="run without expandable_segments:True in PYTORCH_CUDA_ALLOC_CONF",
-            )
+            raise no_handle(name, view.address)
         base, size = driver.allocation(view.address)
         uuid = driver.uuid(view.address)
         ipc = _wire.message("CudaIpc")(handle=driver.export(base), device_uuid=uuid, size_bytes=size)

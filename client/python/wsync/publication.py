@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 import time
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import grpc
 
 from . import _rpc, _wire
+from .arguments import check_choice, check_seconds
 from .catalog import VersionReport, report_from
 from .changes import Reading
 from .errors import (
@@ -24,16 +26,18 @@ from .errors import (
     WeightsChanged,
     WsyncError,
 )
+from .ownership import OfOneProcess
 from .stream_events import Stream, StreamOrder, check_stream
-from .weights import check_choice
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+_log = logging.getLogger("wsync")
+
 Require = Literal["any", "all"]
 
 
-class Publication:
+class Publication(OfOneProcess):
     """One version on its way. Every wait has a limit; the version goes on whether or not anybody waits.
 
     Unless the trainer is closed, or this process ends, before it is released: then it is called off.
@@ -97,9 +101,12 @@ class Publication:
             if not self.released_future.done():  # committed before: nothing had to be read
                 self.released_future.set_result(0.0)
             if self._changed:
-                self.committed_future.set_exception(self._change(report))
+                change = self._change(report)
+                self.committed_future.set_exception(change)
+                _log.warning("%s", change)
             else:
                 self.committed_future.set_result(report)
+                _log.log(logging.INFO if report.applied else logging.WARNING, "%r", report)
         finally:  # whatever happened: a stream may be waiting
             self._reading.stop()
             watch.end()
@@ -135,6 +142,7 @@ class Publication:
                 self.released_future.set_exception(self._change(goes_out=goes_out))
             else:
                 self.released_future.set_result(elapsed_ms)
+        _log.debug("version %d: its weights were read after %.1f ms", self.version, elapsed_ms)
 
     def _change(self, report: VersionReport | None = None, *, goes_out: bool = False) -> WeightsChanged:
         """`report`, where it was committed. `goes_out`: nothing can hold it back any more."""
@@ -237,6 +245,7 @@ class Publication:
         if not self.released_future.done():
             self.released_future.set_exception(error)
         self.committed_future.set_exception(error)
+        _log.warning("%s: %s", type(error).__name__, error)
 
     def released(self, timeout: float = 120.0, *, stream: Stream | None = None) -> float:
         """Waits until the weights may change again; milliseconds that took. Raises what became of the version.
@@ -250,6 +259,7 @@ class Publication:
         lets the stream go on: do not wait for the stream in a call that keeps Python's lock (torch's own do not).
         StreamUnsupported: this GPU's driver cannot let a stream wait.
         """
+        self._trainer._connection.check_process(f"released version {self.version}")
         self._look_at_weights()
         if stream is None:
             return float(self._wait(self.released_future, timeout, "released"))
@@ -299,6 +309,7 @@ class Publication:
         )
 
     def _wait(self, future: Future[Any], timeout: float, what: str) -> Any:
+        self._check_wait(timeout, what)
         try:
             return future.result(timeout)
         except FutureTimeout:
@@ -307,6 +318,10 @@ class Publication:
             raise DeadlineExceeded(
                 f"version {self.version} was not {what} within {timeout:g} s: {self.progress}"
             ) from None
+
+    def _check_wait(self, timeout: float, what: str) -> None:
+        check_seconds("timeout", timeout)
+        self._trainer._connection.check_process(f"{what} version {self.version}")
 
     @property
     def done(self) -> bool:

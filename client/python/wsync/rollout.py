@@ -12,6 +12,7 @@ The agent writes into the engine's own memory; no weight byte passes through Pyt
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +23,13 @@ from typing import Any
 import grpc
 
 from . import _rpc, _wire, memory
+from .arguments import check_callable, check_seconds, check_text, whole_number
 from .catalog import Output, Plan, hash_text, output_from
-from .destinations import Destination, Engine
+from .destinations import Destination, Engine, dtype_of_destination
 from .errors import (
     AgentError,
     AgentUnavailable,
+    CatalogMismatch,
     ClientClosed,
     DeadlineExceeded,
     NotAttached,
@@ -34,10 +37,17 @@ from .errors import (
     TornUpdate,
     WsyncError,
 )
+from .hints import dtype_hint
 from .layer_window import Allocate, LayerWindow
+from .ownership import OfOneProcess
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
 from .updates import Detached, Event, Outcome, Update, UpdateStream
+
+
+_PLAN_TIMEOUT = 5.0  # of an agent that has just refused destinations by it
+
+_log = logging.getLogger("wsync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +68,13 @@ class _Pending:
     before: tuple[int, str]  # what was served
 
 
-class Rollout:
+class Rollout(OfOneProcess):
     """One rollout agent's client. One thread follows the updates; properties may be read from any."""
 
     def __init__(self, socket: str = "unix:///run/wsync/rollout.sock", *, timeout: float = 10.0) -> None:
         """`socket`: the agent's local_socket. `timeout`: seconds to wait for the agent to answer at all."""
+        check_text("socket", socket)
+        check_seconds("timeout", timeout)
         self._connection = _rpc.Connection(socket, "wsync-rollout")
         self._stub = _wire.RolloutStub(self._connection.channel)
         self._timeout = timeout
@@ -105,6 +117,7 @@ class Rollout:
 
     def plan(self, timeout: float = 60.0) -> Plan:
         """What the agent will deliver. Waits for a trainer to register; DeadlineExceeded says what is missing."""
+        check_seconds("timeout", timeout)
         self._connection.check_open("plan")
         self._connection.wait(self._timeout)
         outputs: list[Output] = []
@@ -152,22 +165,37 @@ class Rollout:
         CatalogMismatch lists names, shapes and dtypes that disagree; AlreadyAttached; MemoryNotShareable; WrongDevice;
         DeadlineExceeded after `timeout` seconds says what is missing.
         """
-        if (allocate is None) != (layer_window == 0) or layer_window < 0:
+        check_text("engine", engine)
+        check_callable("allocate", allocate)
+        check_seconds("timeout", timeout)
+        layer_window = whole_number("layer_window", layer_window, 0)
+        if (allocate is None) != (layer_window == 0):
             raise ValueError("allocate and layer_window=1 or more go together")
         self._connection.check_open("attach")
         window = None if allocate is None else LayerWindow(allocate, layer_window, self._tell, self._give_up)
         self.detach(timeout=self._timeout)  # by a call: the agent may see the end of the updates only after the attach
         if isinstance(destinations, Mapping):
             destinations = [Destination(name, tensor) for name, tensor in destinations.items()]
+        destinations = list(destinations)
         self._open.clear()
         with contextlib.ExitStack() as undo:  # what was refused leaves nothing behind
             undo.callback(self._forget_engine)
             with garbage_free():
-                self._engine = Engine(list(destinations), engine, allow_partial, layer_events, window, module, undo)
+                self._engine = Engine(destinations, engine, allow_partial, layer_events, window, module, undo)
             self._events = LentEvents(self._engine.uuid)
-            attached = self._attach_now(timeout)
+            try:
+                attached = self._attach_now(timeout)
+            except CatalogMismatch as refused:
+                raise self._explained(refused, destinations) from None
             undo.pop_all()
         return attached
+
+    def _explained(self, refused: CatalogMismatch, destinations: list[Destination]) -> CatalogMismatch:
+        """With what to do about it, where it is about dtypes: the plan says which side is in the wrong."""
+        with contextlib.suppress(WsyncError):
+            hint = dtype_hint(self.plan(_PLAN_TIMEOUT).by_name, ((d.output, dtype_of_destination(d)) for d in destinations))
+            return CatalogMismatch(refused.text, names=refused.names, next_step=hint or refused.next_step)
+        return refused
 
     def _forget_engine(self) -> None:
         self._engine = None
@@ -198,7 +226,10 @@ class Rollout:
             self._stream = UpdateStream(self._connection, self._stub, reply.attachment_id, self._heard)
         except ValueError:
             raise self._detached("attach") from None
-        return Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
+        attached = Attached(hash_text(reply.plan_hash), reply.bytes_per_version)
+        where, size = self._connection.socket, attached.bytes_per_version / 1e6
+        _log.info("attached to %s: %.1f MB per version, plan %s", where, size, attached.plan_hash[:8])
+        return attached
 
     def _detached(self, doing: str) -> Detached | ClientClosed:
         """Why a call that was under way ended: somebody called `close`, or `detach`."""
@@ -216,6 +247,7 @@ class Rollout:
         again, for `reattach_timeout` seconds; then AgentUnavailable. CatalogMismatch: the trainer registered another
         catalog that the destinations do not fit.
         """
+        _check_times(timeout, reattach_timeout)
         self._check_attached("updates")
         if (unanswered := self._unanswered()) is not None:
             yield unanswered
@@ -238,7 +270,8 @@ class Rollout:
         while True:
             try:
                 event = self._next(deadline)
-            except AgentUnavailable:
+            except AgentUnavailable as away:
+                _log.warning("%s; attaching again", away)
                 self._give_up_pending("the agent went away while it wrote")
                 try:
                     self._reattach(reattach_timeout)
@@ -268,6 +301,7 @@ class Rollout:
 
         NotAttached or ClientClosed ends it, when somebody has called `detach` or `close`.
         """
+        _check_times(timeout, 0.0)
         self._check_attached("events")
         while True:
             yield self._next(_deadline(timeout))
@@ -361,9 +395,12 @@ class Rollout:
         """What the event says of the updates: also of those that were left in the middle, and may be asked again."""
         if event.kind in ("applied", "torn", "cancelled"):
             self._writing = False
+        if event.kind == "torn":
+            _log.error("version %d: the weights are torn, the engine must stay paused: %s", event.version, event.reason)
         if event.kind == "applied" or (event.kind == "cancelled" and not self._torn):
             applied = event.kind == "applied"
             outcome = Outcome(event.version, applied, event.content_digest, event.timings, event.reason)
+            _log.log(logging.INFO if applied else logging.WARNING, "%s", outcome)
             for update in self._open:
                 update.outcome = outcome
             self._open.clear()
@@ -376,6 +413,8 @@ class Rollout:
         `updates` finds that out as well, by the next version. TornUpdate, AgentError: it did not; AgentUnavailable;
         DeadlineExceeded after `timeout` seconds.
         """
+        check_seconds("timeout", timeout)
+        self._connection.check_process("confirm")
         deadline = time.monotonic() + timeout
         others: list[Event] = []
         try:
@@ -452,11 +491,14 @@ class Rollout:
 
         Calls that other threads have open end with NotAttached, and `updates` ends.
         """
+        check_seconds("timeout", timeout)
+        self._connection.check_process("detach")
         if self._stream is None:
             return
         self._stream.detaching = True
         try:
             self._call_detach(self._stream, timeout)
+            _log.info("detached from %s", self._connection.socket)
         finally:
             self._let_go()
 
@@ -482,8 +524,10 @@ class Rollout:
     def close(self) -> None:
         """Detaches, as far as the agent is there, and closes the connection.
 
-        Calls that other threads have open end with ClientClosed, and `updates` ends.
+        Calls that other threads have open end with ClientClosed, and `updates` ends. In a forked child it does nothing.
         """
+        if self._connection.is_elsewhere:
+            return
         self._connection.is_closed = True
         try:
             self.detach(timeout=5.0)
@@ -498,6 +542,12 @@ class Rollout:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_times(timeout: float | None, reattach_timeout: float) -> None:
+    if timeout is not None:
+        check_seconds("timeout", timeout)
+    check_seconds("reattach_timeout", reattach_timeout)
 
 
 def _deadline(timeout: float | None) -> float | None:

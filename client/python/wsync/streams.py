@@ -13,6 +13,7 @@ from typing import Any
 from .catalog import VersionReport
 from .errors import CatalogMismatch, NotAttached
 from .memory import SharedBuffer, layout
+from .ownership import OfOneProcess
 from .publication import Publication, Require
 from .rollout import Rollout
 from .tensors import Tensor, check_pair, check_readable, is_torch, plain, to_the_end, torch_dtype
@@ -22,7 +23,7 @@ _MOST = 256 << 20  # bytes of shared memory that are taken ahead of the tensors 
 _LEAST = 1 << 20
 
 
-class Sender:
+class Sender(OfOneProcess):
     """The training side. Costs one copy of the weights, on the device that the tensors come from.
 
     On the CPU up to a quarter more, since nobody knows beforehand how much a stream brings. Where a stream brings another set
@@ -118,7 +119,7 @@ class _Room:
         return place
 
 
-class Receiver:
+class Receiver(OfOneProcess):
     """The inference side: FP8 codes and scales under checkpoint names, whole, in buffers of its own on `device`."""
 
     def __init__(

@@ -108,6 +108,18 @@ def torch_dtype(dtype: Dtype) -> Any:
     return getattr(torch, _NAMES[dtype])
 
 
+def bf16_of(tensor: Tensor) -> Any:
+    """The BF16 dtype of an FP32 tensor's own library; None for another dtype. ImportError where numpy has none."""
+    if cached_dtype(tensor.dtype) != Dtype.F32:
+        return None
+    if is_torch(tensor):
+        return torch_dtype(Dtype.BF16)
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def view_of(tensor: Tensor, name: str = "") -> View:
     """Describes a torch tensor or numpy array. TypeError for anything else.
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 import os
 import threading
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, get_args
 
@@ -26,7 +26,8 @@ import grpc
 from . import _rpc, _wire, memory
 from .adapters import Choice as AdapterChoice
 from .adapters import Merged
-from .catalog import hash_text, tensor_message
+from .arguments import check_callable, check_choice, check_seconds, check_text, whole_number
+from .catalog import Dtype
 from .changes import Watched
 from .errors import (
     AgentUnavailable,
@@ -39,32 +40,23 @@ from .errors import (
     WsyncError,
 )
 from .held import Held
+from .ownership import OfOneProcess
 from .publication import Publication
+from .registration import Registration, chunked, entry_of, messages_of, registration_from
+from .replicas import ready_replicas, too_few
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
-from .tensors import Addresses, Tensor, Tensors, check_pair, garbage_free, named, once, plain, to_the_end, why_unreadable
-from .weights import CopyPolicy, Tie, Weight, check_choice, collect, copy_into, held_by, lend, refresh
+from .tensors import Addresses, Tensor, Tensors, bf16_of, check_pair, garbage_free, named, once, plain, to_the_end, why_unreadable
+from .weights import Cast, CopyPolicy, Weight, collect, copy_into, held_by, lend, refresh
+
+_log = logging.getLogger("wsync")
 
 # For an agent that is back to take the registration again: the five seconds that one which is stopped may cost.
 _AGAIN_TIMEOUT = 5.0
+_LOOK = 0.1  # seconds between looks at who is ready
 _SLICE = 0.2  # seconds that a thread which waits for its agent may go on after `unregister`
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What the agent made of the registered weights."""
-
-    tensors: int
-    quantized_tensors: int
-    payload_bytes: int  # per replica and version
-    wire_bytes: int
-    buckets: int
-    plan_hash: str
-    committed_version: int  # what the group has already (0: nothing): publish a higher one
-    tied: dict[str, str]  # left-out name -> the name whose memory it shares
-    copied: tuple[str, ...]  # sent from a copy that publish refreshes
-
-
-class Trainer:
+class Trainer(OfOneProcess):
     """One trainer agent's client. Methods may be called from any thread, one at a time; publications from any."""
 
     def __init__(
@@ -79,6 +71,9 @@ class Trainer:
         `reconnect_timeout`: seconds that a publish waits for an agent that died to come back. By default a dead agent
         costs the trainer less than a second; more is for supervisors that take longer, and keeps the trainer waiting.
         """
+        check_text("socket", socket)
+        check_seconds("timeout", timeout)
+        check_seconds("reconnect_timeout", reconnect_timeout)
         self._connection = _rpc.Connection(socket, "wsync-trainer")
         self._stub = _wire.TrainerStub(self._connection.channel)
         self._timeout = timeout
@@ -107,7 +102,7 @@ class Trainer:
         *,
         rename: Callable[[str], str | None] | None = None,
         copy: CopyPolicy = "never",
-        cast: Callable[[str, Tensor], Any] | None = None,
+        cast: Cast | None = None,
         tied: Literal["first", "all"] = "first",
         adapters: AdapterChoice = "merged",
         modules_to_not_convert: tuple[str, ...] | list[str] = (),
@@ -128,8 +123,9 @@ class Trainer:
         is published (else UnmergedAdapters); "base": the base weights, not looked at; "only": the one active adapter
         alone, as PEFT's `save_pretrained` names it.
 
-        `rename(name)` is given that name and gives another, None leaves the tensor out. `cast(name, tensor)`
-        gives a dtype to send a copy in, or None: for FP32 masters of weights that stay unquantized.
+        `rename(name)` is given that name and gives another, None leaves the tensor out. `cast(name, tensor)` gives a dtype to
+        send a copy in, or None. "unquantized", for FP32 masters: as BF16 what is FP32 and would not be quantized, which the
+        agent is asked for.
 
         `copy`: "never": the agent reads the tensors themselves; private CPU tensors are moved into shared memory
         (their `.data`). "if_needed": what cannot be lent (non-contiguous, private numpy) is copied, and copied again
@@ -157,7 +153,7 @@ class Trainer:
         tensors: Tensors,
         rename: Callable[[str], str | None] | None,
         copy: CopyPolicy,
-        cast: Callable[[str, Tensor], Any] | None,
+        cast: Cast | None,
         tied: str,
         adapters: AdapterChoice,
         modules_to_not_convert: tuple[str, ...] | list[str],
@@ -167,6 +163,12 @@ class Trainer:
         check_choice("copy", copy, get_args(CopyPolicy))
         check_choice("tied", tied, ("first", "all"))
         check_choice("adapters", adapters, get_args(AdapterChoice))
+        check_callable("rename", rename)
+        if isinstance(cast, str):
+            check_choice("cast", cast, ("unquantized",))
+        else:
+            check_callable("cast", cast)
+        check_seconds("timeout", timeout)
         if isinstance(modules_to_not_convert, str):
             raise TypeError(f"modules_to_not_convert {modules_to_not_convert!r}: expected a list of names")
         self._connection.check_open("register")
@@ -175,11 +177,13 @@ class Trainer:
                 weights, ties = collect(tensors, rename, tied, adapters)
                 undo.callback(weights.clear)
                 self._connection.wait(self._timeout)
+                if isinstance(cast, str):
+                    cast = self._cast_unquantized(weights, list(modules_to_not_convert), timeout)
                 lend(weights, ties, copy, cast, undo)
                 handles = memory.Handles()
                 undo.callback(handles.let_go)
                 places = [handles.locate(weight.name, weight.view) for weight in weights]
-                request = _messages(weights, places, handles, list(modules_to_not_convert), replace)
+                request = messages_of(weights, places, handles, list(modules_to_not_convert), replace)
             reply = self._adopt(request, timeout)
             undo.pop_all()
         self._weights = weights
@@ -191,8 +195,22 @@ class Trainer:
         self._adapters = Merged(tensors, adapters)
         self._devices = {weight.view.device for weight in weights}
         self._events = LentEvents(handles.uuid)
-        self._registration = _registration(reply, ties, self._copies)
+        self._registration = registration_from(reply, ties, self._copies)
+        _log.info("registered with %s: %s", self._connection.socket, self._registration)
         return self._registration
+
+    def _cast_unquantized(
+        self, weights: list[Weight], modules_to_not_convert: list[str], timeout: float
+    ) -> Callable[[str, Tensor], Any]:
+        """FP32 as BF16, but for what the agent says that it would quantize, and for scales of weights that are FP8."""
+        header = _wire.message("RegisterHeader")(
+            pid=os.getpid(), modules_to_not_convert=modules_to_not_convert, plan_only=True
+        )
+        entries = [entry_of(weight, (0, 0)) for weight in weights]
+        quantized = self._call_register(list(chunked(entries, header)), timeout).quantized
+        keep = {weights[i].name for i in quantized}
+        keep |= {weight.name + "_scale_inv" for weight in weights if weight.view.dtype == Dtype.F8_E4M3}
+        return lambda name, tensor: None if name in keep else bf16_of(tensor)
 
     def _adopt(self, request: list[Any], timeout: float) -> Any:
         """The agent's reply; from here on this is what `publish` is about."""
@@ -230,6 +248,7 @@ class Trainer:
                         self._call_unregister(again, _AGAIN_TIMEOUT)
                 else:
                     self._id = again
+                    _log.warning("%s is back: registered with it again", self._connection.socket)
             return self._id if self._era == era else ""
 
     def _register_or_keep(self, lost: str, forgotten: bool) -> str:
@@ -381,6 +400,35 @@ class Trainer:
                 next_step="give every registered copy, under the name it was registered with",
             )
 
+    # ---- waiting for others
+
+    def wait_for_replicas(self, n: int = 1, *, timeout: float = 300.0) -> tuple[str, ...]:
+        """Returns when at least `n` replicas could take a version: their agents joined, an engine is attached. Their names.
+
+        Needs registered weights, which engines wait for. DeadlineExceeded after `timeout` seconds says which replicas
+        are absent, and why; AgentUnavailable.
+        """
+        n = whole_number("n", n, 1)
+        check_seconds("timeout", timeout)
+        give_up = time.monotonic() + timeout
+        while True:
+            ready, absent = self._ready_replicas()
+            if len(ready) >= n:
+                return tuple(ready)
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise too_few(n, timeout, ready, absent)
+            time.sleep(min(_LOOK, left))
+
+    def _ready_replicas(self) -> tuple[list[str], dict[str, str]]:
+        self._connection.check_open("wait for replicas")
+        try:
+            return ready_replicas(self._stub.get_status(_wire.message("GetStatusRequest")(), timeout=self._timeout))
+        except grpc.RpcError as error:
+            raise _rpc.status_error(self._connection, error) from None
+        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+            raise self._connection.closed("wait for replicas") from None
+
     # ---- ending
 
     def unregister(self, *, timeout: float = 30.0) -> bool:
@@ -388,12 +436,16 @@ class Trainer:
 
         A publication that waits for its agent to come back ends with NotRegistered.
         """
+        check_seconds("timeout", timeout)
+        self._connection.check_process("unregister")
         if self._registration is None:
             return False
         give_up = time.monotonic() + timeout
         try:
             self._end_era("the weights were unregistered", "unregister", timeout)
-            return self._call_unregister(self._id, max(give_up - time.monotonic(), 0.0))
+            aborted = self._call_unregister(self._id, max(give_up - time.monotonic(), 0.0))
+            _log.info("unregistered from %s%s", self._connection.socket, ": a version was aborted" if aborted else "")
+            return aborted
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 return False  # the agent let go of it already
@@ -424,8 +476,10 @@ class Trainer:
     def close(self) -> None:
         """Unregisters, as far as the agent is there, and closes the connection.
 
-        What other threads wait for ends with ClientClosed.
+        What other threads wait for ends with ClientClosed. In a forked child it does nothing.
         """
+        if self._connection.is_elsewhere:
+            return
         self._connection.is_closed = True
         try:
             self.unregister(timeout=5.0)
@@ -457,49 +511,3 @@ def _current(stream: Stream) -> Any:
     import torch
 
     return torch.cuda.stream(stream)
-
-
-def _messages(
-    weights: list[Weight],
-    places: list[tuple[int, int]],
-    handles: memory.Handles,
-    modules_to_not_convert: list[str],
-    replace: bool,
-) -> list[Any]:
-    header = _wire.message("RegisterHeader")(
-        pid=os.getpid(),
-        handles=handles.messages(),
-        replace=replace,
-        modules_to_not_convert=modules_to_not_convert,
-        tensors=len(weights),
-    )
-    registered = _wire.message("RegisteredTensor")
-    entries = [
-        registered(
-            tensor=tensor_message(weight.name, weight.view.dtype, weight.view.shape), handle=handle, offset_bytes=offset
-        )
-        for weight, (handle, offset) in zip(weights, places, strict=True)
-    ]
-    return list(_chunks(entries, header))
-
-
-def _chunks(entries: list[Any], header: Any) -> Iterator[Any]:
-    request = _wire.message("RegisterRequest")
-    step = _rpc.TENSORS_PER_MESSAGE
-    yield request(header=header, tensors=entries[:step])
-    for begin in range(step, len(entries), step):
-        yield request(tensors=entries[begin : begin + step])
-
-
-def _registration(reply: Any, ties: list[Tie], copies: list[Weight]) -> Registration:
-    return Registration(
-        tensors=reply.tensors,
-        quantized_tensors=reply.quantized_tensors,
-        payload_bytes=reply.payload_bytes,
-        wire_bytes=reply.wire_bytes,
-        buckets=reply.buckets,
-        plan_hash=hash_text(reply.plan_hash),
-        committed_version=reply.committed.version,
-        tied={tie.name: tie.weight.name for tie in ties if tie.name != tie.weight.name},
-        copied=tuple(weight.name for weight in copies),
-    )

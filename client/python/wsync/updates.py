@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from . import _rpc, _wire
+from .arguments import check_callable, check_seconds
 from .catalog import Timings, hash_text, output_from, timings_from
 from .errors import AgentUnavailable, ClientClosed, DeadlineExceeded, NotAttached, TornUpdate, WsyncError
 from .layer_window import Layer, LayerWindow, WantedLayer
+from .ownership import OfOneProcess
 from .stream_events import Stream, StreamOrder
 
 if TYPE_CHECKING:
@@ -63,8 +65,14 @@ class Outcome:
     # False: applied on a stream. That it succeeded is told by `Rollout.confirm` or `updates`; the digest is "" until then.
     confirmed: bool = True
 
+    def __str__(self) -> str:
+        if not self.applied:
+            return f"version {self.version} was not applied: {self.reason}"
+        paused = "" if self.timings is None else f", paused for {self.timings.pause_ms:.1f} ms"
+        return f"version {self.version} applied: content {self.content_digest[:8]}{paused}"
 
-class Update:
+
+class Update(OfOneProcess):
     """One version that waits for the engine to pause."""
 
     def __init__(self, rollout: Rollout, event: Event) -> None:
@@ -107,6 +115,7 @@ class Update:
         lock (torch's own do not). StreamUnsupported: the engine's memory lies on the CPU, or this GPU's driver cannot
         let a stream wait.
         """
+        check_callable("on_layer", on_layer)
         steps = self._follow(timeout, stream)
         with contextlib.closing(steps):
             for layer in steps:
@@ -136,6 +145,8 @@ class Update:
 
     def _follow(self, timeout: float, stream: Stream | None) -> Generator[Layer, None, None]:
         rollout = self._rollout
+        check_seconds("timeout", timeout)
+        rollout._connection.check_process(f"version {self.version}")
         if self.outcome is not None:
             return
         rollout._check_attached(f"version {self.version}")

@@ -18,6 +18,7 @@ from .tensors import Tensor, Tensors, View, cached_dtype, check_readable, check_
 from .whole import check_kept
 
 CopyPolicy = Literal["never", "if_needed", "always"]
+Cast = Callable[[str, Tensor], Any] | Literal["unquantized"]
 
 
 @dataclass(slots=True)
@@ -56,11 +57,6 @@ class Tie:
     def apart(self) -> bool:
         """A tensor of its own, that could be moved alone."""
         return self.home is not self.weight.home
-
-
-def check_choice(argument: str, given: Any, choices: tuple[str, ...]) -> None:
-    if given not in choices:
-        raise ValueError(f"{argument}={given!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def collect(

@@ -9,6 +9,7 @@ The scheduler runs it between forward passes, so nothing reads the weights meanw
 reports failure where requests still run then: pause_generation() first, or flush_cache=False. Versions without
 begin_weight_update need no session. `selector="target"` (update_weights_from_tensor has it too, not on every entry point)
 leaves a draft model alone: there is one agent per worker, and the draft's weights are not in the plan.
+An error of `load` ends the server, as SGLang has it for any loader's: its log has the text, with names and the next step.
 WSYNC_ROLLOUT_SOCKET names one rollout agent per worker: "unix:///run/wsync/rollout-{rank}.sock".
 
 Checked against SGLang 0.5.23 (tests/engines, on a CPU that SGLang takes for an H100): Qwen2, Qwen3-MoE and DeepSeek-V3

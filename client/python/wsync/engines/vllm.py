@@ -8,7 +8,8 @@
 One rollout agent per worker. A worker runs either a forward pass or an RPC, never both: inside `wsync_apply` nothing
 reads the weights. The KV cache keeps what older weights computed: reset_prefix_cache() is the caller's decision. With
 AsyncLLM, whose collective_rpc is awaited, call "wsync_attach", "wsync_poll" and "wsync_apply" yourself, the last between
-pause_generation(mode="keep") and resume_generation().
+pause_generation(mode="keep") and resume_generation(): `remote_errors.values(await llm.collective_rpc("wsync_call",
+args=("wsync_apply", 120.0)))` keeps the type of an error, and its names, which vLLM makes a text of.
 
 vLLM prefers DeepGEMM on Hopper and rounds scales for it: VLLM_USE_DEEP_GEMM_E8M0=0 before it loads, or recipe.scale: pow2
 on the trainer agent; else attaching is refused.
@@ -26,6 +27,7 @@ from typing import Any
 from ..errors import UnsupportedLayout
 from .live import Live, check_stage, dequantized, not_in
 from .mapping import VLLM, Sharding
+from .remote_errors import answer, values
 
 # Backends whose live weights are the checkpoint's bytes, and what to set instead of the others.
 _PLAIN_LINEAR = {
@@ -186,17 +188,31 @@ class WorkerExtension:
     def wsync_detach(self) -> None:
         self._wsync.close()
 
+    def wsync_call(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """One of the methods above; its value or its error as plain data, for `remote_errors.values`.
+
+        What a method raises, vLLM's engine process hands on as text.
+        """
+        if not method.startswith("wsync_"):
+            raise ValueError(f"{method!r} is none of wsync's methods")
+        return answer(lambda: getattr(self, method)(*arguments))
+
+
+def call(llm: Any, method: str, *arguments: Any) -> list[Any]:
+    """What each worker's `wsync_...` method returns. Errors of this package are raised as they were there."""
+    return values(llm.collective_rpc("wsync_call", args=(method, *arguments)))
+
 
 def attach(llm: Any, socket: str = "unix:///run/wsync/rollout-{rank}.sock", timeout: float = 60.0) -> int:
     """Attaches every worker of an `LLM` (or engine with `collective_rpc`); bytes per version of all of them."""
-    return sum(llm.collective_rpc("wsync_attach", args=(socket, timeout)))
+    return sum(call(llm, "wsync_attach", socket, timeout))
 
 
 def update(llm: Any, timeout: float = 120.0) -> int:
     """If a version waits for all workers, applies it on all of them; the version, or 0 for none."""
-    if not all(llm.collective_rpc("wsync_poll")):
+    if not all(call(llm, "wsync_poll")):
         return 0
-    versions = set(llm.collective_rpc("wsync_apply", args=(timeout,)))
+    versions = set(call(llm, "wsync_apply", timeout))
     if len(versions) != 1:
         raise UnsupportedLayout(
             f"workers of one engine serve versions {sorted(versions)}",
