@@ -11,6 +11,9 @@
 namespace wsync {
 namespace {
 
+// More than the largest models in the smallest buckets; each takes 80 bytes on every agent.
+constexpr int64_t kMaxPieces = int64_t{64} << 20;
+
 constexpr int64_t kScaleBytes = 4;   // fp32
 constexpr int64_t kDigestBytes = 8;  // u64
 
@@ -238,6 +241,11 @@ absl::StatusOr<std::shared_ptr<const Plan>> Plan::Create(std::shared_ptr<const C
     return absl::InvalidArgumentError(absl::StrCat("plan: a bucket size of ", bucket_bytes, " bytes is outside [",
                                                    kMinBucketBytes, ", ", kMaxBucketBytes, "]; the default is ",
                                                    kDefaultBucketBytes));
+  }
+  if (catalog->total_bytes() / bucket_bytes > kMaxPieces) {
+    return absl::InvalidArgumentError(absl::StrCat("plan: ", catalog->total_bytes(), " bytes of tensors in buckets of ",
+                                                   bucket_bytes, " bytes are more than ", kMaxPieces,
+                                                   " pieces; raise transfer.bucket_bytes"));
   }
   return PlanBuilder(std::move(catalog), rules, bucket_bytes).Build();
 }

@@ -70,8 +70,8 @@ struct Output {
 
 class Plan {
  public:
-  // INVALID_ARGUMENT: bad rules, bucket_bytes outside [kMinBucketBytes, kMaxBucketBytes], a scale tensor's name that
-  // the catalog has already (named). Time and memory are O(tensors + pieces): 1,000,000 tensors take seconds.
+  // INVALID_ARGUMENT: bad rules, bucket_bytes outside [kMinBucketBytes, kMaxBucketBytes] or far too small, a name of
+  // scales that the catalog has already. Time and memory are O(tensors + pieces): 1,000,000 tensors take seconds.
   static absl::StatusOr<std::shared_ptr<const Plan>> Create(std::shared_ptr<const Catalog> catalog,
                                                             const RecipeRules& rules, int64_t bucket_bytes);
 

@@ -31,8 +31,8 @@ absl::Status AtHandle(size_t handle, const absl::Status& why, const std::vector<
   return absl::Status(why.code(), absl::StrCat(at, ": ", std::string(why.message())));
 }
 
-absl::StatusOr<const std::byte*> Locate(const Tensor& tensor, const TensorPlace& place,
-                                        const std::vector<std::unique_ptr<Buffer>>& buffers) {
+absl::StatusOr<const std::byte*> AddressOf(const Tensor& tensor, const TensorPlace& place,
+                                           const std::vector<std::unique_ptr<Buffer>>& buffers) {
   if (place.handle >= buffers.size()) {
     return absl::InvalidArgumentError(absl::StrCat("tensor '", tensor.name, "' lies in memory handle ", place.handle,
                                                    ", but only ", buffers.size(), " were registered"));
@@ -55,15 +55,31 @@ absl::StatusOr<const std::byte*> Locate(const Tensor& tensor, const TensorPlace&
   return address;
 }
 
+absl::StatusOr<std::shared_ptr<const Catalog>> CatalogOf(RegistrationRequest& request) {
+  auto catalog = Catalog::Create(std::move(request.tensors));
+  if (!catalog.ok()) return catalog.status();
+  return std::make_shared<const Catalog>(*std::move(catalog));
+}
+
+absl::StatusOr<std::shared_ptr<const Plan>> PlanOf(std::shared_ptr<const Catalog> catalog,
+                                                   const RegistrationRequest& request, RecipeRules rules,
+                                                   int64_t bucket_bytes) {
+  auto& keep = rules.modules_to_not_convert;
+  keep.insert(keep.end(), request.modules_to_not_convert.begin(), request.modules_to_not_convert.end());
+  auto plan = Plan::Create(std::move(catalog), rules, bucket_bytes);
+  if (!plan.ok()) return plan;
+  absl::Status mixed = CheckOneScheme((*plan)->catalog(), (*plan)->rules(), (*plan)->recipes());
+  if (!mixed.ok()) return mixed;
+  return plan;
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const Plan>> PlanOf(RegistrationRequest& request, RecipeRules rules,
                                                    int64_t bucket_bytes) {
-  auto catalog = Catalog::Create(std::move(request.tensors));
+  auto catalog = CatalogOf(request);
   if (!catalog.ok()) return catalog.status();
-  auto& keep = rules.modules_to_not_convert;
-  keep.insert(keep.end(), request.modules_to_not_convert.begin(), request.modules_to_not_convert.end());
-  return Plan::Create(std::make_shared<const Catalog>(*std::move(catalog)), rules, bucket_bytes);
+  return PlanOf(*std::move(catalog), request, std::move(rules), bucket_bytes);
 }
 
 absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(RegistrationRequest request, RecipeRules rules,
@@ -77,25 +93,30 @@ absl::StatusOr<std::shared_ptr<const Registration>> Registration::Create(Registr
   if (!owner.ok()) return owner.status();
   registration->owner_ = *std::move(owner);
 
-  auto plan = PlanOf(request, std::move(rules), bucket_bytes);
+  auto created = CatalogOf(request);
+  if (!created.ok()) return created.status();
+  // Before the plan, which takes time and memory for every byte that is claimed: now they are known to be there.
+  if (absl::Status status = registration->Locate(**created, request, memory); !status.ok()) return status;
+  auto plan = PlanOf(*created, request, std::move(rules), bucket_bytes);
   if (!plan.ok()) return plan.status();
   registration->plan_ = *std::move(plan);
-  const Plan& made = *registration->plan_;
-  if (absl::Status s = CheckOneScheme(made.catalog(), made.rules(), made.recipes()); !s.ok()) return s;
+  return registration;
+}
 
-  const std::vector<Tensor>& tensors = registration->plan_->catalog().tensors();
+absl::Status Registration::Locate(const Catalog& catalog, const RegistrationRequest& request, Memory& memory) {
+  const std::vector<Tensor>& tensors = catalog.tensors();
   for (size_t i = 0; i < request.handles.size(); ++i) {
     auto buffer = memory.Open(request.handles[i], Access::kRead);
     if (!buffer.ok()) return AtHandle(i, buffer.status(), tensors, request.places);
-    registration->buffers_.push_back(*std::move(buffer));
+    buffers_.push_back(*std::move(buffer));
   }
-  registration->addresses_.reserve(tensors.size());
+  addresses_.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    auto address = Locate(tensors[i], request.places[i], registration->buffers_);
+    auto address = AddressOf(tensors[i], request.places[i], buffers_);
     if (!address.ok()) return address.status();
-    registration->addresses_.push_back(*address);
+    addresses_.push_back(*address);
   }
-  return registration;
+  return absl::OkStatus();
 }
 
 PlanInfo InfoOf(const Plan& plan) {

@@ -55,6 +55,8 @@ class Registration {
 
  private:
   Registration() = default;
+  // Opens the memory, and finds every tensor in it.
+  absl::Status Locate(const Catalog& catalog, const RegistrationRequest& request, Memory& memory);
   std::string id_;
   std::shared_ptr<const Plan> plan_;
   std::unique_ptr<ClientProcess> owner_;

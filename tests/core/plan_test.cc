@@ -330,6 +330,15 @@ TEST(Plan, RefusesBadInputs) {
   EXPECT_THAT(error(channel, kMinBucketBytes), HasSubstr("glob '['"));
 }
 
+// They were made one by one, until there was no memory left.
+TEST(Plan, MorePiecesThanAnAgentCanHoldAreRefusedBeforeAnyIsMade) {
+  std::vector<Tensor> tensors;
+  for (int i = 0; i < 100; ++i) tensors.push_back({absl::StrCat("a", i), Dtype::kBF16, {int64_t{1} << 37, 16}});
+  const auto plan = Plan::Create(MakeCatalog(std::move(tensors)), {}, kMinBucketBytes);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("raise transfer.bucket_bytes"));
+}
+
 TEST(Plan, AMillionTensorsTakeSeconds) {
   std::vector<Tensor> tensors;
   for (int i = 0; i < 1'000'000; ++i) {
