@@ -159,6 +159,15 @@ def test_checkpoints_that_are_fp8_already_pass_through_with_their_config(
     assert (fp8 / "config.json").read_bytes() == (tmp_path / "before" / "config.json").read_bytes()
 
 
+def test_an_export_of_fp8_weights_without_their_config_says_what_is_missing(agents: Cluster, tmp_path: Path) -> None:
+    families.save("qwen3", tmp_path / "bf16")
+    agents.wsync("quantize", str(tmp_path / "bf16"), str(tmp_path / "fp8"))
+    published(agents, tmp_path / "fp8", tmp_path / "exported")
+    export = [BIN / "wsync", "export", "--out", tmp_path / "bare", "--socket", agents.socket("rollout-0")]
+    done = subprocess.run(export, capture_output=True, text=True, timeout=60, check=True)
+    assert "does not say so: give their own checkpoint as --like" in done.stderr
+
+
 def gpt_oss(experts: int = 2, hidden: int = 256) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """As published: MXFP4 experts, and a list with globs."""
     prefix = "model.layers.0."
