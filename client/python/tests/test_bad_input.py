@@ -125,11 +125,13 @@ def test_impossible_catalogs_are_refused_with_names(trainer: wsync.Trainer, clus
     with pytest.raises(wsync.CatalogMismatch):
         trainer.register({"n" * 600: weights["x.weight"]})
     with pytest.raises(TypeError, match="'x'.*complex"):
-        trainer.register({"x": np.zeros(3, np.complex64)})
+        trainer.register({"x": np.zeros(3, np.complex128)})
     with pytest.raises(TypeError, match="'x'.*list"):
         trainer.register({"x": [1, 2]})
     with pytest.raises(TypeError, match="'x'.*complex"):
-        trainer.register({"x": np.zeros(3)}, cast=lambda name, array: np.dtype(np.complex64))
+        trainer.register({"x": np.zeros(3)}, cast=lambda name, array: np.dtype(np.complex128))
+    with pytest.raises(TypeError, match="'x'.*imaginary"):
+        trainer.register({"x": np.zeros(3, np.complex64)}, cast=lambda name, array: np.dtype(np.float32))
     with pytest.raises(TypeError, match="expected .name, tensor. pairs"):
         trainer.register(list(weights.values()))
     with pytest.raises(TypeError, match="5"):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from . import memory
 from .adapters import Choice
 from .conversions import Part
+from .catalog import Dtype
 from .errors import CatalogMismatch, MemoryNotShareable
 from .held import Held
 from .names import Live, live
@@ -269,7 +270,8 @@ def held_by(tensors: Tensors, weights: list[Weight], ties: list[Tie]) -> Held | 
 def copy_into(lent: Tensor, tensor: Tensor, name: str) -> None:
     """CatalogMismatch for another shape, TypeError for what is no tensor, MemoryNotShareable for one without values."""
     check_type(tensor, name)
-    cached_dtype(tensor.dtype, name)
+    if cached_dtype(tensor.dtype, name) is Dtype.C64 and cached_dtype(lent.dtype, name) is not Dtype.C64:
+        raise TypeError(f"'{name}' holds complex numbers: as {lent.dtype} they would lose their imaginary parts")
     if getattr(tensor, "is_meta", False):
         raise _no_values(name)
     if tuple(lent.shape) != tuple(tensor.shape):
