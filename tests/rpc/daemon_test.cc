@@ -188,17 +188,25 @@ TEST_F(DaemonTest, BadFlagsExitWithTwo) {
   ChildProcess bad_value(Command({"--transfer.ring_slots=-1"}));
   EXPECT_EQ(bad_value.WaitForExit(), 2);
   EXPECT_EQ(bad_value.output(),
-            "wsync-test: bad configuration:\nflag --transfer.ring_slots: \"-1\" is out of range; expected 2 to 64\n");
+            "wsync-test: bad configuration:\n  flag --transfer.ring_slots: \"-1\" is out of range; expected 2 to 64\n");
 }
 
 TEST_F(DaemonTest, ABadConfigurationExitsWithTwoAndNamesEveryProblem) {
   const std::string file = dir_.Write("c.yaml", "jbo: a\nlog:\n  level: loud\n");
   ChildProcess daemon(Command({"--config", file}));
   EXPECT_EQ(daemon.WaitForExit(), 2);
-  EXPECT_EQ(daemon.output(), "wsync-test: bad configuration:\n" + file +
-                                 ":1: unknown key \"jbo\"; did you mean \"job\"?\n" + file +
+  EXPECT_EQ(daemon.output(), "wsync-test: bad configuration:\n  " + file +
+                                 ":1: unknown key \"jbo\"; did you mean \"job\"?\n  " + file +
                                  ":3: log.level: \"loud\" is unknown; expected one of: trace, debug, info, warn, "
                                  "error\n");
+}
+
+// A file's bytes are not typed at the terminal of who starts a daemon with it.
+TEST_F(DaemonTest, WhatAConfigurationHoldsIsShownEscaped) {
+  ChildProcess daemon(Command({"--config", dir_.Write("c.yaml", "\"j\\e[2J\\u202Ebo\": a\n")}));
+  EXPECT_EQ(daemon.WaitForExit(), 2);
+  EXPECT_THAT(daemon.output(), HasSubstr("unknown key"));
+  for (const char* raw : {"\x1b", "\u202E"}) EXPECT_EQ(daemon.output().find(raw), std::string::npos);
 }
 
 TEST_F(DaemonTest, AnUnwritableLogFileExitsWithTwo) {
