@@ -22,8 +22,6 @@ std::string_view LeafOf(std::string_view name) { return name.substr(name.rfind('
 
 bool NamesScale(std::string_view name) { return LeafOf(name).find("scale") != std::string_view::npos; }
 
-bool IsFp8(Dtype dtype) { return dtype == Dtype::kF8E4M3 || dtype == Dtype::kF8E5M2; }
-
 // Modules that have a scale, with one of them.
 using Scales = absl::flat_hash_map<std::string_view, const Tensor*>;
 
