@@ -38,7 +38,10 @@ Coordinator::Impl::Impl(CoordinatorOptions options, absl::Time now)
 Actions Coordinator::Impl::Step(absl::Time now, const Event& event) {
   still_ = ticking_ ? now - now_ : absl::ZeroDuration();
   now_ = std::max(now_, now);
-  if (still_ > kUnread) group_.Forgive(now_);
+  if (still_ > kUnread) {
+    group_.Forgive(now_);
+    stood_still_ = now_;
+  }
   if (still_ > options_.heartbeat_timeout / 2) all_back_ = now_ + kReturnGrace;
   out_.clear();
   std::visit([this](const auto& what) { On(what); }, event);
@@ -225,9 +228,11 @@ void Coordinator::Impl::On(const event::Joined& event) {
     LoseMember(*verdict.former, "replaced by a newer connection of the same name");
   }
   Member& member = group_.Add(now_, event.member, event.info);
+  fences_.Joined(event.info.name, event.info.incarnation);
+  member.fenced = fences_.WhyFenced(event.info.name);
   if (!plan_.has_value()) member.reason = kNoCatalog;
   former_group_ = std::max<int64_t>(former_group_, event.info.group);
-  AdoptServing(member);
+  NoteClaim(member, event.info.serving);
   out_.push_back(action::SendWelcome{event.member, committed_});
   if (plan_.has_value()) out_.push_back(action::SendCatalog{event.member});
   Log(action::Log::kInfo, absl::StrFormat("%s joined from %s, pid %d, serving version %d", Describe(member),
@@ -241,7 +246,6 @@ void Coordinator::Impl::On(const event::ReadyChanged& event) {
   const std::string former_reason = std::exchange(member->reason, event.ready ? "" : event.reason);
   member->engine = event.engine;
   member->torn = event.torn;
-  member->info.serving = event.serving;
   if (event.ready && !event.torn && event.serving == committed_) member->last_error.clear();
   if (event.ready && !plan_.has_value()) {
     member->reason = kNoCatalog;
@@ -258,21 +262,7 @@ void Coordinator::Impl::On(const event::ReadyChanged& event) {
     Log(was_ready ? action::Log::kWarn : action::Log::kInfo,
         absl::StrCat(Describe(*member), " is not ready: ", member->reason));
   }
-  AdoptServing(*member);
-}
-
-// After a restart of the coordinator the members know best how far the versions had got.
-void Coordinator::Impl::AdoptServing(const Member& member) {
-  if (member.info.serving.version <= committed_.version) return;
-  committed_ = member.info.serving;
-  Log(action::Log::kInfo,
-      absl::StrFormat("%s serves version %d, so that is the committed one", Describe(member), committed_.version));
-  if (!publish_.has_value() || publish_->decided || publish_->version > committed_.version) return;
-  if (publish_->version == committed_.version && (!publish_->content || *publish_->content == committed_)) return;
-  AbortPublish(absl::FailedPreconditionError(absl::StrFormat(
-      "version %d cannot be committed: %s joined and serves version %d with digest %s; versions only grow: "
-      "publish %d or higher",
-      publish_->version, Describe(member), committed_.version, committed_.digest.ShortHex(), committed_.version + 1)));
+  NoteClaim(*member, event.serving);
 }
 
 void Coordinator::Impl::On(const event::HeartbeatSeen& event) {
@@ -302,6 +292,8 @@ void Coordinator::Impl::On(const event::Applied& event) {
     return;  // of a former epoch, or never asked for
   }
   if (event.digest == member->applies->digest) {
+    // That it takes a version alone does not show that it holds up nobody.
+    if (round_.has_value() && round_->Has(event.member)) fences_.Applied(member->info.name);
     member->info.serving = *member->applies;
     member->torn = false;
     member->last_error.clear();
@@ -334,6 +326,7 @@ void Coordinator::Impl::On(const event::Left& event) {
   if (member == nullptr) return;
   Log(action::Log::kInfo, absl::StrCat(Describe(*member), " left: ", event.reason));
   group_.Remove(event.member);
+  Recall();
   TellRounds({{event.member, absl::StrCat("left: ", event.reason)}});
 }
 
@@ -356,6 +349,7 @@ void Coordinator::Impl::ListAsLost(MemberId id, const std::string& reason) {
   }
   Log(action::Log::kWarn, absl::StrCat("lost ", Describe(*member), ": ", detail));
   group_.Lose(now_, id, detail);
+  Recall();
 }
 
 // ---- status

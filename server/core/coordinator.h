@@ -1,21 +1,23 @@
 // The coordinator's mind: membership, rounds, commit decisions. (now, event) -> actions, nothing else.
 //
-// Pure: no clock, no I/O, no threads, no randomness (session tokens come from an injected generator). The shell
-// (server/trainer/coordinator_service) feeds it events under a lock and carries out the actions outside of it, in
-// order. The same object runs in the simulator.
+// Pure: no clock, no I/O, no threads, no randomness (what is not in an event comes from injected functions). One thread
+// of the shell feeds it events and carries out its actions, in order (server/trainer/control_loop). The same object
+// runs in the simulator.
 //
-// Rules it keeps (DESIGN §6): versions only grow; all replicas of a round switch or none (policy), those left out are
-// fenced until they took a complete version; every wait has a deadline; messages of an old epoch change nothing.
+// Rules it keeps (proto/README.md): versions only grow; all replicas of a round switch or none (policy), those left out
+// serve what they have until they took a complete version; every wait has a deadline; messages of an old epoch change
+// nothing. What a member says is believed as far as it can be checked: of itself, and not against others; who costs two
+// versions in a row is fenced (fences.h).
 //
 // What it relies on:
 // - Of the shell: a member's messages arrive in order, and Tick comes soon after NextDeadline(). A StartSource with
 //   encode for the version that is being encoded already means: go on. PublishDone answers all who wait for the
 //   version.
-// - Of a sink: it gives up what it has not been told to commit when its stream ends; it answers a commit with Applied
-// or
-//   Failed, however late (until then it is asked for nothing else), and says Ready again when what it serves changed
-//   without being asked on this stream. Torn is for live destinations; a failed transport is UNAVAILABLE, CANCELLED,
-//   ABORTED or DEADLINE_EXCEEDED in phase connect or receive, damaged bytes are DATA_LOSS: both are tried again.
+// - Of a sink, for a version to reach it: it gives up what it has not been told to commit when its stream ends; it
+//   answers a commit with Applied or Failed, however late (until then it is asked for nothing else), and says Ready
+//   again when what it serves changed without being asked on this stream. Torn is for live destinations; a failed
+//   transport is UNAVAILABLE, CANCELLED, ABORTED or DEADLINE_EXCEEDED in phase connect or receive, damaged bytes are
+//   DATA_LOSS: both are tried again.
 #ifndef WSYNC_SERVER_CORE_COORDINATOR_H_
 #define WSYNC_SERVER_CORE_COORDINATOR_H_
 
@@ -46,6 +48,10 @@ struct CoordinatorOptions {
   bool source_retains = true;  // source mode `full`: a committed version can be sent again
   std::string backend = "host";
   std::function<std::string()> new_session_token;  // unguessable in the daemon, counted in tests
+  // What one sink proves with that it is its rank of this session; null: with the session's token.
+  std::function<std::string(const std::string& session)> new_rank_token;
+  // What the source sees of the sinks of this epoch, by rank; none: its data plane cannot tell. Null: likewise.
+  std::function<std::optional<std::vector<PeerProgress>>(uint64_t epoch)> peers;
 };
 
 class Coordinator {

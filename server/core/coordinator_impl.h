@@ -1,5 +1,6 @@
-// The state behind Coordinator, and its three concerns, one .cc file each: membership (coordinator.cc), the publish in
-// flight (publish.cc), catch-up of replicas that were left out (catch_up.cc). Included by those only.
+// The state behind Coordinator, and its concerns, one .cc file each: membership (coordinator.cc), what members say that
+// they serve and who is to blame (belief.cc), the publish in flight (publish.cc) and whether it may be
+// (publish_check.cc), catch-up of replicas that were left out (catch_up.cc). Included by those only.
 //
 // A step sets now_, collects actions in out_, and ends with Advance(), which does what time or the event made due.
 #ifndef WSYNC_SERVER_CORE_COORDINATOR_IMPL_H_
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "server/core/coordinator.h"
+#include "server/core/fences.h"
 #include "server/core/group.h"
 #include "server/core/round.h"
 
@@ -41,10 +43,11 @@ struct RunningPublish {
 // that one: opening a session costs a backend up to half a second, a kept one nothing.
 struct KeptSession {
   std::string token;
-  std::vector<MemberId> members;  // ranks 1, 2, ...
-  uint64_t epoch = 0;             // of the round that uses it, or used it last
-  bool sent = false;              // the source put everything on the wire
-  bool applied = false;           // every member took everything
+  std::vector<std::string> rank_tokens;  // of its members
+  std::vector<MemberId> members;         // ranks 1, 2, ...
+  uint64_t epoch = 0;                    // of the round that uses it, or used it last
+  bool sent = false;                     // the source put everything on the wire
+  bool applied = false;                  // every member took everything
   bool Serves(const std::vector<MemberId>& wanted) const {
     return sent && applied && !wanted.empty() && wanted == members;
   }
@@ -70,6 +73,8 @@ class Coordinator::Impl {
   void On(const event::Left& event);
   void On(const event::Lost& event);
   void On(const event::Tick&) {}
+  // ---- belief.cc
+  void On(const event::Unfence& event);
   // ---- publish.cc
   void On(const event::Publish& event);
   void On(const event::CallersGone& event);
@@ -86,13 +91,20 @@ class Coordinator::Impl {
   void TellRounds(const std::vector<event::Lost>& losses);
   void LoseMember(MemberId id, const std::string& reason);
   void ListAsLost(MemberId id, const std::string& reason);
-  void AdoptServing(const Member& member);
   static void NotePhase(Member& member, MemberPhase phase);
   void LeaveRound(Member& member);
   template <typename Call>
   void InRoundOf(MemberId member, Call call);
   void Take(Actions actions);
   void Log(action::Log::Severity severity, std::string text);
+
+  // ---- belief.cc
+  void Recall();
+  void NoteClaim(Member& member, const ServedVersion& serving);
+  bool Recalling() const;
+  bool OthersRemain(const std::string& replica) const;
+  bool Blame(const Round& round);
+  void Fence(Member& member);
 
   // ---- publish.cc
   absl::Duration StageBudget() const;  // for the bytes of one version
@@ -102,6 +114,8 @@ class Coordinator::Impl {
   bool StoodStill() const;  // so long that its callers may have given up
   void CallOff();
   absl::Status CheckPublish(uint64_t version) const;
+  absl::Status OlderThanCommitted(uint64_t version) const;
+  void MeetCommitted();
   std::vector<Group::Replica> Candidates() const;
   absl::Time Grace() const;
   absl::Time FormerGroupBack() const;
@@ -113,7 +127,9 @@ class Coordinator::Impl {
   void KeepSession(const Round& round);
   void FollowPublish();
   void Decide();
-  void RestartPublish();
+  void LosePublish();
+  void RestartPublish(bool blamed);
+  void GiveUpPublish(const absl::Status& why);
   bool AllAreReady(const Round& round) const;
   void NoteAbsent();
   void NoteTorn(ReplicaOutcome& outcome) const;
@@ -139,17 +155,20 @@ class Coordinator::Impl {
 
   CoordinatorOptions options_;
   absl::Time now_;
-  bool ticking_ = false;                        // since the step before
-  absl::Duration still_;                        // how long nothing came, though a tick was due
-  absl::Time all_back_ = absl::InfinitePast();  // who left while we stood still has joined again by then
+  bool ticking_ = false;                           // since the step before
+  absl::Duration still_;                           // how long nothing came, though a tick was due
+  absl::Time stood_still_ = absl::InfinitePast();  // last, for longer than messages may lie unread
+  absl::Time all_back_ = absl::InfinitePast();     // who left while we stood still has joined again by then
   absl::Time first_catalog_ = absl::InfiniteFuture();
   int64_t former_group_ = 0;  // sinks that an earlier coordinator had, as those say that joined since
   Actions out_;
   Group group_;
+  Fences fences_;
   uint64_t epoch_ = 0;
   std::optional<PlanInfo> plan_;
   ServedVersion committed_;
-  ServedVersion retained_;     // what the source could send again
+  bool decided_ = false;    // committed_ is known by our own decision or the trainer's bytes, not recalled from members
+  ServedVersion retained_;  // what the source could send again
   uint64_t source_epoch_ = 0;  // in which the source may still send; 0: none
   KeptSession session_;
   std::optional<RunningPublish> publish_;
@@ -162,6 +181,11 @@ class Coordinator::Impl {
   std::deque<StatusEvent> history_;
 };
 
+// What the sinks of a coordinator that was started again take to be back once they can be: by default their longest
+// pause between two attempts is 2 s.
+inline constexpr absl::Duration kRejoinGrace = absl::Milliseconds(2500);
+
+inline constexpr uint64_t kLastVersion = UINT64_MAX - 1;  // after which there is a higher one to publish
 inline constexpr char kNoCatalog[] = "no catalog: no trainer is registered";
 std::string Seconds(absl::Duration duration);  // "1.20 s"
 

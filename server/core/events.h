@@ -45,6 +45,16 @@ struct MemberInfo {
   // multiprocessors disturbs nobody, and is faster.
   bool wide = false;
   int32_t group = 0;  // sinks that were ready when the last version began that it took part in; 0: none did
+  // What only this process knows: made when it started, told to the coordinator alone, never shown. Zero: it has none.
+  Hash128 incarnation;
+  std::string peer;  // where its connection comes from, without the port; empty: unknown
+};
+
+// What the source itself sees of a sink of its session, whatever that says.
+struct PeerProgress {
+  bool connected = false;   // its end of the data plane was opened
+  bool broke_off = false;   // and went before it had everything
+  int64_t moved_bytes = 0;  // that were sent to it
 };
 
 // The plan as far as the coordinator cares.
@@ -153,14 +163,17 @@ struct Left {
 struct Lost {
   MemberId member = 0;
   std::string reason;
-};               // stream broke
-struct Tick {};  // time passed
+};  // stream broke
+struct Unfence {
+  std::string name;  // of a member, present or not; empty: all
+};                   // somebody asks; the answer is an Unfenced
+struct Tick {};      // time passed
 }  // namespace event
 
 using Event = std::variant<event::CatalogRegistered, event::CatalogGone, event::Publish, event::CallersGone,
                            event::ContentChecked, event::SourceReleased, event::SourceSent, event::SourceFailed,
                            event::Joined, event::ReadyChanged, event::HeartbeatSeen, event::Staged, event::Applied,
-                           event::Failed, event::Left, event::Lost, event::Tick>;
+                           event::Failed, event::Left, event::Lost, event::Unfence, event::Tick>;
 
 // ---- actions: what to do about it
 
@@ -221,7 +234,7 @@ struct Disconnect {
 };  // lost: close its stream if it is still open
 
 // Encode `version` unless it is retained, and broadcast it to a session of `world` ranks (the source is rank 0).
-// `wide`: MemberInfo::wide of all of them.
+// `wide`: MemberInfo::wide of all of them. Sink r of the session proves with peer_tokens[r - 1] that it is the one.
 struct StartSource {
   uint64_t epoch = 0;
   uint64_t version = 0;
@@ -229,6 +242,7 @@ struct StartSource {
   int32_t world = 0;
   bool encode = true;
   bool wide = false;
+  std::vector<std::string> peer_tokens;
 };
 struct CancelSource {
   uint64_t epoch = 0;
@@ -254,6 +268,10 @@ struct PublishDone {
   absl::Status status;
   VersionReport report;
 };  // report valid when OK
+struct Unfenced {
+  absl::Status status;
+  std::vector<std::string> names;
+};
 struct Log {
   enum Severity { kInfo, kWarn, kError } severity = kInfo;
   std::string text;
@@ -263,7 +281,7 @@ struct Log {
 using Action =
     std::variant<action::SendWelcome, action::SendCatalog, action::Refuse, action::SendBegin, action::SendCommit,
                  action::SendAbort, action::Disconnect, action::StartSource, action::CancelSource, action::CheckContent,
-                 action::PublishAccepted, action::PublishReleased, action::PublishDone, action::Log>;
+                 action::PublishAccepted, action::PublishReleased, action::PublishDone, action::Unfenced, action::Log>;
 using Actions = std::vector<Action>;
 
 }  // namespace wsync

@@ -14,10 +14,15 @@ namespace {
 // Long enough to be seen by who comes to look after an alarm, short enough that the list does not grow with every
 // restarted pod.
 constexpr absl::Duration kRememberLost = absl::Minutes(10);
+// A rack of them; who joins and goes in a loop pushes out no more than that.
+constexpr size_t kMaxLost = 256;
+// Of a sentence that explains an error: who reads it mends the first ones first.
+constexpr size_t kMaxReasons = 8;
 
 absl::Status CheckInfo(const MemberInfo& info) {
   if (info.name.empty() || info.replica.empty()) {
-    return absl::InvalidArgumentError("join without a name or a replica: set agent.name and agent.replica");
+    return absl::InvalidArgumentError(
+        "join without a name or a replica: set `name` and `replica` in its configuration");
   }
   if (info.replica_size < 1 || info.rank < 0 || info.rank >= info.replica_size) {
     return absl::InvalidArgumentError(absl::StrFormat("join of %s: rank %d does not lie in [0, %d), its replica's size",
@@ -26,13 +31,21 @@ absl::Status CheckInfo(const MemberInfo& info) {
   return absl::OkStatus();
 }
 
+// A name, a host and a pid are read by everybody in the status: of a live member only what its process alone knows
+// tells that a newcomer is the same one. A process without it waits until the other is silent.
+bool SameIncarnation(const MemberInfo& a, const MemberInfo& b) {
+  return a.incarnation == b.incarnation && !a.incarnation.IsZero();
+}
+
 std::string ReasonsOf(const Group::Replica& replica) {
   std::vector<std::string> reasons;
   const int32_t missing = replica.ranks[0]->info.replica_size - static_cast<int32_t>(replica.ranks.size());
   if (missing > 0)
     reasons.push_back(absl::StrCat(missing, " of its ranks ", missing == 1 ? "has" : "have", " not joined"));
   for (const Member* member : replica.ranks) {
-    if (!member->ready) {
+    if (!member->fenced.empty()) {
+      reasons.push_back(absl::StrCat(member->info.name, ": ", member->fenced));
+    } else if (!member->ready) {
       reasons.push_back(absl::StrCat(member->info.name, ": ", member->reason));
     } else if (member->round != 0) {
       reasons.push_back(absl::StrCat(member->info.name, " still works on epoch ", member->round));
@@ -50,7 +63,10 @@ MemberStatus StatusOf(absl::Time now, const Member& member, const ServedVersion&
   status.lag = committed.version > status.serving.version ? committed.version - status.serving.version : 0;
   status.last_seen = now - member.last_seen;
   status.last_error = member.last_error;
-  if (member.round != 0) {
+  if (!member.fenced.empty()) {
+    status.state = "fenced";
+    status.last_error = member.fenced;
+  } else if (member.round != 0) {
     status.state = "syncing";
     const bool current = member.progress.epoch == member.round && wire_bytes > 0;
     if (current) status.received_fraction = std::min(1.0, member.progress.received_bytes / wire_bytes);
@@ -73,14 +89,27 @@ bool Group::IsStale(absl::Time now, const Member& member) const {
   return now - member.last_seen > heartbeat_timeout_ / 2;
 }
 
+absl::Status Group::JudgeCount(const MemberInfo& info) const {
+  if (members_.size() >= kMaxMembers) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "%s cannot join: there are %d members already, which is all that a job may have", info.name, members_.size()));
+  }
+  const auto from_there = std::count_if(members_.begin(), members_.end(), [&](const auto& entry) {
+    return !info.peer.empty() && entry.second.info.peer == info.peer;
+  });
+  if (static_cast<size_t>(from_there) < kMaxMembersOfPeer) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("%s cannot join: %d members have come from %s already, which is all that one address may have",
+                      info.name, from_there, info.peer));
+}
+
 Group::Verdict Group::Judge(absl::Time now, const MemberInfo& info) const {
   if (absl::Status status = CheckInfo(info); !status.ok()) return {status};
   Verdict verdict;
   for (const auto& [id, member] : members_) {
     const bool same_place = member.info.replica == info.replica && member.info.rank == info.rank;
     if (member.info.name == info.name) {
-      const bool same_process = member.info.host == info.host && member.info.pid == info.pid;
-      if (same_process || IsStale(now, member)) {
+      if (SameIncarnation(member.info, info) || IsStale(now, member)) {
         verdict.former = id;
         continue;
       }
@@ -107,7 +136,8 @@ Group::Verdict Group::Judge(absl::Time now, const MemberInfo& info) const {
               true};
     }
   }
-  return verdict;
+  if (verdict.former.has_value()) return verdict;
+  return {JudgeCount(info), true};
 }
 
 Member& Group::Add(absl::Time now, MemberId id, const MemberInfo& info) {
@@ -171,8 +201,9 @@ std::vector<Group::Replica> Group::Replicas() const {
   }
   for (Replica& replica : replicas) {
     replica.ready = static_cast<int32_t>(replica.ranks.size()) == replica.ranks[0]->info.replica_size &&
-                    std::all_of(replica.ranks.begin(), replica.ranks.end(),
-                                [](const Member* member) { return member->ready && member->round == 0; });
+                    std::all_of(replica.ranks.begin(), replica.ranks.end(), [](const Member* member) {
+                      return member->ready && member->fenced.empty() && member->round == 0;
+                    });
   }
   return replicas;
 }
@@ -181,6 +212,31 @@ std::vector<Group::Replica> Group::ReadyReplicas() const {
   std::vector<Replica> replicas = Replicas();
   std::erase_if(replicas, [](const Replica& replica) { return !replica.ready; });
   return replicas;
+}
+
+ServedVersion Group::ServedByMost() const {
+  std::vector<ServedVersion> claims;
+  for (const Replica& replica : Replicas()) {
+    const Member* least =
+        *std::min_element(replica.ranks.begin(), replica.ranks.end(),
+                          [](const auto* a, const auto* b) { return a->claim.version < b->claim.version; });
+    if (least->fenced.empty()) claims.push_back(least->claim);
+  }
+  if (claims.empty()) return {};
+  std::sort(claims.begin(), claims.end(), [](const ServedVersion& a, const ServedVersion& b) {
+    return std::tie(b.version, b.digest.high, b.digest.low) < std::tie(a.version, a.digest.high, a.digest.low);
+  });
+  const uint64_t version = claims[claims.size() / 2].version;
+  // Of several contents the one that most of them have.
+  ServedVersion served;
+  int64_t most = 0;
+  for (const ServedVersion& claim : claims) {
+    const auto said = std::count(claims.begin(), claims.end(), claim);
+    if (claim.version != version || said <= most) continue;
+    served = claim;
+    most = said;
+  }
+  return served;
 }
 
 std::optional<std::string> Group::WhyNotReady(const std::string& name) const {
@@ -200,11 +256,19 @@ std::string Group::WhyNotReady() const {
   }
   if (members_.empty() && lost_.empty())
     return "no rollout agent has joined: start wsync-rollout, check its coordinator address";
-  return reasons.empty() ? "no other rollout agent has joined" : absl::StrJoin(reasons, ", ");
+  if (reasons.empty()) return "no other rollout agent has joined";
+  const size_t more = reasons.size() - std::min(reasons.size(), kMaxReasons);
+  reasons.resize(reasons.size() - more);
+  if (more > 0) reasons.push_back(absl::StrCat("and ", more, " more"));
+  return absl::StrJoin(reasons, ", ");
 }
 
 void Group::ForgetLost(absl::Time now) {
   std::erase_if(lost_, [now](const auto& entry) { return now - entry.second.since >= kRememberLost; });
+  while (lost_.size() > kMaxLost) {
+    lost_.erase(std::min_element(lost_.begin(), lost_.end(),
+                                 [](const auto& a, const auto& b) { return a.second.since < b.second.since; }));
+  }
 }
 
 absl::Time Group::NextForget() const {

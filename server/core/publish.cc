@@ -17,9 +17,6 @@ constexpr int kRetries = 2;
 // How long a publish waits for a replica that is just applying a catch-up, before it goes on without it: applying takes
 // milliseconds, and an engine that needs longer must not hold up the trainer.
 constexpr absl::Duration kCatchUpGrace = absl::Seconds(1);
-// What the sinks of a coordinator that was started again take to be back once they can be: by default their longest
-// pause between two attempts is 2 s.
-constexpr absl::Duration kRejoinGrace = absl::Milliseconds(2500);
 // A trainer gives up an agent that is silent for three seconds or more, and trains on: its hanging up may be read here
 // after the weights were.
 constexpr absl::Duration kCallersPatience = absl::Seconds(2);
@@ -54,35 +51,9 @@ void Coordinator::Impl::On(const event::Publish& event) {
   publish_->version = event.version;
   publish_->requested = now_;
   publish_->plan = *plan_;
-  if (event.version == committed_.version) {
-    publish_->stage = Stage::kChecking;
-    publish_->deadline = now_ + StageBudget();
-    publish_->first_epoch = ++epoch_;
-    out_.push_back(action::CheckContent{epoch_, event.version});
-    return;
-  }
   publish_->deadline = now_ + options_.min_replicas_wait;
+  if (event.version <= committed_.version && !Recalling()) return MeetCommitted();
   CancelCatchUp(absl::CancelledError(absl::StrCat("version ", event.version, " is being published instead")));
-}
-
-absl::Status Coordinator::Impl::CheckPublish(uint64_t version) const {
-  if (version == 0) return absl::InvalidArgumentError("cannot publish version 0: versions begin with 1");
-  if (publish_.has_value()) {
-    return absl::FailedPreconditionError(
-        absl::StrFormat("cannot publish version %d: version %d is still being published; "
-                        "wait for its answer",
-                        version, publish_->version));
-  }
-  if (!plan_.has_value()) {
-    return absl::FailedPreconditionError(
-        absl::StrFormat("cannot publish version %d: no catalog is registered; register the tensors first", version));
-  }
-  if (version < committed_.version) {
-    return absl::FailedPreconditionError(
-        absl::StrFormat("version %d is older than committed version %d; versions only grow: publish %d or higher",
-                        version, committed_.version, committed_.version + 1));
-  }
-  return absl::OkStatus();
 }
 
 bool Coordinator::Impl::Unreleased() const { return publish_.has_value() && !publish_->content.has_value(); }
@@ -105,30 +76,6 @@ void Coordinator::Impl::CallOff() {
                       Seconds(still_))));
 }
 
-void Coordinator::Impl::On(const event::ContentChecked& event) {
-  if (StoodStill()) return;
-  if (!publish_.has_value() || publish_->stage != Stage::kChecking || publish_->first_epoch != event.epoch) return;
-  if (!event.status.ok()) {
-    AbortPublish(
-        absl::Status(event.status.code(), absl::StrCat("its content could not be checked against the committed "
-                                                       "one: ",
-                                                       event.status.message())));
-  } else if (event.digest != committed_.digest) {
-    AbortPublish(absl::FailedPreconditionError(
-        absl::StrFormat("it is committed with other content (digest %s, now %s); publish this as version %d or higher",
-                        committed_.digest.ShortHex(), event.digest.ShortHex(), committed_.version + 1)));
-  } else {
-    VersionReport report;
-    if (last_report_.has_value() && last_report_->version == event.version) report = *last_report_;
-    report.version = event.version;
-    report.digest = event.digest;
-    report.plan = publish_->plan;
-    report.already_committed = true;
-    Log(action::Log::kInfo, absl::StrFormat("version %d was committed before with the same content", event.version));
-    AnswerPublish(absl::OkStatus(), std::move(report));
-  }
-}
-
 // ---- attempts
 
 std::vector<Group::Replica> Coordinator::Impl::Candidates() const {
@@ -147,7 +94,8 @@ absl::Time Coordinator::Impl::FormerGroupBack() const {
 
 // Until then a publish waits for replicas that it need not wait for.
 absl::Time Coordinator::Impl::Grace() const {
-  return std::max({all_back_, FormerGroupBack(),
+  const bool unsure = publish_->version <= committed_.version && !decided_;
+  return std::max({all_back_, FormerGroupBack(), unsure ? first_catalog_ + kRejoinGrace : absl::InfinitePast(),
                    catch_up_.has_value() ? publish_->requested + kCatchUpGrace : absl::InfinitePast()});
 }
 
@@ -161,6 +109,7 @@ void Coordinator::Impl::AdvancePublish() {
     }
     return;
   }
+  if (publish_->version <= committed_.version) return now_ < Grace() ? void() : MeetCommitted();
   const std::vector<Group::Replica> ready = Candidates();
   const int64_t needed = std::max<int64_t>(options_.quorum, options_.min_replicas);
   const bool enough = static_cast<int64_t>(ready.size()) >= needed;
@@ -184,6 +133,8 @@ void Coordinator::Impl::StartAttempt() {
   options.stage_timeout = std::min(StageBudget(), publish_->decide_by - now_);
   options.apply_timeout = options_.apply_timeout;
   options.retry = publish_->retries < kRetries;
+  options.source_retains = options_.source_retains;
+  options.peers = [this, epoch = epoch_ + 1] { return options_.peers ? options_.peers(epoch) : std::nullopt; };
   StopSource(absl::CancelledError("superseded by a newer epoch"));
   round_.emplace(NewRound(Candidates(), publish_->version, options));
   if (first) {
@@ -218,19 +169,27 @@ void Coordinator::Impl::BeginRound(const Round& round, bool encode) {
   } else if (world > 1) {
     token = options_.new_session_token ? options_.new_session_token() : absl::StrCat(epoch_);
   }
-  session_ = {.token = std::move(token), .members = std::move(members), .epoch = epoch_};
+  std::vector<std::string> rank_tokens;
+  if (token == session_.token && !token.empty()) rank_tokens = std::move(session_.rank_tokens);
+  while (rank_tokens.size() < members.size()) {
+    rank_tokens.push_back(options_.new_rank_token ? options_.new_rank_token(token) : token);
+  }
+  session_ = {
+      .token = std::move(token), .rank_tokens = std::move(rank_tokens), .members = std::move(members), .epoch = epoch_};
   const bool wide = std::all_of(session_.members.begin(), session_.members.end(),
                                 [this](MemberId member) { return group_.Find(member)->info.wide; });
-  out_.push_back(action::StartSource{epoch_, round.version(), session_.token, world, encode, wide});
+  out_.push_back(
+      action::StartSource{epoch_, round.version(), session_.token, world, encode, wide, session_.rank_tokens});
   const auto group = std::count_if(group_.members().begin(), group_.members().end(),
-                                   [](const auto& entry) { return entry.second.ready; });
+                                   [](const auto& entry) { return entry.second.ready && entry.second.fenced.empty(); });
   int32_t rank = 0;
   for (const MemberId member : session_.members) {
     Member& participant = *group_.Find(member);
     participant.round = epoch_;
     participant.progress = {member, epoch_, round.version(), MemberPhase::kConnect};
-    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.token, ++rank, world, wide,
+    out_.push_back(action::SendBegin{member, epoch_, round.version(), session_.rank_tokens[rank], rank + 1, world, wide,
                                      static_cast<int32_t>(group)});
+    ++rank;
   }
 }
 
@@ -303,40 +262,57 @@ void Coordinator::Impl::FollowPublish() {
       if (!publish_->decided) Decide();
       return FinishPublish();
     case RoundPhase::kAborted:
-      return AbortPublish(round_->why());
+      return LosePublish();
     case RoundPhase::kRestart:
-      return RestartPublish();
+      return RestartPublish(!round_->dropped().empty() && Blame(*round_));
   }
 }
 
 void Coordinator::Impl::Decide() {
-  publish_->decided = true;
+  publish_->decided = decided_ = true;
+  (void)Blame(*round_);
   publish_->staged = now_;
   committed_ = *publish_->content;
   if (!round_->dropped().empty()) StopSource(absl::CancelledError("decided without the receivers that were late"));
 }
 
-void Coordinator::Impl::RestartPublish() {
+// Whoever cost the version before, too, does not cost it this time: the others get it in another attempt.
+void Coordinator::Impl::LosePublish() {
+  if (!Blame(*round_)) return AbortPublish(round_->why());
+  for (const Culprit& culprit : round_->Culprits()) {
+    const ReplicaOutcome outcome{culprit.replica, ReplicaResult::kLeftOut, culprit.reason, {}};
+    publish_->dropped.emplace(culprit.replica, outcome);
+  }
+  RestartPublish(/*blamed=*/true);
+}
+
+// It is lost after all, and to whom.
+void Coordinator::Impl::GiveUpPublish(const absl::Status& why) {
+  (void)Blame(*round_);
+  AbortPublish(why);
+}
+
+void Coordinator::Impl::RestartPublish(bool blamed) {
   const absl::Status why = round_->why();
   for (const ReplicaOutcome& outcome : round_->dropped()) publish_->dropped.emplace(outcome.replica, outcome);
-  const bool nobody_to_blame = round_->dropped().empty();
+  const bool nobody_to_blame = round_->dropped().empty() && !blamed;
   if (nobody_to_blame) ++publish_->retries;
   // What broke after a long wait (a sink that lives and cannot connect, say) would take as long again; but not without
   // a replica that is not ready any more.
   if (nobody_to_blame && AllAreReady(*round_) &&
       publish_->decide_by - now_ < 1.5 * StageBudget()) {  // the first half of the budget is over
-    if (options_.quorum == 0) return AbortPublish(why);
+    if (options_.quorum == 0) return GiveUpPublish(why);
     publish_->retries = kRetries;  // next time whoever breaks it is left out
   }
   if (publish_->content.has_value() && retained_ != *publish_->content) {
-    return AbortPublish(absl::Status(
+    return GiveUpPublish(absl::Status(
         why.code(),
         absl::StrCat(why.message(), "; the source does not retain the version, so it cannot be sent again")));
   }
-  if (now_ >= publish_->decide_by) return AbortPublish(why);
+  if (now_ >= publish_->decide_by) return GiveUpPublish(why);
   const int64_t left = static_cast<int64_t>(Candidates().size());
   if (left < Needed()) {
-    return AbortPublish(absl::UnavailableError(
+    return GiveUpPublish(absl::UnavailableError(
         absl::StrFormat("%s; %d of %d needed replicas are left", why.message(), left, Needed())));
   }
   Log(action::Log::kWarn, absl::StrFormat("version %d: epoch %d ended, sending again to %s: %s", publish_->version,
@@ -393,6 +369,7 @@ VersionReport Coordinator::Impl::Report() const {
 
 void Coordinator::Impl::FinishPublish() {
   KeepSession(*round_);
+  (void)Blame(*round_);
   VersionReport report = Report();
   size_t applied = 0;
   absl::Duration transfer;

@@ -89,6 +89,7 @@ Actions Round::SourceFailed(absl::Time now, const event::SourceFailed& event) {
   if (event.version_lost) {
     AbortRest(RoundPhase::kAborted, why, out);
   } else {
+    source_broke_ = true;
     Break(now, why, std::nullopt);
   }
   return out;
@@ -144,16 +145,33 @@ Actions Round::FailTransfer(absl::Time now, Sink& sink, const absl::Status& stat
   sink.state = SinkState::kReceiving;  // whatever it had staged is gone
   Actions out;
   if (AccusesSession(status, sink.phase)) {
+    sink.accuses = true;
     Break(now, why, &sink - sinks_.data());
-  } else if (options_.quorum > 0 || IsLoss(status, sink.phase)) {
+  } else if (IsLoss(status, sink.phase)) {
     Drop(sink, why, torn ? SinkState::kTorn : SinkState::kOut, out);
     Actions more = Evaluate(now);
     out.insert(out.end(), more.begin(), more.end());
-  } else if (absl::IsDataLoss(status) && options_.retry) {
+  } else if (absl::IsDataLoss(status) && !Last() && options_.quorum == 0) {
     AbortRest(RoundPhase::kRestart, why, out);  // bytes were damaged on the way: send them again
+  } else if (absl::IsDataLoss(status) && options_.quorum == 0) {
+    sink.damaged = true;  // or at the source: then the others soon say the same
+    Break(now, why, &sink - sinks_.data());
   } else {
-    AbortRest(RoundPhase::kAborted, why, out);
+    return Refused(now, sink, why, torn);
   }
+  return out;
+}
+
+Actions Round::Refused(absl::Time now, Sink& sink, const absl::Status& why, bool torn) {
+  Actions out;
+  sink.guilt = std::string(why.message());
+  if (options_.quorum == 0) {
+    AbortRest(RoundPhase::kAborted, why, out);
+    return out;
+  }
+  Drop(sink, why, torn ? SinkState::kTorn : SinkState::kOut, out);
+  Actions more = Evaluate(now);
+  out.insert(out.end(), more.begin(), more.end());
   return out;
 }
 
@@ -162,22 +180,6 @@ void Round::Break(absl::Time now, const absl::Status& why, std::optional<size_t>
   broken_ = why;
   broken_by_ = reporter;
   settle_deadline_ = now + options_.settle;
-}
-
-// The session broke and no loss explained it in time.
-Actions Round::Settled(absl::Time now) {
-  settle_deadline_ = absl::InfiniteFuture();
-  Actions out;
-  if (options_.retry) {
-    AbortRest(RoundPhase::kRestart, broken_, out);
-  } else if (options_.quorum > 0 && broken_by_.has_value()) {
-    Drop(sinks_[*broken_by_], broken_, SinkState::kOut, out);
-    Actions more = Evaluate(now);
-    out.insert(out.end(), more.begin(), more.end());
-  } else {
-    AbortRest(RoundPhase::kAborted, broken_, out);
-  }
-  return out;
 }
 
 Actions Round::Lost(absl::Time now, const std::vector<event::Lost>& losses) {
@@ -208,62 +210,12 @@ Actions Round::Tick(absl::Time now) {
       if (sink.state != SinkState::kCommitted) continue;
       sink.reason = Describe(now, sink, "did not apply in time",
                              absl::StrFormat("apply timeout is %.1f s", absl::ToDoubleSeconds(options_.apply_timeout)));
+      sink.guilt = sink.reason;
       sink.state = SinkState::kOut;
     }
     FinishIfResolved();
   }
   return {};
-}
-
-// With enough replicas staged the others are left out. Else the slowest are dropped, for in a broadcast they hold the
-// others up; with nobody slower than the rest there is nobody to drop.
-Actions Round::StageDeadline(absl::Time now) {
-  stage_deadline_ = absl::InfiniteFuture();
-  Actions out;
-  const std::string limit = absl::StrFormat("stage timeout is %.1f s", absl::ToDoubleSeconds(options_.stage_timeout));
-  if (!source_digest_.has_value()) {
-    AbortRest(RoundPhase::kAborted,
-              absl::DeadlineExceededError(absl::StrCat("the source did not encode the version in time: ", limit)), out);
-    return out;
-  }
-  std::vector<size_t> late;
-  for (size_t i = 0; i < sinks_.size(); ++i) {
-    if (sinks_[i].state == SinkState::kReceiving) late.push_back(i);
-  }
-  if (late.empty()) return out;
-  const bool enough = Count({SinkState::kStaged}) >= Needed();
-  const std::vector<size_t> culprits = enough ? late : Slowest();
-  const bool alike = culprits.empty() && late.size() > 1;  // it is not one of them, then
-  const absl::Status why = absl::DeadlineExceededError(absl::StrCat(
-      alike ? "the source did not bring the version to any replica in time, all have received alike: " : "",
-      Describe(now, sinks_[culprits.empty() ? late[0] : culprits[0]], "did not stage in time", limit)));
-  for (const size_t i : culprits) {
-    Drop(sinks_[i], absl::DeadlineExceededError(Describe(now, sinks_[i], "did not stage in time", limit)),
-         SinkState::kOut, out);
-  }
-  if (culprits.empty()) AbortRest(RoundPhase::kAborted, why, out);
-  Actions more = Evaluate(now);
-  out.insert(out.end(), more.begin(), more.end());
-  return out;
-}
-
-// Sinks that received least, if somebody received more.
-std::vector<size_t> Round::Slowest() const {
-  uint64_t least = UINT64_MAX;
-  uint64_t most = 0;
-  const auto progress = [](const Sink& sink) {
-    return sink.state == SinkState::kStaged ? UINT64_MAX : sink.received_bytes;
-  };
-  for (const Sink& sink : sinks_) {
-    if (sink.state != SinkState::kReceiving && sink.state != SinkState::kStaged) continue;
-    least = std::min(least, progress(sink));
-    most = std::max(most, progress(sink));
-  }
-  std::vector<size_t> slowest;
-  for (size_t i = 0; i < sinks_.size() && least < most; ++i) {
-    if (sinks_[i].state == SinkState::kReceiving && progress(sinks_[i]) == least) slowest.push_back(i);
-  }
-  return slowest;
 }
 
 Actions Round::Cancel(const absl::Status& why) {

@@ -11,6 +11,7 @@
 #ifndef WSYNC_SERVER_CORE_ROUND_H_
 #define WSYNC_SERVER_CORE_ROUND_H_
 
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -31,12 +32,24 @@ struct RoundOptions {
   // When a session breaks and nobody is known to be lost: ask for another attempt with the same members, or (false,
   // the last attempt) call it the failure of who reported it.
   bool retry = true;
+  bool source_retains = true;  // else what breaks after the release cannot be tried again either
   // How long a broken session waits for the loss that explains it: a dead sink breaks the transport of its innocent
   // peers, and their complaints may come before the news of its death.
   absl::Duration settle = absl::Milliseconds(500);
+  // What the source sees of the sinks, in the order of the participants: asked when somebody has to be named. None: it
+  // cannot tell, and what sinks say of themselves has to do. Null: likewise.
+  std::function<std::optional<std::vector<PeerProgress>>()> peers;
 };
 
 enum class RoundPhase : uint8_t { kTransfer = 1, kApply, kCommitted, kAborted, kRestart };
+
+// Who is to blame that an attempt failed or was held up to a deadline.
+struct Culprit {
+  MemberId member = 0;
+  std::string name;
+  std::string replica;
+  std::string reason;
+};
 
 struct Participant {
   MemberId member = 0;
@@ -78,6 +91,9 @@ class Round {
   // Replicas dropped before the decision, with the reason. Empty after kRestart: nobody is to blame, try the same
   // again.
   const std::vector<ReplicaOutcome>& dropped() const { return dropped_; }
+  // Live sinks that are to blame, so far; also for kRestart, in case the version cannot be sent again. Nobody is where
+  // all of several replicas would be: then it is the source.
+  std::vector<Culprit> Culprits() const;
 
  private:
   enum class SinkState : uint8_t { kReceiving = 1, kStaged, kCommitted, kApplied, kOut, kTorn };
@@ -91,6 +107,9 @@ class Round {
     uint64_t received_bytes = 0;
     absl::Time heard;
     size_t replica = 0;
+    bool accuses = false;  // it said that the session broke
+    bool damaged = false;  // it has other bytes than the source sent
+    std::string guilt;     // empty: not to blame
   };
   struct Range {
     size_t begin, end;  // the sinks of one replica
@@ -99,6 +118,7 @@ class Round {
 
   template <typename Event>
   Sink* Find(absl::Time now, const Event& event);
+  bool Last() const { return !options_.retry || (source_digest_.has_value() && !options_.source_retains); }
   int64_t Needed() const { return options_.quorum > 0 ? options_.quorum : options_.min_replicas; }
   int64_t Count(std::initializer_list<SinkState> states) const;
   bool Any(SinkState state) const;
@@ -107,10 +127,16 @@ class Round {
   std::string Describe(absl::Time now, const Sink& sink, std::string_view what, std::string_view why) const;
 
   Actions FailTransfer(absl::Time now, Sink& sink, const absl::Status& status, bool torn);
+  Actions Refused(absl::Time now, Sink& sink, const absl::Status& why, bool torn);
   void Break(absl::Time now, const absl::Status& why, std::optional<size_t> reporter);
   Actions Settled(absl::Time now);
   Actions StageDeadline(absl::Time now);
+  std::optional<std::vector<PeerProgress>> Seen() const;
+  std::vector<size_t> Unfinished() const;
+  std::vector<size_t> Absent() const;
   std::vector<size_t> Slowest() const;
+  std::vector<size_t> Breakers() const;
+  std::vector<size_t> Damaged() const;
   void Drop(const Sink& culprit, const absl::Status& why, SinkState state, Actions& out);
   Actions Evaluate(absl::Time now);
   void Commit(absl::Time now, Actions& out);
@@ -134,6 +160,7 @@ class Round {
   absl::flat_hash_map<MemberId, size_t> index_;
   absl::Status broken_;              // not OK: the session failed, see RoundOptions::settle
   std::optional<size_t> broken_by_;  // the sink that said so; none: the source
+  bool source_broke_ = false;        // the source said so, first or not
   std::vector<ReplicaOutcome> dropped_;
 };
 

@@ -15,6 +15,7 @@ std::string Because(const std::string& error) { return error.empty() ? "" : absl
 std::string Problem(const MemberStatus& member, const ServedVersion& committed) {
   const std::string who = absl::StrCat(member.info.name, " (replica ", member.info.replica, ")");
   if (member.state == "lost") return absl::StrCat(who, " is lost", Because(member.last_error));
+  if (member.state == "fenced") return absl::StrCat(who, " is ", member.last_error);
   if (member.state == "torn") return absl::StrCat(who, " is torn", Because(member.last_error));
   if (member.state == "syncing" || committed.version == 0 || member.serving == committed) return "";
   if (member.serving.version == committed.version) {
@@ -24,6 +25,10 @@ std::string Problem(const MemberStatus& member, const ServedVersion& committed) 
     return absl::StrFormat("%s serves no version, committed is %d%s", who, committed.version,
                            Because(member.last_error));
   }
+  if (member.serving.version > committed.version) {
+    return absl::StrFormat("%s says it serves version %d, which was never committed here; committed is %d", who,
+                           member.serving.version, committed.version);
+  }
   return absl::StrFormat("%s serves version %d, committed is %d%s", who, member.serving.version, committed.version,
                          Because(member.last_error));
 }
@@ -32,7 +37,7 @@ int32_t UsableReplicas(const StatusSnapshot& snapshot) {
   std::map<std::string, int32_t> missing;  // by replica: ranks that are not usable
   for (const MemberStatus& member : snapshot.members) {
     int32_t& left = missing.try_emplace(member.info.replica, member.info.replica_size).first->second;
-    if (member.state != "lost" && member.state != "waiting") --left;
+    if (member.state != "lost" && member.state != "waiting" && member.state != "fenced") --left;
   }
   int32_t usable = 0;
   for (const auto& [replica, left] : missing) usable += left <= 0;

@@ -18,7 +18,7 @@ std::string_view SyncStateName(SyncState state);  // "in sync", "syncing", "degr
 struct MemberStatus {
   MemberInfo info;
   std::string engine;
-  std::string state;  // "ready", "syncing", "waiting", "torn", "lost"
+  std::string state;  // "ready", "syncing", "waiting", "torn", "fenced", "lost"
   MemberPhase phase = MemberPhase::kIdle;
   ServedVersion serving;
   uint64_t lag = 0;  // committed version - serving version

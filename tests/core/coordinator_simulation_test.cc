@@ -18,8 +18,8 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 
 constexpr size_t kHistoryShown = 30000;  // characters before the violation
 
-std::string Failure(uint64_t seed, const std::string& violation) {
-  const Result again = Simulate({.seed = seed, .keep_history = true});
+std::string Failure(uint64_t seed, const std::string& violation, bool liar = false) {
+  const Result again = Simulate({.seed = seed, .liar = liar, .keep_history = true});
   const size_t begin = again.history.size() > kHistoryShown ? again.history.size() - kHistoryShown : 0;
   return absl::StrCat("seed ", seed, ": ", violation, "\n", again.history.substr(begin),
                       "run it alone with WSYNC_SIM_SEED=", seed);
@@ -69,6 +69,26 @@ TEST(CoordinatorSimulation, NoSeedBreaksARule) {
   EXPECT_GT(counts.staged_engines, static_cast<int64_t>(seeds) / 100);
   EXPECT_GT(counts.declined, static_cast<int64_t>(seeds) / 100);
   EXPECT_TRUE(seeds < 45'000 || counts.commits >= 1'000'000) << "what tests/faults/long.sh is to show";
+}
+
+// Whatever one member says or does not do, the same way each time.
+TEST(CoordinatorSimulation, ALiarCostsTwoVersionsAndNobodyElseIsFenced) {
+  const uint64_t only = FromEnvironment("WSYNC_SIM_SEED", 0);
+  const uint64_t seeds = only != 0 ? 1 : FromEnvironment("WSYNC_SIM_SEEDS", 2000) / 2;
+  Counts counts;
+  for (uint64_t i = 0; i < seeds; ++i) {
+    const uint64_t seed = only != 0 ? only : i + 1;
+    const Result result = Simulate({.seed = seed, .liar = true});
+    ASSERT_EQ(result.violation, "") << Failure(seed, result.violation, true);
+    counts += result.counts;
+  }
+  std::printf("%llu liars: %lld versions committed, %lld publishes lost to them or held up, %lld fenced at the end\n",
+              static_cast<unsigned long long>(seeds), static_cast<long long>(counts.commits),
+              static_cast<long long>(counts.cost), static_cast<long long>(counts.fenced));
+  if (seeds < 100) return;
+  EXPECT_GT(counts.cost, static_cast<int64_t>(seeds) / 4);
+  EXPECT_GT(counts.fenced, static_cast<int64_t>(seeds) / 4);
+  EXPECT_GT(counts.commits, 10 * static_cast<int64_t>(seeds));
 }
 
 TEST(CoordinatorSimulation, TheSameSeedIsTheSameRun) {

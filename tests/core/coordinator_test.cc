@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "server/core/group.h"
 #include "tests/core/coordinator_testing.h"
 
 namespace wsync {
@@ -32,11 +33,64 @@ TEST_F(CoordinatorTest, ALiveNameOrPlaceIsNotGivenToAnotherAndTheOtherIsNamed) {
 }
 
 TEST_F(CoordinatorTest, AReconnectReplacesItsFormerConnection) {
-  Join(1, "a", "r1");
-  Step(event::Joined{2, {"a", "r1", 0, 1, "host", 1, "host", "test", {}}});
+  MemberInfo info{"a", "r1", 0, 1, "host", 1, "host", "test"};
+  info.incarnation = {7, 7};
+  Step(event::Joined{1, info});
+  Step(event::Joined{2, info});
   EXPECT_THAT(To<action::Disconnect>(), ElementsAre(1));
   EXPECT_THAT(To<action::SendWelcome>(), ElementsAre(2));
   EXPECT_THAT(Snapshot().members, SizeIs(1));
+}
+
+// Everybody reads name, host and pid in the status, and evicted the live member by them.
+TEST_F(CoordinatorTest, WhoKnowsNameHostAndPidDoesNotEvictALiveMember) {
+  MemberInfo info{"a", "r1", 0, 1, "host", 1, "host", "test"};
+  info.incarnation = {7, 7};
+  Step(event::Joined{1, info});
+  for (const Hash128 guess : {Hash128{}, Hash128{7, 8}}) {
+    info.incarnation = guess;
+    Step(event::Joined{2, info});
+    EXPECT_THAT(To<action::Disconnect>(), IsEmpty());
+    ASSERT_THAT(All<action::Refuse>(), SizeIs(1));
+    EXPECT_TRUE(All<action::Refuse>()[0].retry);
+  }
+}
+
+TEST_F(CoordinatorTest, AMemberWithoutAnIncarnationIsNotEvictedWhileItLives) {
+  const MemberInfo info{"a", "r1", 0, 1, "host", 1, "host", "test"};
+  Step(event::Joined{1, info});
+  Step(event::Joined{2, info});
+  EXPECT_THAT(All<action::Refuse>(), SizeIs(1));
+  Pass(absl::Milliseconds(1600), {1});
+  Step(event::Joined{3, info});
+  EXPECT_THAT(To<action::SendWelcome>(), ElementsAre(3)) << "an older release has none, and comes back all the same";
+}
+
+TEST_F(CoordinatorTest, OneAddressCannotFillTheTableOfMembers) {
+  const auto join = [this](MemberId id, const std::string& peer) {
+    MemberInfo info{absl::StrCat("m", id), absl::StrCat("r", id), 0, 1, "host", 1, "host", "test"};
+    info.peer = peer;
+    Step(event::Joined{id, info});
+    return All<action::Refuse>();
+  };
+  MemberId id = 0;
+  while (id < Group::kMaxMembersOfPeer) ASSERT_THAT(join(++id, "ipv4:10.0.0.1"), IsEmpty());
+  ASSERT_THAT(join(++id, "ipv4:10.0.0.1"), SizeIs(1));
+  EXPECT_EQ(All<action::Refuse>()[0].status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Text(All<action::Refuse>()[0].status), HasSubstr("from ipv4:10.0.0.1"));
+  EXPECT_THAT(join(++id, "ipv4:10.0.0.2"), IsEmpty());
+}
+
+TEST_F(CoordinatorTest, MembersAreBounded) {
+  MemberId id = 0;
+  while (id < Group::kMaxMembers) {
+    ++id;
+    Join(id, absl::StrCat("m", id), absl::StrCat("r", id));
+  }
+  EXPECT_THAT(All<action::Refuse>(), IsEmpty());
+  Join(++id, "more", "more");
+  ASSERT_THAT(All<action::Refuse>(), SizeIs(1));
+  EXPECT_TRUE(All<action::Refuse>()[0].retry);
 }
 
 TEST_F(CoordinatorTest, ANewProcessReplacesOneThatWasSilentForHalfTheTimeout) {
@@ -312,6 +366,7 @@ TEST_F(CoordinatorTest, AfterARestartVersionsGoOnFromWhatMembersServe) {
   Join(1, "a", "r1", 0, 1, 41);
   EXPECT_EQ(All<action::SendWelcome>()[0].committed, Content(41));
   Ready(1, 41);
+  Pass(absl::Milliseconds(2500));
   Publish(41);
   EXPECT_THAT(All<action::CheckContent>(), SizeIs(1));
   Step(event::ContentChecked{CheckEpoch(), 41, absl::OkStatus(), DigestOf(41)});
@@ -321,12 +376,15 @@ TEST_F(CoordinatorTest, AfterARestartVersionsGoOnFromWhatMembersServe) {
   Commit(42, {1});
 }
 
-TEST_F(CoordinatorTest, ANewcomerThatServesALaterVersionOvertakesAnUndecidedPublish) {
+TEST_F(CoordinatorTest, NewcomersThatServeALaterVersionOvertakeAnUndecidedPublishIfTheyAreMost) {
   Sinks(1);
   Publish(3);
   Join(2, "b", "r2", 0, 1, 9);
+  EXPECT_THAT(All<action::PublishDone>(), IsEmpty()) << "one alone may say anything";
+  Join(3, "c", "r3", 0, 1, 9);
   EXPECT_EQ(Answer().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(Text(Answer()), HasSubstr("b (replica r2, rank 0) joined and serves version 9"));
+  EXPECT_THAT(Text(Answer()), AllOf(HasSubstr("older than committed version 9"), HasSubstr("most replicas serve it"),
+                                    HasSubstr("publish 10 or higher")));
   EXPECT_THAT(To<action::SendAbort>(), ElementsAre(1));
 }
 
@@ -365,6 +423,19 @@ TEST_F(CoordinatorTest, ALostMemberIsListedUntilItIsBackOrTenMinutesPassed) {
   alive_ = {1};
   Pass(absl::Minutes(10));
   EXPECT_THAT(Snapshot().members, SizeIs(1));
+}
+
+// 3,000 of them ended the status: its answer was over 4 MiB.
+TEST_F(CoordinatorTest, LostMembersAreForgottenBeyondABoundTheOldestFirst) {
+  for (MemberId id = 1; id <= 3000; ++id) {
+    Join(id, absl::StrCat("m", id), absl::StrCat("r", id));
+    now_ += absl::Milliseconds(1);
+    Step(event::Lost{id, "connection reset"});
+  }
+  alive_.clear();
+  const std::vector<MemberStatus> members = Snapshot().members;
+  ASSERT_THAT(members, SizeIs(256));
+  for (const MemberStatus& member : members) EXPECT_GT(member.info.pid, 3000 - 256);
 }
 
 TEST_F(CoordinatorTest, AMemberThatSaysGoodbyeIsNotMissed) {

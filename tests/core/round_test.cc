@@ -55,6 +55,16 @@ class RoundTest : public ::testing::Test {
     return last;
   }
 
+  static std::vector<std::string> Guilty(const Round& round) {
+    std::vector<std::string> names;
+    for (const Culprit& culprit : round.Culprits()) names.push_back(culprit.name);
+    return names;
+  }
+  // What the source sees of its sinks.
+  void See(std::vector<PeerProgress> peers) {
+    options_.peers = [peers = std::move(peers)] { return std::optional(peers); };
+  }
+
   RoundOptions options_{.stage_timeout = absl::Seconds(10), .apply_timeout = absl::Seconds(30)};
   absl::Time now_ = absl::UnixEpoch() + absl::Hours(1);
 };
@@ -111,8 +121,10 @@ TEST_F(RoundTest, DamagedContentIsSentAgainAndOnTheLastAttemptAborts) {
   Round last = Make(2);
   last.Staged(now_, Staged(1, kOther));
   EXPECT_EQ(last.phase(), RoundPhase::kTransfer);
-  EXPECT_THAT(To<action::SendAbort>(last.SourceReleased(now_, kDigest)), ElementsAre(1, 2));
+  last.SourceReleased(now_, kDigest);
+  EXPECT_THAT(To<action::SendAbort>(last.Tick(now_ + options_.settle)), ElementsAre(1, 2));
   EXPECT_EQ(last.phase(), RoundPhase::kAborted);
+  EXPECT_THAT(Guilty(last), ElementsAre("sink-1"));
   EXPECT_EQ(last.why().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(last.why().message()), HasSubstr("replica r1 rank 0 (sink-1)"));
 }
@@ -276,6 +288,120 @@ TEST_F(RoundTest, AtTheStageDeadlineASourceThatDidNotEncodeIsToBlame) {
   round.Tick(now_ + options_.stage_timeout);
   EXPECT_EQ(round.phase(), RoundPhase::kAborted);
   EXPECT_THAT(std::string(round.why().message()), HasSubstr("the source did not encode the version in time"));
+}
+
+// ---- who is to blame
+
+// The source was named, or an honest sink.
+TEST_F(RoundTest, WhoNeverOpenedItsStreamIsToBlameAndNobodyElse) {
+  See({{true, false, 0}, {false, false, 0}, {true, false, 0}});
+  Round round = Make(3);
+  round.SourceReleased(now_, kDigest);
+  for (const MemberId member : {1, 2, 3}) {
+    round.Heartbeat(now_, {member, kEpoch, kVersion, MemberPhase::kReceive, member == 2 ? 1'000'000u : 0u, 1});
+  }
+  EXPECT_THAT(To<action::SendAbort>(round.Tick(now_ + options_.stage_timeout)), ElementsAre(2, 1, 3));
+  EXPECT_EQ(round.phase(), RoundPhase::kRestart);
+  EXPECT_THAT(round.survivors(), ElementsAre(1, 3));
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-2"));
+  EXPECT_THAT(round.dropped()[0].reason, HasSubstr("never opened its data stream"));
+}
+
+TEST_F(RoundTest, WithNobodyAtItsDataPlaneItIsTheSourcesFault) {
+  See({{}, {}});
+  Round round = Make(2);
+  round.SourceReleased(now_, kDigest);
+  round.Tick(now_ + options_.stage_timeout);
+  EXPECT_EQ(round.phase(), RoundPhase::kAborted);
+  EXPECT_THAT(Guilty(round), IsEmpty());
+}
+
+TEST_F(RoundTest, WhatASinkSaysItReceivedIsNotBelievedAgainstTheSourcesAccount) {
+  See({{true, false, 500}, {true, false, 100}, {true, false, 500}});
+  Round round = Make(3);
+  round.SourceReleased(now_, kDigest);
+  round.Heartbeat(now_, {2, kEpoch, kVersion, MemberPhase::kReceive, UINT64_MAX, 9});
+  round.Tick(now_ + options_.stage_timeout);
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-2"));
+  EXPECT_THAT(round.survivors(), ElementsAre(1, 3));
+}
+
+TEST_F(RoundTest, ASinkThatBreaksItsStreamIsToBlameAndNotThoseThatComplainOfIt) {
+  options_.retry = false;
+  See({{true, false, 5}, {true, true, 5}, {true, false, 5}});
+  Round round = Make(3);
+  round.Failed(now_, Failed(1, absl::UnavailableError("the stream broke")));
+  round.SourceFailed(now_, {kEpoch, kVersion, absl::UnavailableError("rank 2 is gone"), false});
+  round.Failed(now_, Failed(3, absl::UnavailableError("the stream broke")));
+  round.Tick(now_ + options_.settle);
+  EXPECT_EQ(round.phase(), RoundPhase::kAborted);
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-2"));
+  EXPECT_THAT(std::string(round.why().message()), HasSubstr("replica r2 rank 0 (sink-2) is why the session broke"));
+}
+
+TEST_F(RoundTest, ASourceThatBreaksTheSessionByItselfAccusesNobody) {
+  options_.retry = false;
+  See({{true, false, 5}, {true, false, 5}});
+  Round round = Make(2);
+  round.Failed(now_, Failed(1, absl::UnavailableError("the stream broke")));
+  round.SourceFailed(now_, {kEpoch, kVersion, absl::UnavailableError("no memory"), false});
+  round.Tick(now_ + options_.settle);
+  EXPECT_EQ(round.phase(), RoundPhase::kAborted);
+  EXPECT_THAT(Guilty(round), IsEmpty());
+}
+
+TEST_F(RoundTest, ASinkThatCallsAWholeSessionBrokenIsToBlame) {
+  options_.retry = false;
+  See({{true, false, 5}, {true, false, 5}});
+  Round round = Make(2);
+  round.Failed(now_, Failed(1, absl::UnavailableError("the stream broke")));
+  round.Tick(now_ + options_.settle);
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-1"));
+}
+
+// NCCL tells nothing of its ranks, and one that does not come stops all.
+TEST_F(RoundTest, WhereTheSourceSeesNobodyTheOneThatDoesNotComplainOfALongWaitIsToBlame) {
+  Round round = Make(3);
+  for (const MemberId member : {1, 3}) {
+    round.Failed(now_, Failed(member, absl::DeadlineExceededError("cannot connect"), MemberPhase::kConnect));
+  }
+  round.Tick(now_ + options_.settle);
+  EXPECT_EQ(round.phase(), RoundPhase::kRestart);
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-2"));
+  EXPECT_THAT(round.survivors(), ElementsAre(1, 3));
+}
+
+TEST_F(RoundTest, ASinkThatComplainsOfALongWaitAloneBlamesItself) {
+  Round round = Make(3);
+  round.Failed(now_, Failed(2, absl::DeadlineExceededError("cannot connect"), MemberPhase::kConnect));
+  round.Tick(now_ + options_.settle);
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-2"));
+}
+
+TEST_F(RoundTest, DamageThatEverySinkSeesIsTheSources) {
+  options_.retry = false;
+  Round round = Make(2);
+  round.Failed(now_, Failed(1, absl::DataLossError("bucket 3")));
+  round.Failed(now_, Failed(2, absl::DataLossError("bucket 3")));
+  round.Tick(now_ + options_.settle);
+  EXPECT_EQ(round.phase(), RoundPhase::kAborted);
+  EXPECT_EQ(round.why().code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(Guilty(round), IsEmpty());
+}
+
+TEST_F(RoundTest, WhoNeverSaysAppliedIsToBlameThatOthersWereWaitedFor) {
+  Round round = Make(2);
+  Stage(round, {1, 2});
+  round.Applied(now_, Applied(1));
+  round.Tick(now_ + options_.apply_timeout);
+  EXPECT_THAT(Guilty(round), ElementsAre("sink-2"));
+}
+
+TEST_F(RoundTest, ALossIsNobodysGuilt) {
+  Round round = Make(2);
+  Stage(round, {1});
+  round.Lost(now_, {{2, "connection reset"}});
+  EXPECT_THAT(Guilty(round), IsEmpty());
 }
 
 TEST_F(RoundTest, AfterTheDecisionNobodyIsWaitedForBeyondTheApplyDeadline) {

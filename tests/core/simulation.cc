@@ -35,6 +35,8 @@ Counts& Counts::operator+=(const Counts& other) {
   engines_lost += other.engines_lost;
   staged_engines += other.staged_engines;
   declined += other.declined;
+  fenced += other.fenced;
+  cost += other.cost;
   return *this;
 }
 
@@ -57,12 +59,16 @@ World::World(const Options& options) : random(options.seed), options_(options) {
 }
 
 void World::Configure() {
-  const int replicas = 1 + static_cast<int>(random.Below(4));
-  coordinator_options_.quorum = random.Chance(0.35) ? 1 + static_cast<int32_t>(random.Below(replicas)) : 0;
+  const int replicas = (options_.liar ? 3 : 1) + static_cast<int>(random.Below(4));
+  const int honest = replicas - (options_.liar ? 1 : 0);
+  coordinator_options_.quorum = random.Chance(0.35) ? 1 + static_cast<int32_t>(random.Below(honest)) : 0;
   coordinator_options_.min_replicas = static_cast<int32_t>(random.Below(std::min(replicas, 2) + 1));
   coordinator_options_.source_retains = random.Chance(0.8);
   coordinator_options_.event_history = 8;
   coordinator_options_.new_session_token = [this] { return absl::StrCat("session-", ++tokens_); };
+  if (random.Chance(0.7)) {  // else a data plane that knows nothing of its ranks
+    coordinator_options_.peers = [this](uint64_t epoch) { return std::optional(SeenBySource(epoch)); };
+  }
   plan_.wire_bytes = 1000000;  // 20 ms at the least rate
   fault_every_s_ = random.Chance(0.1) ? 1e9 : random.Chance(0.5) ? 2 : 0.3;
   laggy_ = random.Chance(0.3);
@@ -79,6 +85,25 @@ void World::Configure() {
       sinks_.push_back(std::move(sink));
     }
   }
+  if (options_.liar) ConfigureLiar();
+}
+
+// One of at least three replicas, so that there is somebody to go on with, and more who are right than who are not.
+void World::ConfigureLiar() {
+  Sink& liar = *sinks_[random.Below(sinks_.size())];
+  liar.lie = static_cast<Sink::Lie>(1 + random.Below(Sink::kLies));
+  // Where nobody sees its stream, who breaks off in silence is one who stalls.
+  if (liar.lie == Sink::Lie::kBreaksOff && !coordinator_options_.peers) liar.lie = Sink::Lie::kNeverStages;
+  liar_ = &liar;
+  laggy_ = false;
+  quiet_ = random.Chance(0.5);
+  fault_every_s_ = quiet_ ? 1e9 : 0.5;
+}
+
+bool World::OfLiar(const Sink& sink) const { return liar_ != nullptr && sink.replica == liar_->replica; }
+
+std::vector<PeerProgress> World::SeenBySource(uint64_t epoch) const {
+  return session_ != nullptr && session_->epoch == epoch ? session_->peers : std::vector<PeerProgress>();
 }
 
 // ---- the queue
@@ -131,9 +156,28 @@ Result World::Run() {
 bool World::Converged() {
   if (awaited_.has_value() || publish_on_ || checker_->latest().version == 0) return false;
   for (const auto& sink : sinks_) {
+    if (OfLiar(*sink)) continue;
     if (sink->serving != checker_->latest() || sink->torn) return false;
   }
-  return coordinator_->Snapshot(now).state == SyncState::kInSync;
+  return liar_ != nullptr || coordinator_->Snapshot(now).state == SyncState::kInSync;
+}
+
+// Nobody is fenced for what another one did; and who did it costs two versions, not one after the other.
+void World::CheckFences(const action::PublishDone& done) {
+  if (liar_ == nullptr) return;
+  for (const MemberStatus& member : coordinator_->Snapshot(now).members) {
+    if (member.state != "fenced") continue;
+    if (member.info.name != liar_->name)
+      checker_->Violate(absl::StrCat(member.info.name, " is fenced: ", member.last_error));
+    counts_.fenced += answered_ + 1 == options_.publishes;
+  }
+  const bool held_up = now - asked_at_ > coordinator_options_.apply_timeout / 2;
+  if (!quiet_ || (done.status.ok() && !held_up)) return;
+  ++counts_.cost;
+  if (++cost_ > Fences::kLostVersions) {
+    checker_->Violate(absl::StrCat("another publish is lost to ", liar_->name, ", lie ", static_cast<int>(liar_->lie),
+                                   ": ", done.status.ToString()));
+  }
 }
 
 // ---- the shell
@@ -257,7 +301,9 @@ void World::Publish() {
   if (awaited_.has_value()) return;
   uint64_t version = version_ + 1;
   bool new_content = true;
-  if (faults_ && version_ > former_versions_ && random.Chance(last_failed_ ? 0.7 : 0.1)) {
+  if (quiet_) {
+    // The plainest trainer there is.
+  } else if (faults_ && version_ > former_versions_ && random.Chance(last_failed_ ? 0.7 : 0.1)) {
     version = version_;
     new_content = random.Chance(0.3);
   } else if (faults_ && version_ > former_versions_ + 3 && random.Chance(0.03)) {
@@ -267,10 +313,11 @@ void World::Publish() {
   if (new_content) content_ = {random.Next(), random.Next()};
   checker_->Content(version, content_);
   awaited_ = version;
+  asked_at_ = now;
   released_ = false;
   Step(event::Publish{version});
   if (faults_ && random.Chance(0.03) && awaited_ == version) Step(event::Publish{version});
-  if (faults_ && random.Chance(0.02)) {
+  if (faults_ && !quiet_ && random.Chance(0.02)) {
     At(Delay(), [this, version] {  // on an agent that can hear it: see proto/README.md
       if (awaited_ == version && !agent_.stopped()) HangUp();
     });
@@ -291,13 +338,14 @@ void World::Carry(const action::PublishReleased& released) { released_ |= releas
 
 void World::Carry(const action::PublishDone& done) {
   if (done.version != awaited_) return;
+  CheckFences(done);
   awaited_.reset();
   ++answered_;
   last_failed_ = !done.status.ok();
   // At the end one success is enough where the source can bring the others up to it by itself.
   if (!faults_ && done.status.ok() && coordinator_options_.source_retains) publish_on_ = false;
   if (!faults_ && done.status.ok()) {
-    const auto current = [this](const auto& sink) { return sink->serving == checker_->latest(); };
+    const auto current = [this](const auto& sink) { return OfLiar(*sink) || sink->serving == checker_->latest(); };
     if (std::all_of(sinks_.begin(), sinks_.end(), current)) publish_on_ = false;
   }
   PlanPublish(random.Between(absl::Milliseconds(1), faults_ ? absl::Milliseconds(800) : absl::Seconds(4)));
@@ -319,6 +367,7 @@ void World::PlanFault() {
 }
 
 void World::SinkFault(Sink& sink) {
+  if (liar_ != nullptr) return CrashHonestly(sink);
   const uint64_t kind = random.Below(16);
   Note([&] { return absl::StrCat("fault ", kind, " of ", sink.name); });
   if (!sink.running) return;
@@ -347,6 +396,20 @@ void World::SinkFault(Sink& sink) {
   } else {
     sink.bad_apply = static_cast<int>(kind) - 12;
   }
+}
+
+// What costs the others nothing, and is noticed at once.
+void World::CrashHonestly(Sink& sink) {
+  if (!sink.running || OfLiar(sink)) return;
+  const uint64_t kind = random.Below(3);
+  if (kind == 0) return sink.Leave();
+  sink.Break(true);
+  if (kind == 1) return;
+  sink.Kill();
+  sink.stream = 0;
+  At(random.Between(absl::Milliseconds(50), absl::Seconds(5)), [&sink] {
+    if (!sink.running) sink.Start();
+  });
 }
 
 void World::AgentFault() {
@@ -401,6 +464,10 @@ void World::RestartCoordinator() {
 
 void World::Heal() {
   Note([] { return "faults stop"; });
+  // Whoever was unlucky twice; also while the last stall goes on.
+  for (const int seconds : {0, 9, 30}) {
+    if (liar_ == nullptr) At(absl::Seconds(seconds), [this] { Feed(event::Unfence{}); });
+  }
   faults_ = lose_transport_ = lose_version_ = false;
   for (auto& sink : sinks_) {
     sink->bad_luck = sink->bad_apply = 0;

@@ -13,6 +13,7 @@ namespace wsync::sim {
 struct Options {
   uint64_t seed = 1;
   int publishes = 50;         // answered ones, before faults stop
+  bool liar = false;          // one sink, always the same way; the others are honest, and crash at most
   bool keep_history = false;  // costs time: for the second run of a seed that failed
 };
 
@@ -36,6 +37,8 @@ struct Counts {
   int64_t engines_lost = 0;    // in the middle of a version
   int64_t staged_engines = 0;  // of these where everything was staged
   int64_t declined = 0;        // begins, by a sink without an engine
+  int64_t fenced = 0;          // liars, at the end
+  int64_t cost = 0;            // publishes that failed or were held up by a liar, where nothing else went wrong
   Counts& operator+=(const Counts& other);
 };
 

@@ -58,8 +58,9 @@ void Sink::Connect() {
   stream = world->OpenStream(this);
   cut = false;
   up = down = world->now;
-  MemberInfo info{name, replica, rank, replica_size, "host-" + name, pid, "host", "simulation", serving};
+  MemberInfo info{name, replica, rank, replica_size, "host-" + name, pid, "host", "simulation", Claim()};
   info.group = group;
+  info.incarnation = {1, static_cast<uint64_t>(pid)};
   Send(event::Joined{stream, info});
   Heartbeat(stream);
 }
@@ -68,7 +69,7 @@ void Sink::Heartbeat(uint64_t of_stream) {
   if (stream != of_stream) return;
   constexpr MemberPhase kPhases[] = {MemberPhase::kIdle, MemberPhase::kIdle, MemberPhase::kReceive,
                                      MemberPhase::kStaged, MemberPhase::kApply};
-  const uint64_t received = state == State::kIdle ? 0 : world->random.Below(1000);
+  const uint64_t received = state == State::kIdle ? 0 : world->Received();
   Send(event::HeartbeatSeen{stream, epoch, version, kPhases[static_cast<int>(state)], received, 3});
   After(kHeartbeat, [this, of_stream] { Heartbeat(of_stream); });
 }
@@ -144,7 +145,11 @@ void Sink::Refused(bool retry) {
 void Sink::SayReady() {
   const bool ready = attached && plan.has_value() && state != State::kApplying;
   const std::string reason = ready ? "" : attached ? "still busy" : "no engine attached";
-  Send(event::ReadyChanged{stream, ready, reason, plan.value_or(Hash128{}), "engine", serving, torn});
+  Send(event::ReadyChanged{stream, ready, reason, plan.value_or(Hash128{}), "engine", Claim(), torn});
+}
+
+ServedVersion Sink::Claim() const {
+  return lie == Lie::kServesTheLast ? ServedVersion{UINT64_MAX - 1, {6, 6}} : serving;
 }
 
 void Sink::GotCatalog(const std::optional<Hash128>& new_plan) {
@@ -169,12 +174,38 @@ void Sink::Begin(const action::SendBegin& begin) {
   epoch = begin.epoch;
   version = begin.version;
   session = begin.session;
+  session_rank = begin.rank;
+  if (Lies()) return;
   if (bad_luck == 1) {
     AfterWork(absl::Milliseconds(4),
               [this] { Fail(MemberPhase::kReceive, absl::ResourceExhaustedError("no memory")); });
     bad_luck = 0;
   }
   AfterWork(world->random.Between(absl::Milliseconds(1), absl::Milliseconds(5)), [this] { world->JoinSession(this); });
+}
+
+bool Sink::Lies() {
+  switch (lie) {
+    case Lie::kNone:
+    case Lie::kNeverStages:
+    case Lie::kBreaksOff:
+    case Lie::kNeverApplies:
+    case Lie::kServesTheLast:
+      return false;
+    case Lie::kNeverConnects:
+      return true;
+    case Lie::kStagesOther:
+      staged = {6, 6};
+      Send(event::Staged{stream, epoch, version, staged, {}});
+      return true;
+    case Lie::kRefuses:
+      Fail(MemberPhase::kReceive, absl::InternalError("it will not"));
+      return true;
+    case Lie::kCallsBroken:
+      Fail(MemberPhase::kReceive, absl::UnavailableError("the stream broke"));
+      return true;
+  }
+  return true;
 }
 
 void Sink::Fail(MemberPhase phase, const absl::Status& status) {
@@ -186,6 +217,8 @@ void Sink::Fail(MemberPhase phase, const absl::Status& status) {
 }
 
 void Sink::Received(const Hash128& digest) {
+  if (lie == Lie::kNeverStages) return;
+  if (lie == Lie::kBreaksOff) return world->BreakOff(this);
   world->ReceivedAll(this);
   staged = digest;
   const int luck = std::exchange(bad_luck, 0);
@@ -207,6 +240,11 @@ void Sink::Commit(const action::SendCommit& commit) {
 }
 
 void Sink::Apply() {
+  if (lie == Lie::kNeverApplies) {
+    state = State::kIdle;  // as its heartbeats say
+    epoch = version = 0;
+    return;
+  }
   const int luck = std::exchange(bad_apply, 0);
   if (luck == 1 || luck == 2) {
     torn |= luck == 2;
@@ -251,6 +289,7 @@ void World::JoinSession(Sink* sink) {
                            [sink] { sink->Fail(MemberPhase::kConnect, absl::UnavailableError("no such session")); });
   }
   session_->joined.push_back(sink);
+  session_->peers[sink->session_rank - 1] = {true, false, 1};
   StartSending();
 }
 
@@ -272,6 +311,7 @@ void World::StartSending() {
 void World::ReceivedAll(Sink* sink) {
   if (session_ == nullptr || session_->token != sink->session || session_->dead) return;
   std::erase(session_->joined, sink);
+  session_->peers[sink->session_rank - 1].moved_bytes = plan_.wire_bytes;
   if (++session_->received + 1 < session_->world) return;
   const event::SourceSent sent{session_->epoch, session_->version};
   InAgent([this, sent] { Step(sent); });
@@ -281,6 +321,7 @@ void World::ReceivedAll(Sink* sink) {
 void World::LeaveSession(Sink* sink) {
   if (session_ == nullptr || session_->dead) return;
   if (std::erase(session_->joined, sink) == 0 || !random.Chance(0.6)) return;
+  session_->peers[sink->session_rank - 1].broke_off = true;
   if (random.Chance(0.5)) {
     SourceFails(absl::UnavailableError(sink->name + " is gone"), false);
   } else {
@@ -288,10 +329,19 @@ void World::LeaveSession(Sink* sink) {
   }
 }
 
+// The source notices, and its other sinks do; this one says nothing.
+void World::BreakOff(Sink* sink) {
+  if (session_ == nullptr || session_->dead || std::erase(session_->joined, sink) == 0) return;
+  session_->peers[sink->session_rank - 1].broke_off = true;
+  SourceFails(absl::UnavailableError(sink->name + " is gone"), false);
+}
+
 void World::EndSession(const std::string& why) {
   session_->dead = true;
   for (Sink* sink : std::exchange(session_->joined, {})) {
-    if (sink->state != Sink::State::kReceiving || random.Chance(0.2)) continue;
+    // A broken session reaches all its ranks; a lost machine need not.
+    const bool unnoticed = random.Chance(0.2) && liar_ == nullptr;
+    if (sink->state != Sink::State::kReceiving || unnoticed) continue;
     sink->AfterWork(Delay(), [sink, why] { sink->Fail(MemberPhase::kReceive, absl::UnavailableError(why)); });
   }
 }
@@ -306,6 +356,7 @@ void World::SourceFails(const absl::Status& status, bool version_lost) {
 
 void World::Carry(const action::StartSource& start) {
   session_ = std::make_shared<Session>(Session{start.epoch, start.version, start.session, start.world});
+  session_->peers.resize(start.world - 1);
   if (start.encode && encoding_ != start.version) {
     encoding_ = start.version;
     encoded_ = retained_ = {};
@@ -314,7 +365,8 @@ void World::Carry(const action::StartSource& start) {
   // A rank that does not come ends the connection phase.
   At(absl::Seconds(2), [this, session = session_] {
     const bool waits = static_cast<int32_t>(session->joined.size()) + session->received + 1 < session->world;
-    if (session == session_ && !session->dead && waits && random.Chance(0.7)) {
+    const bool noticed = random.Chance(0.7) || liar_ != nullptr;  // those who wait for it have deadlines of their own
+    if (session == session_ && !session->dead && waits && noticed) {
       SourceFails(absl::DeadlineExceededError("a rank did not come"), false);
     }
   });

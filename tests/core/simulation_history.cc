@@ -39,6 +39,7 @@ struct EventText {
   }
   std::string operator()(const event::Left& e) { return absl::StrCat("m", e.member, " left"); }
   std::string operator()(const event::Lost& e) { return absl::StrCat("m", e.member, " lost"); }
+  std::string operator()(const event::Unfence& e) { return absl::StrCat("unfence ", e.name); }
   std::string operator()(const event::Tick&) { return "tick"; }
 };
 
@@ -70,6 +71,7 @@ struct ActionText {
   std::string operator()(const action::PublishDone& a) {
     return absl::StrCat("done v", a.version, " ", a.status.ToString());
   }
+  std::string operator()(const action::Unfenced& a) { return absl::StrCat("unfenced ", a.names.size()); }
   std::string operator()(const action::Log& a) { return absl::StrCat("log: ", a.text); }
 };
 

@@ -16,6 +16,7 @@
 
 #include "absl/time/time.h"
 #include "server/core/coordinator.h"
+#include "server/core/fences.h"
 #include "tests/core/simulation.h"
 #include "tests/core/simulation_checker.h"
 
@@ -66,6 +67,18 @@ class Process {
 // A rollout agent. Its messages travel in order on its own stream; those of different sinks overtake each other.
 struct Sink {
   enum class State : uint8_t { kIdle = 1, kReceiving, kStaged, kApplying };
+  enum class Lie : uint8_t {
+    kNone,
+    kNeverConnects,  // to the data plane
+    kNeverStages,
+    kStagesOther,  // content, at once
+    kRefuses,
+    kCallsBroken,  // the session
+    kBreaksOff,    // its stream, where the others complain
+    kNeverApplies,
+    kServesTheLast,  // version that there is
+  };
+  static constexpr uint64_t kLies = 8;
   World* world = nullptr;
   std::string name, replica;
   int32_t rank = 0, replica_size = 1;
@@ -73,6 +86,7 @@ struct Sink {
   bool in_place = false;  // receives over the live weights: an abort tears them
   bool running = true;    // false: killed
   bool attached = true;   // an engine is
+  Lie lie = Lie::kNone;
   Process process;
   // its stream
   MemberId stream = 0;  // 0: none
@@ -86,6 +100,7 @@ struct Sink {
   State state = State::kIdle;
   uint64_t epoch = 0, version = 0;
   std::string session;
+  int32_t session_rank = 0;
   int32_t group = 0;
   uint64_t work = 0;  // counts begins and aborts: a step of earlier work does not happen
   Hash128 staged;
@@ -107,6 +122,8 @@ struct Sink {
   void Commit(const action::SendCommit& commit);
   void Abort(const action::SendAbort& abort);
   void Refused(bool retry);
+  bool Lies();  // in answer to a begin; true: that is all it does
+  ServedVersion Claim() const;
   void Received(const Hash128& digest);
   void Fail(MemberPhase phase, const absl::Status& status);
   void Apply();
@@ -125,6 +142,7 @@ struct Session {
   bool dead = false;
   std::vector<Sink*> joined;
   int32_t received = 0;
+  std::vector<PeerProgress> peers;  // by rank
 };
 
 class World {
@@ -139,12 +157,15 @@ class World {
   void Note(Text text) {
     if (options_.keep_history) AddNote(text());
   }
-  absl::Duration Delay();                                        // of one message
+  absl::Duration Delay();  // of one message
+  // What a sink says that it has of a version: anything, but for ranks that move together behind one that stops.
+  uint64_t Received() { return liar_ != nullptr ? 0 : random.Below(1000); }
   void MaybeRepeat(absl::Duration arrival, const Event& event);  // a second time
   MemberId OpenStream(Sink* sink);
   void JoinSession(Sink* sink);
   void LeaveSession(Sink* sink);
   void ReceivedAll(Sink* sink);
+  void BreakOff(Sink* sink);
   Checker& checker() { return *checker_; }
   Random random;
   absl::Time now = absl::UnixEpoch();
@@ -163,6 +184,10 @@ class World {
     bool operator<(const Item& other) const { return std::tie(when, order) > std::tie(other.when, other.order); }
   };
   void Configure();
+  void ConfigureLiar();
+  bool OfLiar(const Sink& sink) const;  // of its replica
+  std::vector<PeerProgress> SeenBySource(uint64_t epoch) const;
+  void CheckFences(const action::PublishDone& done);
   void AddNote(const std::string& text);
   template <typename Done>
   bool RunUntil(absl::Time limit, Done done);
@@ -187,6 +212,7 @@ class World {
   void Carry(const action::PublishAccepted&) {}
   void Carry(const action::PublishReleased& released);
   void Carry(const action::PublishDone& done);
+  void Carry(const action::Unfenced&) {}
   void Carry(const action::Log& log);
   // ---- source and trainer
   void Encode(uint64_t epoch);
@@ -201,6 +227,7 @@ class World {
   // ---- faults
   void PlanFault();
   void SinkFault(Sink& sink);
+  void CrashHonestly(Sink& sink);
   void AgentFault();
   void RestartCoordinator();
   void Heal();
@@ -222,6 +249,9 @@ class World {
   bool faults_ = true;
   double fault_every_s_ = 1;
   bool laggy_ = false;
+  Sink* liar_ = nullptr;
+  bool quiet_ = false;  // nothing but the liar goes wrong
+  int64_t cost_ = 0;    // publishes
   // trainer and source
   bool registered_ = false;
   PlanInfo plan_;
@@ -229,6 +259,7 @@ class World {
   uint64_t former_versions_ = 0;  // highest asked for in an earlier life of the agent
   Hash128 content_;               // of the trainer's memory
   std::optional<uint64_t> awaited_;
+  absl::Time asked_at_;
   bool released_ = false;  // awaited_ is
   bool last_failed_ = false;
   bool publish_on_ = true;
