@@ -32,6 +32,7 @@ ExitCode LastExit();
 
 void AddStatus(CLI::App& app);
 void AddVerify(CLI::App& app);
+void AddUnfence(CLI::App& app);
 void AddPublish(CLI::App& app);
 void AddExport(CLI::App& app);
 void AddQuantize(CLI::App& app);

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   wsync::cli::AddStatus(app);
   wsync::cli::AddVerify(app);
+  wsync::cli::AddUnfence(app);
   wsync::cli::AddPublish(app);
   wsync::cli::AddExport(app);
   wsync::cli::AddQuantize(app);

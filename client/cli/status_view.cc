@@ -44,7 +44,7 @@ StateText TextOf(v1::SyncState state) {
 
 Color ColorOfMember(const std::string& state) {
   if (state == "ready") return Color::kGreen;
-  if (state == "torn" || state == "lost") return Color::kRed;
+  if (state == "torn" || state == "fenced" || state == "lost") return Color::kRed;
   return Color::kYellow;
 }
 
@@ -122,7 +122,8 @@ struct MemberRow {
 };
 
 // At most `most` rows: those of the lowest ranks, in the order that they have, and how many of which kind come after.
-std::string RenderRows(Table table, std::vector<MemberRow> rows, size_t most, bool color) {
+// `omitted`: members that the coordinator's answer had no room for.
+std::string RenderRows(Table table, std::vector<MemberRow> rows, size_t most, uint64_t omitted, bool color) {
   if (rows.empty()) return "no members\n";
   if (rows.size() > most) {
     std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
@@ -137,7 +138,9 @@ std::string RenderRows(Table table, std::vector<MemberRow> rows, size_t most, bo
     }
   }
   std::string out = table.Render(color);
-  if (left_out.empty()) return out;
+  const std::string unheard =
+      omitted == 0 ? "" : absl::StrCat("and ", FormatCount(omitted), " more that one answer has no room for\n");
+  if (left_out.empty()) return out + unheard;
   int64_t count = 0;
   std::vector<std::string> kinds;
   for (const auto& [kind, members] : left_out) {
@@ -146,7 +149,7 @@ std::string RenderRows(Table table, std::vector<MemberRow> rows, size_t most, bo
       kinds.push_back(absl::StrCat(FormatCount(members), " ", Printable(kind, kMaxKindBytes)));
   }
   return absl::StrCat(out, "and ", FormatCount(count), " more: ", absl::StrJoin(kinds, ", "),
-                      left_out.size() > kMaxKinds ? ", and others" : "", " ('wsync status -o json' has them all)\n");
+                      left_out.size() > kMaxKinds ? ", and others" : "", " ('wsync status -o json' has them all)\n", unheard);
 }
 
 std::string Members(const v1::JobStatus& status, const StatusViewOptions& options) {
@@ -174,7 +177,7 @@ std::string Members(const v1::JobStatus& status, const StatusViewOptions& option
     const bool well = m.state() == "ready" && m.lag() == 0 && m.last_error().empty();
     rows.push_back({std::move(row), m.role() == "trainer" ? 0 : well ? 2 : 1, m.state()});
   }
-  return RenderRows(std::move(table), std::move(rows), options.max_members, options.color);
+  return RenderRows(std::move(table), std::move(rows), options.max_members, status.members_omitted(), options.color);
 }
 
 std::string Events(const v1::JobStatus& status, const StatusViewOptions& options) {
@@ -282,7 +285,7 @@ std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
   Table table({"MEMBER", "SERVING", "CONTENT DIGEST", "VERDICT"});
   table.AlignRight(1);
   std::vector<MemberRow> rows;
-  *agree = status.has_last_version();
+  *agree = status.has_last_version() && status.members_omitted() == 0;
   for (const v1::MemberStatus& m : status.members()) {
     const v1::Hash& got = m.serving().content_digest();
     const bool same = m.serving().version() != 0 && m.serving().version() == status.last_version().version() &&
@@ -293,13 +296,14 @@ std::string RenderVerify(const v1::JobStatus& status, bool color, bool* agree) {
                          : m.serving().version() == 0 ? Cell("serves nothing", Color::kRed)
                          : m.state() == "torn"        ? Cell("torn", Color::kRed)
                          : m.state() == "lost"        ? Cell("lost", Color::kRed)
+                         : m.state() == "fenced"      ? Cell("fenced", Color::kRed)
                          : m.lag() > 0                ? Cell("behind", Color::kYellow)
                                                       : Cell("DIFFERENT", Color::kRed);
     rows.push_back({{m.name(), VersionText(m.serving()), m.serving().version() == 0 ? "-" : HashHex(got), verdict},
                     same ? 1 : 0,
                     verdict.text});
   }
-  return RenderRows(std::move(table), std::move(rows), kMaxMembersShown, color);
+  return RenderRows(std::move(table), std::move(rows), kMaxMembersShown, status.members_omitted(), color);
 }
 
 std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply& reply, bool color, bool* agree) {
@@ -313,7 +317,7 @@ std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply&
   Table table({"MEMBER", "SERVING", "LIVE DIGEST", "VERDICT"});
   table.AlignRight(1);
   std::vector<MemberRow> rows;
-  *agree = status.has_last_version();
+  *agree = status.has_last_version() && reply.members_omitted() == 0;
   for (const v1::MemberVerification& m : reply.members()) {
     const bool same =
         m.code() == 0 && m.serving().version() == want.version() && equal(m.content_digest(), want.content_digest());
@@ -329,7 +333,7 @@ std::string RenderDeepVerify(const v1::JobStatus& status, const v1::VerifyReply&
                     same ? 1 : 0,
                     kind});
   }
-  return RenderRows(std::move(table), std::move(rows), kMaxMembersShown, color);
+  return RenderRows(std::move(table), std::move(rows), kMaxMembersShown, reply.members_omitted(), color);
 }
 
 }  // namespace wsync::cli

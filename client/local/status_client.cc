@@ -39,13 +39,14 @@ absl::StatusOr<std::unique_ptr<v1::Coordinator::Stub>> NewStub(const std::string
 
 template <typename Request, typename Reply>
 absl::StatusOr<Reply> Ask(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration timeout,
-                          grpc::Status (v1::Coordinator::Stub::*method)(grpc::ClientContext*, const Request&, Reply*)) {
+                          grpc::Status (v1::Coordinator::Stub::*method)(grpc::ClientContext*, const Request&, Reply*),
+                          const Request& request = {}) {
   auto stub = NewStub(coordinator, tls);
   if (!stub.ok()) return stub.status();
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
   Reply reply;
-  const grpc::Status result = ((**stub).*method)(&context, Request(), &reply);
+  const grpc::Status result = ((**stub).*method)(&context, request, &reply);
   if (!result.ok()) return Explain(result, coordinator);
   return reply;
 }
@@ -60,6 +61,13 @@ absl::StatusOr<v1::JobStatus> GetJobStatus(const std::string& coordinator, const
 absl::StatusOr<v1::VerifyReply> VerifyJob(const std::string& coordinator, const v1::TlsConfig& tls,
                                           absl::Duration timeout) {
   return Ask(coordinator, tls, timeout, &v1::Coordinator::Stub::Verify);
+}
+
+absl::StatusOr<v1::UnfenceReply> UnfenceMember(const std::string& coordinator, const v1::TlsConfig& tls,
+                                               absl::Duration timeout, const std::string& name) {
+  v1::UnfenceRequest request;
+  request.set_name(name);
+  return Ask(coordinator, tls, timeout, &v1::Coordinator::Stub::Unfence, request);
 }
 
 absl::Status WatchJobStatus(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration min_interval,

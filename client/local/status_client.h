@@ -22,6 +22,10 @@ absl::StatusOr<v1::JobStatus> GetJobStatus(const std::string& coordinator, const
 absl::StatusOr<v1::VerifyReply> VerifyJob(const std::string& coordinator, const v1::TlsConfig& tls,
                                           absl::Duration timeout);
 
+// Lets a member that was fenced take part again; empty: all of them. NOT_FOUND says who is fenced.
+absl::StatusOr<v1::UnfenceReply> UnfenceMember(const std::string& coordinator, const v1::TlsConfig& tls,
+                                               absl::Duration timeout, const std::string& name);
+
 // Calls `on_status` now and on every change until it returns false (then OK) or the stream breaks (its error).
 absl::Status WatchJobStatus(const std::string& coordinator, const v1::TlsConfig& tls, absl::Duration min_interval,
                             const std::function<bool(const v1::JobStatus&)>& on_status);

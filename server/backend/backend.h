@@ -41,6 +41,9 @@ class Backend {
   // Unguessable; source only. A token may hold a listener until every rank came: make one only for a session that is
   // about to be opened. Empty: none can be had, and NewTransport with it says why.
   virtual std::string NewSessionToken() = 0;
+  // What one sink proves with that it is its rank of that session, made for each; where the data plane cannot tell
+  // ranks apart, the session's own token. Source only.
+  virtual std::string NewRankToken(const std::string& session) { return session; }
   // The service rank 0 must expose for its peers, or null where the data plane needs none.
   virtual grpc::Service* data_plane_service() { return nullptr; }
 };

@@ -46,6 +46,10 @@ absl::Status CheckSession(const SessionSpec& spec) {
     return absl::InvalidArgumentError(
         absl::StrCat("data plane: there is no rank ", spec.rank, " in a session of ", spec.world));
   }
+  if (!spec.peer_tokens.empty() && spec.peer_tokens.size() + 1 != static_cast<size_t>(spec.world)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data plane: ", spec.peer_tokens.size(), " tokens for the sinks of a session of ", spec.world));
+  }
   if (spec.token.empty()) return absl::InvalidArgumentError("data plane: the session has no token");
   return absl::OkStatus();
 }

@@ -12,20 +12,25 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/backend/completion.h"
+#include "server/core/events.h"
 
 namespace wsync {
 
 struct SessionSpec {
-  std::string token;  // names the session on every rank; secret, never logged
+  std::string token;  // opens the session for this rank; secret, never logged
   int32_t rank = 0;
   int32_t world = 1;
   std::string root_address;  // host:port of rank 0's data plane, where the backend needs one
-  bool wide = false;         // may take many multiprocessors of every rank's GPU; the same for all ranks
+  // Rank 0: the tokens of ranks 1, 2, ..., each of its rank alone. Empty: all have this rank's.
+  std::vector<std::string> peer_tokens;
+  bool wide = false;  // may take many multiprocessors of every rank's GPU; the same for all ranks
 };
 
 class Transport {
@@ -45,6 +50,8 @@ class Transport {
   virtual void Cancel(const absl::Status& why) = 0;
   // Bytes moved so far by this rank (rank 0: by the slowest peer), for progress reports.
   virtual int64_t moved_bytes() const = 0;
+  // Rank 0: what it sees of ranks 1, 2, ...; none where the transport cannot tell. Any thread.
+  virtual std::optional<std::vector<PeerProgress>> peers() const { return std::nullopt; }
 };
 
 }  // namespace wsync

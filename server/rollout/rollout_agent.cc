@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,6 +24,12 @@ std::string HostName() {
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
 }
 
+std::string NewIncarnation() {
+  std::string bytes(16, '\0');
+  if (getentropy(bytes.data(), bytes.size()) != 0) std::abort();  // without randomness anybody could pass for us
+  return bytes;
+}
+
 v1::Join MakeJoin(const v1::RolloutConfig& config, const Backend& backend) {
   v1::Join join;
   join.set_protocol(kProtocolVersion);
@@ -37,6 +44,7 @@ v1::Join MakeJoin(const v1::RolloutConfig& config, const Backend& backend) {
   join.set_software(std::string(kSoftware));
   join.set_device_id(backend.device_id());
   join.set_transport(backend.fingerprint());
+  join.set_incarnation(NewIncarnation());
   join.set_idle_receiver(config.transfer().sink_mode() == "in_place");
   return join;
 }

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "server/rpc/convert.h"
+#include "server/rpc/message_budget.h"
 #include "server/rpc/version.h"
 
 namespace wsync {
@@ -155,13 +157,16 @@ v1::VersionReport ToProto(const VersionReport& report) {
   proto.set_payload_bytes(static_cast<uint64_t>(report.plan.payload_bytes));
   proto.set_wire_bytes(static_cast<uint64_t>(report.plan.wire_bytes));
   proto.set_tensors(report.plan.tensors);
+  MessageBudget replicas(kReplicaListBytes);
   for (const ReplicaOutcome& outcome : report.replicas) {
-    v1::ReplicaOutcome* replica = proto.add_replicas();
-    replica->set_replica(outcome.replica);
-    replica->set_outcome(ToProto(outcome.result));
-    replica->set_reason(WireText(outcome.reason));
-    *replica->mutable_timings() = ToProto(outcome.timings);
+    v1::ReplicaOutcome replica;
+    replica.set_replica(outcome.replica);
+    replica.set_outcome(ToProto(outcome.result));
+    replica.set_reason(WireText(outcome.reason));
+    *replica.mutable_timings() = ToProto(outcome.timings);
+    if (replicas.Take(replica)) *proto.add_replicas() = std::move(replica);
   }
+  proto.set_replicas_omitted(replicas.omitted());
   proto.set_encode_ms(Ms(report.encode));
   proto.set_released_ms(Ms(report.released));
   proto.set_staged_ms(Ms(report.staged));
@@ -186,13 +191,22 @@ v1::JobStatus ToProto(const StatusSnapshot& snapshot, absl::Time now, absl::Time
     proto.set_last_version_age_s(absl::ToDoubleSeconds(snapshot.last_report_age));
   }
   if (snapshot.round.has_value()) *proto.mutable_round() = RoundToProto(*snapshot.round);
-  for (const MemberStatus& member : snapshot.members) *proto.add_members() = MemberToProto(member);
-  for (const StatusEvent& event : snapshot.events) {
-    v1::StatusEvent* shown = proto.add_events();
-    shown->set_unix_ms(absl::ToUnixMillis(wall_now - (now - event.when)));
-    shown->set_severity(SeverityName(event.severity));
-    shown->set_text(WireText(event.text));
+  MessageBudget members(kMemberListBytes);
+  for (const MemberStatus& member : snapshot.members) {
+    v1::MemberStatus row = MemberToProto(member);
+    if (members.Take(row)) *proto.add_members() = std::move(row);
   }
+  proto.set_members_omitted(members.omitted());
+  MessageBudget events(kEventListBytes);  // of the newest, which are last
+  for (auto event = snapshot.events.rbegin(); event != snapshot.events.rend(); ++event) {
+    v1::StatusEvent shown;
+    shown.set_unix_ms(absl::ToUnixMillis(wall_now - (now - event->when)));
+    shown.set_severity(SeverityName(event->severity));
+    shown.set_text(WireText(event->text));
+    if (events.Take(shown)) *proto.add_events() = std::move(shown);
+  }
+  std::reverse(proto.mutable_events()->begin(), proto.mutable_events()->end());
+  proto.set_events_omitted(events.omitted());
   return proto;
 }
 

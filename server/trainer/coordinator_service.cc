@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/core/clock.h"
 #include "server/core/failpoint.h"
+#include "server/core/printable.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/log.h"
 #include "server/trainer/member_messages.h"
@@ -17,6 +18,9 @@ namespace {
 // The answer must be there before the caller's own deadline cuts it off.
 constexpr absl::Duration kAnswerInTime = absl::Milliseconds(200);
 constexpr absl::Duration kLongestVerification = absl::Minutes(10);
+// Each has a list of all members. People ask for one at a time.
+constexpr size_t kMaxVerifications = 16;
+constexpr size_t kMaxWatchers = 256;  // each costs a whole status on every change
 
 absl::Status StoppedError() { return absl::UnavailableError("the trainer agent is shutting down: try again later"); }
 
@@ -80,6 +84,10 @@ grpc::ServerWriteReactor<v1::JobStatus>* CoordinatorService::WatchStatus(grpc::C
   auto watcher = WatchStream::Open(absl::Milliseconds(request->min_interval_ms()));
   const bool queued = loop_->Run([this, watcher] {
     if (!closed_.ok()) return watcher->Close(closed_);
+    if (watchers_.size() >= kMaxWatchers) {
+      return watcher->Close(absl::ResourceExhaustedError(
+          absl::StrCat(kMaxWatchers, " callers watch this job already: end some, or ask for the status by itself")));
+    }
     watchers_.push_back(watcher);
   });
   if (!queued) watcher->Close(StoppedError());
@@ -99,11 +107,31 @@ grpc::ServerUnaryReactor* CoordinatorService::Verify(grpc::CallbackServerContext
   return reactor;
 }
 
+grpc::ServerUnaryReactor* CoordinatorService::Unfence(grpc::CallbackServerContext* context,
+                                                      const v1::UnfenceRequest* request, v1::UnfenceReply* reply) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (absl::Status status = options_.authorize(*context); !status.ok()) {
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+  const bool queued = loop_->Run([this, reactor, reply, name = Printable(request->name(), kMaxShownName)] {
+    loop_->Step(event::Unfence{name});  // answers by Carry
+    for (const std::string& one : unfenced_.names) reply->add_names(one);
+    reactor->Finish(ToGrpc(unfenced_.status));
+  });
+  if (!queued) reactor->Finish(ToGrpc(StoppedError()));
+  return reactor;
+}
+
 // ---- members' messages, on the control thread
 
 void CoordinatorService::StartVerification(absl::Time deadline, grpc::ServerUnaryReactor* reactor,
                                            v1::VerifyReply* reply) {
   if (!closed_.ok()) return reactor->Finish(ToGrpc(closed_));
+  if (verifications_.size() >= kMaxVerifications) {
+    return reactor->Finish(ToGrpc(absl::ResourceExhaustedError(
+        absl::StrCat(kMaxVerifications, " deep verifications run already: wait for one of them to end"))));
+  }
   const uint64_t id = ++last_verification_;
   verifications_.try_emplace(id, names_, deadline, reactor, reply);
   v1::CoordinatorMessage message;
@@ -151,13 +179,14 @@ void CoordinatorService::Closed(const Connection& connection, const std::string&
 void CoordinatorService::Join(const Connection& connection, const v1::Join& join) {
   (void)WSYNC_FAILPOINT("trainer.join");
   if (absl::Status status = CheckJoin(join, options_.join); !status.ok()) {
-    LogWarn("a rollout agent was refused",
-            {{"peer", connection->peer()}, {"name", WireText(join.name())}, {"reason", std::string(status.message())}});
+    LogWarn("a rollout agent was refused", {{"peer", connection->peer()},
+                                            {"name", Printable(join.name(), kMaxShownName)},
+                                            {"reason", std::string(status.message())}});
     return Refuse(connection, status, /*retry=*/false);
   }
   members_[connection->id()] = connection;
   names_[connection->id()] = join.name();
-  loop_->Step(JoinedFrom(connection->id(), join, options_.join));
+  loop_->Step(JoinedFrom(connection->id(), join, options_.join, connection->peer()));
 }
 
 void CoordinatorService::StepFor(const Connection& connection, const v1::MemberMessage& message) {

@@ -28,9 +28,9 @@
 namespace wsync {
 
 class CoordinatorService final
-    : public v1::Coordinator::WithRawCallbackMethod_Member<
-          v1::Coordinator::WithCallbackMethod_GetStatus<v1::Coordinator::WithCallbackMethod_WatchStatus<
-              v1::Coordinator::WithCallbackMethod_Verify<v1::Coordinator::Service>>>> {
+    : public v1::Coordinator::WithRawCallbackMethod_Member<v1::Coordinator::WithCallbackMethod_GetStatus<
+          v1::Coordinator::WithCallbackMethod_WatchStatus<v1::Coordinator::WithCallbackMethod_Verify<
+              v1::Coordinator::WithCallbackMethod_Unfence<v1::Coordinator::Service>>>>> {
  public:
   struct Options {
     JoinRules join;
@@ -53,6 +53,7 @@ class CoordinatorService final
   void Carry(const action::SendCommit& action);
   void Carry(const action::SendAbort& action);
   void Carry(const action::Disconnect& action);
+  void Carry(const action::Unfenced& action) { unfenced_ = action; }
   // Chores: tells watchers, hangs up on streams that never join, ends verifications that take too long.
   absl::Time Tell(absl::Time now);
   // Refuses everybody who is there, and who comes from now on.
@@ -69,6 +70,9 @@ class CoordinatorService final
 
   grpc::ServerUnaryReactor* Verify(grpc::CallbackServerContext* context, const v1::VerifyRequest* request,
                                    v1::VerifyReply* reply) override;
+
+  grpc::ServerUnaryReactor* Unfence(grpc::CallbackServerContext* context, const v1::UnfenceRequest* request,
+                                    v1::UnfenceReply* reply) override;
 
   // Control thread only.
   void StartVerification(absl::Time deadline, grpc::ServerUnaryReactor* reactor, v1::VerifyReply* reply);
@@ -94,6 +98,7 @@ class CoordinatorService final
   std::list<std::shared_ptr<WatchStream>> watchers_;
   std::map<uint64_t, Verification> verifications_;
   uint64_t last_verification_ = 0;
+  action::Unfenced unfenced_;  // the last answer of its kind
   absl::Status closed_;
 };
 

@@ -1,36 +1,70 @@
 #include "server/trainer/member_messages.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/printable.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/version.h"
 
 namespace wsync {
 namespace {
 
-constexpr size_t kMaxMemberNameBytes = 512;   // of any name a member gives: they end up in logs and tables
+constexpr size_t kMaxMemberNameBytes = 256;  // of any name a member gives: they end up in logs and tables
+constexpr size_t kIncarnationBytes = 16;
 constexpr size_t kMaxTransportBytes = 16384;  // NCCL_* variables may be dozens, with lists of devices in them
-constexpr size_t kMaxReasonBytes = 4096;      // of explanations: enough for the first names of a long list
+constexpr size_t kMaxReasonBytes = 2048;      // of explanations: enough for the first names of a long list
 constexpr int32_t kMaxReplicaSize = 4096;
-
-std::string Cut(const std::string& text, size_t bytes) { return text.substr(0, bytes); }
+constexpr int32_t kMaxGroup = 4096;  // as many members as there may be
 
 event::Failed FailedFrom(MemberId member, const v1::Failed& m) {
-  absl::Status why(static_cast<absl::StatusCode>(m.code()), Cut(m.error(), kMaxReasonBytes));
-  if (why.ok()) why = absl::UnknownError(Cut(m.error(), kMaxReasonBytes));
-  return {member, m.epoch(), m.version(), FromProto(m.phase()), std::move(why), m.torn(), m.bucket()};
+  const absl::Status why(CodeFromProto(m.code()), ReasonFrom(m.error()));
+  return {member, m.epoch(), m.version(), FromProto(m.phase()), why, m.torn(), std::max<int64_t>(m.bucket(), -1)};
 }
 
-}  // namespace
+// "ipv4:10.0.0.7:51234" without the port, which changes with every connection.
+std::string HostOf(const std::string& peer) { return Printable(peer.substr(0, peer.rfind(':')), kMaxMemberNameBytes); }
 
-absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
+Hash128 IncarnationOf(const std::string& bytes) {
+  Hash128 key;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    uint64_t& half = i < kIncarnationBytes / 2 ? key.high : key.low;
+    half = half << 8 | static_cast<unsigned char>(bytes[i]);
+  }
+  return key;
+}
+
+absl::Status CheckNames(const v1::Join& join) {
   for (const std::string* text : {&join.job(), &join.name(), &join.replica(), &join.host(), &join.backend(),
                                   &join.software(), &join.device_id()}) {
     if (text->size() > kMaxMemberNameBytes) {
       return absl::InvalidArgumentError(
           absl::StrCat("a name in `join` has ", text->size(), " bytes; at most ", kMaxMemberNameBytes, " are allowed"));
     }
+    if (Printable(*text) != *text) {
+      return absl::InvalidArgumentError(absl::StrCat("a name in `join` is '", Printable(*text),
+                                                     "': control characters and what is no UTF-8 are not allowed in "
+                                                     "names, which people read"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string ReasonFrom(const std::string& text) { return PrintableLines(text, kMaxReasonBytes); }
+
+absl::StatusCode CodeFromProto(int32_t code) {
+  const bool known = code > 0 && code <= static_cast<int32_t>(absl::StatusCode::kUnauthenticated);
+  return known ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kUnknown;
+}
+
+absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
+  if (absl::Status status = CheckNames(join); !status.ok()) return status;
+  if (!join.incarnation().empty() && join.incarnation().size() != kIncarnationBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("the incarnation of '", join.name(), "' has ",
+                                                   join.incarnation().size(), " bytes; it takes ", kIncarnationBytes));
   }
   if (join.transport().size() > kMaxTransportBytes) {
     return absl::InvalidArgumentError(absl::StrCat("what `join` says of NCCL's environment has ",
@@ -63,8 +97,9 @@ absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
   }
   if (join.transport() != rules.transport) {
     return absl::FailedPreconditionError(
-        absl::StrCat("'", join.name(), "' would move weights by '", join.transport(), "', the trainer agent by '",
-                     rules.transport, "': use the same NCCL library, environment and transfer.nccl_max_ctas on both"));
+        absl::StrCat("'", join.name(), "' would move weights by '", Printable(join.transport(), kMaxReasonBytes),
+                     "', the trainer agent by '", rules.transport,
+                     "': use the same NCCL library, environment and transfer.nccl_max_ctas on both"));
   }
   if (!join.device_id().empty() && join.device_id() == rules.device_id) {
     return absl::FailedPreconditionError(
@@ -74,7 +109,7 @@ absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules) {
   return absl::OkStatus();
 }
 
-event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules& rules) {
+event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules& rules, const std::string& peer) {
   event::Joined joined;
   joined.member = member;
   joined.info.name = join.name();
@@ -88,7 +123,9 @@ event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules&
   joined.info.device_id = join.device_id();
   joined.info.wide = join.idle_receiver() && join.host() == rules.host;
   joined.info.serving = FromProto(join.serving());
-  joined.info.group = join.group();
+  joined.info.group = std::clamp(join.group(), 0, kMaxGroup);
+  joined.info.incarnation = IncarnationOf(join.incarnation());
+  joined.info.peer = HostOf(peer);
   return joined;
 }
 
@@ -98,15 +135,16 @@ std::optional<Event> EventFrom(MemberId member, const v1::MemberMessage& message
       const v1::Ready& m = message.ready();
       return event::ReadyChanged{member,
                                  m.ready(),
-                                 Cut(m.reason(), kMaxReasonBytes),
+                                 ReasonFrom(m.reason()),
                                  FromProto(m.plan_hash()),
-                                 Cut(m.engine(), kMaxMemberNameBytes),
+                                 Printable(m.engine(), kMaxMemberNameBytes),
                                  FromProto(m.serving()),
                                  m.torn()};
     }
     case v1::MemberMessage::kHeartbeat: {
       const v1::Heartbeat& m = message.heartbeat();
-      return event::HeartbeatSeen{member, m.epoch(), m.version(), FromProto(m.phase()), m.received_bytes(), m.bucket()};
+      return event::HeartbeatSeen{
+          member, m.epoch(), m.version(), FromProto(m.phase()), m.received_bytes(), std::max<int64_t>(m.bucket(), -1)};
     }
     case v1::MemberMessage::kStaged: {
       const v1::Staged& m = message.staged();
@@ -119,7 +157,7 @@ std::optional<Event> EventFrom(MemberId member, const v1::MemberMessage& message
     case v1::MemberMessage::kFailed:
       return FailedFrom(member, message.failed());
     case v1::MemberMessage::kLeave:
-      return event::Left{member, Cut(message.leave().reason(), kMaxReasonBytes)};
+      return event::Left{member, ReasonFrom(message.leave().reason())};
     case v1::MemberMessage::kJoin:
     case v1::MemberMessage::kVerified:
     case v1::MemberMessage::MESSAGE_NOT_SET:

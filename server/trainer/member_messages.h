@@ -22,9 +22,14 @@ struct JoinRules {
 };
 
 // What is wrong with a join before the coordinator even looks at it, and what to do about it: another protocol, job,
-// backend or transport, the trainer's own GPU, a rank outside its replica, names that are missing or too long.
+// backend or transport, the trainer's own GPU, a rank outside its replica, names that are missing, too long or not fit
+// to be shown.
 absl::Status CheckJoin(const v1::Join& join, const JoinRules& rules);
-event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules& rules);
+// `peer`: where it comes from, as gRPC says it.
+event::Joined JoinedFrom(MemberId member, const v1::Join& join, const JoinRules& rules, const std::string& peer);
+// Texts of the message are bounded and fit to be shown; numbers that cannot be become the nearest that can.
+std::string ReasonFrom(const std::string& text);
+absl::StatusCode CodeFromProto(int32_t code);  // UNKNOWN for what is none, and for OK: who says so has failed
 // The event that a message of a joined member means; nullopt for what such a member must not send.
 std::optional<Event> EventFrom(MemberId member, const v1::MemberMessage& message);
 

@@ -133,6 +133,12 @@ absl::Status Publisher::Look(absl::Time now) {
   return status;
 }
 
+std::optional<std::vector<PeerProgress>> Publisher::Peers(uint64_t epoch) const {
+  // A data plane whose sinks call us sees who does.
+  if (backend_->data_plane_service() == nullptr) return std::nullopt;
+  return session_progress_.peers(epoch);
+}
+
 SourceProgress Publisher::Progress() const {
   SourceProgress progress;
   std::shared_ptr<EncodedBuckets> encodes;

@@ -74,6 +74,8 @@ class Publisher {
   void CheckContent(const action::CheckContent& check, std::shared_ptr<StreamOrder> order = nullptr);
 
   SourceProgress Progress() const;
+  // What the source sees of the sinks in this epoch, by rank; none: its data plane cannot tell.
+  std::optional<std::vector<PeerProgress>> Peers(uint64_t epoch) const;
   // One thread, a few times a second. INTERNAL: one of its threads hangs; see WatchedJob.
   absl::Status Look(absl::Time now);
   void Stop();

@@ -8,15 +8,20 @@
 
 namespace wsync {
 
-void SessionProgress::Begin(const Transport* transport) {
+void SessionProgress::Begin(const Transport* transport, uint64_t epoch) {
   MutexLock lock(&mu_);
   transport_ = transport;
+  epoch_ = epoch;
+  peers_before_ = transport->peers();
   before_ = transport->moved_bytes();
 }
 
 void SessionProgress::End() {
   MutexLock lock(&mu_);
-  if (transport_ != nullptr) last_ = transport_->moved_bytes() - before_;
+  if (transport_ != nullptr) {
+    last_ = transport_->moved_bytes() - before_;
+    last_peers_ = transport_->peers();
+  }
   transport_ = nullptr;
 }
 
@@ -29,6 +34,16 @@ void SessionProgress::Reset() {
 int64_t SessionProgress::moved_bytes() const {
   MutexLock lock(&mu_);
   return transport_ != nullptr ? transport_->moved_bytes() - before_ : last_;
+}
+
+std::optional<std::vector<PeerProgress>> SessionProgress::peers(uint64_t epoch) const {
+  MutexLock lock(&mu_);
+  if (epoch != epoch_) return std::vector<PeerProgress>();
+  auto peers = transport_ != nullptr ? transport_->peers() : last_peers_;
+  for (size_t i = 0; peers.has_value() && i < peers->size(); ++i) {
+    (*peers)[i].moved_bytes -= (*peers_before_)[i].moved_bytes;
+  }
+  return peers;
 }
 
 absl::Status Session::Open(Backend& backend, std::shared_ptr<SourceJob> job, SessionProgress* progress,
@@ -51,6 +66,7 @@ absl::Status Session::Open(Backend& backend, std::shared_ptr<SourceJob> job, Ses
   spec.rank = 0;
   spec.world = job->start().world;
   spec.wide = job->start().wide;
+  spec.peer_tokens = job->start().peer_tokens;
   auto transport = backend.NewTransport(spec);
   if (!transport.ok()) return transport.status();
   std::unique_ptr<Session> opened(new Session(*std::move(transport), spec.token, progress));
@@ -71,7 +87,7 @@ void Session::Serve(std::shared_ptr<SourceJob> job) {
   on_cancel_.reset();
   job_ = std::move(job);
   idle_ = false;
-  progress_->Begin(transport_.get());
+  progress_->Begin(transport_.get(), job_->start().epoch);
   on_cancel_.emplace(job_->send_token(), [this] { transport_->Cancel(job_->cancelled()); });
 }
 

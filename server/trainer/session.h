@@ -12,6 +12,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -25,16 +26,22 @@ namespace wsync {
 // Bytes moved for the newest job: lives as long as the publisher, sessions come and go.
 class SessionProgress {
  public:
-  void Begin(const Transport* transport);  // counts from here
-  void End();                              // the transport goes; its last count stays
+  void Begin(const Transport* transport, uint64_t epoch);  // counts from here
+  void End();                                              // the transport goes; its last count stays
   void Reset();
   int64_t moved_bytes() const;
+  // What the transport saw of its sinks in the job of this epoch; the sinks of a job that has none yet have not come.
+  // None where the transport cannot tell.
+  std::optional<std::vector<PeerProgress>> peers(uint64_t epoch) const;
 
  private:
   mutable Mutex mu_;
   const Transport* transport_ ABSL_GUARDED_BY(mu_) = nullptr;
   int64_t before_ ABSL_GUARDED_BY(mu_) = 0;  // what the transport had moved for earlier jobs
   int64_t last_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t epoch_ ABSL_GUARDED_BY(mu_) = 0;                                     // of the newest job
+  std::optional<std::vector<PeerProgress>> peers_before_ ABSL_GUARDED_BY(mu_);  // when that began
+  std::optional<std::vector<PeerProgress>> last_peers_ ABSL_GUARDED_BY(mu_);    // when its transport went
 };
 
 // Deadlines are on MonotonicNow()'s clock.

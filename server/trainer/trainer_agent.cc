@@ -45,6 +45,7 @@ CoordinatorOptions CoordinatorOptionsFrom(const v1::TrainerConfig& config, Backe
   options.source_retains = config.transfer().source_mode() != "ring";
   options.backend = backend->name();
   options.new_session_token = [backend] { return backend->NewSessionToken(); };
+  options.new_rank_token = [backend](const std::string& session) { return backend->NewRankToken(session); };
   return options;
 }
 
@@ -120,7 +121,11 @@ TrainerAgent::Parts::Parts(const v1::TrainerConfig& trainer_config, RecipeRules 
                            std::unique_ptr<Backend> owned_backend)
     : config(trainer_config),
       backend(std::move(owned_backend)),
-      loop(CoordinatorOptionsFrom(config, backend.get())),
+      loop([this] {
+        CoordinatorOptions options = CoordinatorOptionsFrom(config, backend.get());
+        options.peers = [this](uint64_t epoch) { return publisher.Peers(epoch); };  // once a round runs
+        return options;
+      }()),
       publisher(PublisherOptionsFrom(config), backend.get(), [this](Event event) { loop.Post(std::move(event)); }),
       coordinator_service(
           {.join = {.job = config.job(),

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/core/events.h"
+#include "server/rpc/message_budget.h"
 #include "wsync/v1/coordinator.pb.h"
 
 namespace wsync {
@@ -33,10 +34,11 @@ class Verification {
   absl::Time deadline() const { return deadline_; }
 
  private:
-  v1::MemberVerification* Row(std::map<MemberId, std::string>::iterator member);
+  void Add(std::map<MemberId, std::string>::iterator member, v1::MemberVerification row);
   void FinishIfComplete();
 
   std::map<MemberId, std::string> waiting_;
+  MessageBudget budget_{kMemberListBytes};
   const absl::Time deadline_;
   grpc::ServerUnaryReactor* reactor_;
   v1::VerifyReply* const reply_;

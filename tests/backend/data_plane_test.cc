@@ -125,6 +125,72 @@ TEST_F(DataPlaneTest, ARankIsLetInOnceAndOnlyIfTheSessionHasIt) {
   }
 }
 
+// One token opened any rank's stream, so any sink that of another.
+TEST_F(DataPlaneTest, ARanksTokenOpensItsOwnStreamAndNoOther) {
+  HostAgent agent(Patient(absl::Milliseconds(50)));
+  auto made = agent.backend().NewTransport(
+      {.token = token_, .rank = 0, .world = 3, .peer_tokens = {"token-of-1", "token-of-2"}});
+  ASSERT_TRUE(made.ok()) << made.status();
+  const auto source = *std::move(made);
+  auto connected = ConnectAside(*source);
+  RawSink one(agent.root_address(), "token-of-1", 1);
+  for (;;) {
+    const auto peers = source->peers();
+    ASSERT_TRUE(peers.has_value() && peers->size() == 2);
+    if ((*peers)[0].connected) break;
+  }
+  EXPECT_EQ(RawSink(agent.root_address(), "token-of-1", 2).Finish().error_code(), grpc::PERMISSION_DENIED);
+  EXPECT_EQ(RawSink(agent.root_address(), "token-of-2", 1).Finish().error_code(), grpc::PERMISSION_DENIED);
+  EXPECT_EQ(RawSink(agent.root_address(), token_, 2).Finish().error_code(), grpc::NOT_FOUND) << "it is the source's";
+  EXPECT_FALSE((*source->peers())[1].connected);
+  RawSink two(agent.root_address(), "token-of-2", 2);
+  EXPECT_TRUE(connected.get().ok()) << "who came with a wrong one has harmed nobody";
+}
+
+TEST_F(DataPlaneTest, TokensAreMadeForEachRank) {
+  HostAgent agent;
+  EXPECT_NE(agent.backend().NewRankToken(token_), agent.backend().NewRankToken(token_));
+  EXPECT_NE(agent.backend().NewRankToken(token_), token_);
+}
+
+TEST_F(DataPlaneTest, TheSourceSeesWhoHasNotComeAndWhoBrokeOff) {
+  HostAgent agent;
+  const auto source = Source(agent, 3);
+  auto connected = ConnectAside(*source);
+  auto one = std::make_unique<RawSink>(agent.root_address(), token_, 1);
+  while (!(*source->peers())[0].connected) {
+  }
+  EXPECT_FALSE((*source->peers())[1].connected);
+  RawSink two(agent.root_address(), token_, 2);
+  ASSERT_TRUE(connected.get().ok());
+  std::vector<std::byte> sent(size_t{64} << 20, std::byte{7});  // more than a connection takes without being read
+  const CompletionPtr done = source->Broadcast(sent.data(), static_cast<int64_t>(sent.size()), nullptr);
+  one->Cancel();
+  EXPECT_FALSE(done->Wait(HangDeadline()).ok());
+  EXPECT_TRUE((*source->peers())[0].broke_off);
+  EXPECT_FALSE((*source->peers())[1].broke_off) << "its stream was ended by the source";
+}
+
+TEST_F(DataPlaneTest, ASinkThatNeverReadsHoldsUpNobodyElse) {
+  HostAgent agent;
+  const auto source = Source(agent, 3);
+  auto connected = ConnectAside(*source);
+  RawSink deaf(agent.root_address(), token_, 1);
+  auto sink =
+      *agent.backend().NewTransport({.token = token_, .rank = 2, .world = 3, .root_address = agent.root_address()});
+  ASSERT_TRUE(sink->Connect(HangDeadline()).ok());
+  ASSERT_TRUE(connected.get().ok());
+  std::vector<std::byte> sent(size_t{64} << 20, std::byte{7}), received(sent.size());
+  const auto bytes = static_cast<int64_t>(sent.size());
+  const CompletionPtr done = source->Broadcast(sent.data(), bytes, nullptr);
+  EXPECT_TRUE(sink->Broadcast(received.data(), bytes, nullptr)->Wait(HangDeadline()).ok());
+  EXPECT_EQ(received, sent);
+  EXPECT_FALSE(done->Poll().has_value());
+  EXPECT_LT((*source->peers())[0].moved_bytes, bytes);
+  source->Cancel(absl::DeadlineExceededError("enough"));
+  EXPECT_EQ(done->Wait(HangDeadline()).code(), absl::StatusCode::kDeadlineExceeded);
+}
+
 TEST_F(DataPlaneTest, RequestsWithoutATokenOrWithAnEndlessOneAreMalformed) {
   HostAgent agent;
   for (const std::string& token : {std::string(), std::string(257, 'x'), std::string(100'000, 'x')}) {
@@ -141,7 +207,7 @@ TEST_F(DataPlaneTest, APeerThatIsNotAuthorisedIsTurnedAwayWithTheReason) {
   EXPECT_EQ(status.error_message(), "who are you?");
 }
 
-TEST_F(DataPlaneTest, AFloodOfUnknownSinksIsBoundedAndThoseThatLeftDoNotCount) {
+TEST_F(DataPlaneTest, AFloodOfUnknownSinksIsBoundedAndKeepsNobodyOut) {
   std::atomic<size_t> calls = 0;
   std::promise<void> full;
   HostBackendOptions options = Patient(absl::Seconds(60));
@@ -155,7 +221,7 @@ TEST_F(DataPlaneTest, AFloodOfUnknownSinksIsBoundedAndThoseThatLeftDoNotCount) {
     flood.push_back(std::make_unique<RawSink>(agent.root_address(), "unknown", 1));
   }
   full.get_future().wait();
-  // One of them found no place; which one is for the network to say. The rest stay until they leave.
+  // One of them had to go, and which one is for the network to say. The rest stay until they leave.
   std::vector<std::thread> threads;
   std::atomic<int> exhausted = 0;
   for (const auto& sink : flood) {

@@ -177,5 +177,29 @@ TEST(ConvertStatus, ACommittedVersionWithoutReportIsStillShown) {
   EXPECT_EQ(FromProto(proto.last_version().content_digest()), kDigest);
 }
 
+// 3,000 members that were remembered made a status that no client takes.
+TEST(ConvertStatus, AStatusFitsIntoOneMessageWhateverThereIsAndSaysWhatItLeavesOut) {
+  constexpr size_t kMost = size_t{4} << 20;
+  StatusSnapshot snapshot;
+  snapshot.last_report = MakeReport();
+  for (int i = 0; i < 4096; ++i) {
+    MemberStatus member;
+    member.info.name = std::string(256, 'n');
+    member.info.host = std::string(256, 'h');
+    member.last_error = std::string(2500, 'e');
+    snapshot.members.push_back(member);
+    snapshot.last_report->replicas.push_back({.replica = std::string(256, 'r'), .reason = std::string(2500, 'e')});
+  }
+  for (int i = 0; i < 10'000; ++i) snapshot.events.push_back({.text = std::to_string(i) + std::string(2500, 'e')});
+  const v1::JobStatus status = ToProto(snapshot, absl::UnixEpoch(), absl::UnixEpoch());
+  EXPECT_LT(status.ByteSizeLong(), kMost);
+  EXPECT_GT(status.members_size(), 500);
+  EXPECT_EQ(status.members_size() + status.members_omitted(), 4096);
+  EXPECT_EQ(status.last_version().replicas_size() + status.last_version().replicas_omitted(), 4099);
+  EXPECT_EQ(status.events_size() + status.events_omitted(), 10'000);
+  EXPECT_EQ(status.events(status.events_size() - 1).text().substr(0, 4), "9999") << "the newest stay, and stay last";
+  EXPECT_LT(status.events(0).text(), status.events(1).text());
+}
+
 }  // namespace
 }  // namespace wsync

@@ -148,6 +148,59 @@ TEST_F(AgentTest, MemberThatDoesNotReadIsDisconnected) {
   EXPECT_THAT(status.members(1).last_error(), HasSubstr("does not read"));
 }
 
+// The way out of a fence that is not a restart.
+TEST_F(AgentTest, MemberThatCostsTwoVersionsIsFencedUntilSomebodyAsks) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto a = NewMember();
+  auto liar = NewMember();
+  a->JoinAndGetReady("a");
+  liar->JoinAndGetReady("liar");
+  ASSERT_TRUE(Eventually([&] { return Status().members(2).state() == "ready"; }));
+  auto first = Publish(id, 7);
+  liar->Failed(liar->Await(Message::kBegin).begin(), "it will not\nversion 7 committed");
+  const grpc::Status lost = first->Join().status;
+  EXPECT_EQ(lost.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(lost.error_message(), HasSubstr("liar"));
+  EXPECT_THAT(lost.error_message(), ::testing::Not(HasSubstr("\nversion"))) << "it looks like a line of ours";
+  auto second = Publish(id, 7);
+  liar->Failed(liar->Await(Message::kBegin, 1).begin(), "it will not");
+  const v1::Begin begin = a->Await(Message::kBegin, 2).begin();
+  EXPECT_EQ(begin.world(), 2) << "without the other";
+  a->Staged(begin, ContentOf(2));
+  a->Await(Message::kCommit);
+  a->Applied(begin, ContentOf(2));
+  EXPECT_TRUE(second->Join().status.ok());
+  EXPECT_EQ(Status().members(2).state(), "fenced");
+  EXPECT_THAT(Status().members(2).last_error(), HasSubstr("wsync unfence liar"));
+
+  const auto unfence = [this](const std::string& name, v1::UnfenceReply* reply) {
+    grpc::ClientContext context;
+    v1::UnfenceRequest request;
+    request.set_name(name);
+    return coordinator_->Unfence(&context, request, reply);
+  };
+  v1::UnfenceReply reply;
+  const grpc::Status other = unfence("a", &reply);
+  EXPECT_EQ(other.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(other.error_message(), HasSubstr("fenced are: liar"));
+  ASSERT_TRUE(unfence("liar", &reply).ok());
+  EXPECT_EQ(reply.names(0), "liar");
+  EXPECT_NE(Status().members(2).state(), "fenced");
+}
+
+TEST_F(AgentTest, StreamsTokensDifferByRank) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto a = NewMember();
+  auto b = NewMember();
+  a->JoinAndGetReady("a");
+  b->JoinAndGetReady("b");
+  ASSERT_TRUE(Eventually([&] { return Status().members(2).state() == "ready"; }));
+  auto publish = Publish(id, 7);
+  EXPECT_NE(a->Await(Message::kBegin).begin().session_token(), b->Await(Message::kBegin).begin().session_token());
+}
+
 TEST_F(AgentTest, LateJoinerGetsTheCommittedVersionFromTheImage) {
   StartAgent();
   const std::string id = RegisterOk(2);

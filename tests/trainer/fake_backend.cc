@@ -358,4 +358,9 @@ std::string FakeBackend::NewSessionToken() {
   return absl::StrCat("session-", ++shared_->tokens);
 }
 
+std::string FakeBackend::NewRankToken(const std::string& session) {
+  MutexLock lock(&shared_->mu);
+  return absl::StrCat(session, "/", ++shared_->tokens);
+}
+
 }  // namespace wsync

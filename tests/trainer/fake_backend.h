@@ -74,6 +74,7 @@ class FakeBackend final : public Backend {
                                                     std::vector<std::byte*>) override;
   absl::StatusOr<std::unique_ptr<Transport>> NewTransport(const SessionSpec& spec) override;
   std::string NewSessionToken() override;
+  std::string NewRankToken(const std::string& session) override;
 
  private:
   class FakeMemory;

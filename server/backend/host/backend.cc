@@ -57,6 +57,7 @@ absl::StatusOr<std::unique_ptr<Transport>> HostBackend::NewTransport(const Sessi
 }
 
 std::string HostBackend::NewSessionToken() { return RandomHex128(); }
+std::string HostBackend::NewRankToken(const std::string& /*session*/) { return RandomHex128(); }
 
 grpc::Service* HostBackend::data_plane_service() { return &parts_->service; }
 

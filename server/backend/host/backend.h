@@ -44,7 +44,8 @@ class HostBackend final : public Backend {
                                                     std::vector<std::byte*> handles) override;
   // INVALID_ARGUMENT: a rank outside [0, world), an empty token, a sink without the source's address.
   absl::StatusOr<std::unique_ptr<Transport>> NewTransport(const SessionSpec& spec) override;
-  std::string NewSessionToken() override;  // 128 random bits
+  std::string NewSessionToken() override;                         // 128 random bits
+  std::string NewRankToken(const std::string& session) override;  // likewise, of its own
   grpc::Service* data_plane_service() override;
 
  private:

@@ -19,53 +19,66 @@ bool SameToken(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-std::shared_ptr<SourceSession> SessionRegistry::Find(const std::string& token) {
-  std::shared_ptr<SourceSession> found;
+absl::Status SessionRegistry::Found::Admit(int32_t asked, const std::shared_ptr<SinkStream>& stream) const {
+  if (rank == 0 || rank == asked) return session->Admit(asked, stream);
+  return absl::PermissionDeniedError(absl::StrCat("data plane: the token is not that of rank ", asked));
+}
+
+SessionRegistry::Found SessionRegistry::Find(const std::string& token) {
+  Found found;
   for (const Entry& entry : sessions_) {
-    if (SameToken(entry.token, token)) found = entry.session;
+    for (const Key& key : entry.keys) {
+      if (SameToken(key.token, token)) found = {entry.session, key.rank};
+    }
   }
   return found;
 }
 
-absl::Status SessionRegistry::Register(const std::string& token, std::shared_ptr<SourceSession> session) {
-  std::list<Parked> arrived;
+absl::Status SessionRegistry::Register(std::vector<Key> keys, std::shared_ptr<SourceSession> session) {
+  std::list<std::pair<Parked, Found>> arrived;
   {
     MutexLock lock(&mu_);
-    if (Find(token) != nullptr)
-      return absl::AlreadyExistsError("data plane: a session with this token is open already");
-    sessions_.push_back({token, session});
+    for (const Key& key : keys) {
+      if (Find(key.token).session != nullptr)
+        return absl::AlreadyExistsError("data plane: a session with this token is open already");
+    }
+    sessions_.push_back({std::move(keys), std::move(session)});
     for (auto it = parked_.begin(); it != parked_.end();) {
+      const Found found = Find(it->token);
       const auto next = std::next(it);
-      if (SameToken(it->token, token)) arrived.splice(arrived.end(), parked_, it);
+      if (found.session != nullptr) {
+        arrived.emplace_back(std::move(*it), found);
+        parked_.erase(it);
+      }
       it = next;
     }
   }
-  for (const Parked& parked : arrived) {
-    if (absl::Status status = session->Admit(parked.rank, parked.stream); !status.ok()) parked.stream->End(status);
+  for (const auto& [parked, found] : arrived) {
+    if (absl::Status status = found.Admit(parked.rank, parked.stream); !status.ok()) parked.stream->End(status);
   }
   return absl::OkStatus();
 }
 
-void SessionRegistry::Unregister(const std::string& token) {
+void SessionRegistry::Unregister(const std::shared_ptr<SourceSession>& session) {
   MutexLock lock(&mu_);
-  std::erase_if(sessions_, [&](const Entry& entry) { return SameToken(entry.token, token); });
+  std::erase_if(sessions_, [&](const Entry& entry) { return entry.session == session; });
 }
 
 void SessionRegistry::Admit(const std::string& token, int32_t rank, std::shared_ptr<SinkStream> stream) {
-  std::shared_ptr<SourceSession> session;
+  Found found;
   {
     MutexLock lock(&mu_);
-    session = Find(token);
+    found = Find(token);
   }
   // A session registered between the look and the parking finds the call among the parked: Park looks again.
-  const absl::Status status = session != nullptr ? session->Admit(rank, stream) : Park(token, rank, stream);
+  const absl::Status status = found.session != nullptr ? found.Admit(rank, stream) : Park(token, rank, stream);
   if (!status.ok()) stream->End(status);
 }
 
 absl::Status SessionRegistry::Park(const std::string& token, int32_t rank, std::shared_ptr<SinkStream> stream) {
   const auto alarm = std::make_shared<grpc::Alarm>();
-  std::list<Parked> ended;  // destroyed after the lock: alarms and streams are gRPC's
-  std::shared_ptr<SourceSession> session;
+  std::list<Parked> ended, crowded_out;  // destroyed after the lock: alarms and streams are gRPC's
+  Found found;
   {
     MutexLock lock(&mu_);
     for (auto it = parked_.begin(); it != parked_.end();) {
@@ -73,16 +86,17 @@ absl::Status SessionRegistry::Park(const std::string& token, int32_t rank, std::
       if (it->stream->ended()) ended.splice(ended.end(), parked_, it);
       it = next;
     }
-    session = Find(token);
-    if (session == nullptr) {
-      if (parked_.size() >= kMaxParkedCalls) {
-        return absl::ResourceExhaustedError(
-            absl::StrCat("data plane: ", kMaxParkedCalls, " calls wait for sessions that do not exist yet; try again"));
-      }
+    found = Find(token);
+    if (found.session == nullptr) {
+      if (parked_.size() >= kMaxParkedCalls) crowded_out.splice(crowded_out.end(), parked_, parked_.begin());
       parked_.push_back({token, rank, stream, alarm});
     }
   }
-  if (session != nullptr) return session->Admit(rank, stream);
+  for (const Parked& oldest : crowded_out) {
+    oldest.stream->End(absl::ResourceExhaustedError(
+        absl::StrCat("data plane: ", kMaxParkedCalls, " calls wait for sessions that do not exist yet; try again")));
+  }
+  if (found.session != nullptr) return found.Admit(rank, stream);
   SetAlarm(alarm, stream);
   return absl::OkStatus();
 }

@@ -20,22 +20,33 @@
 
 namespace wsync::host {
 
-inline constexpr size_t kMaxParkedCalls = 256;  // a few sessions' worth of sinks; a flood of calls is refused
+// A few sessions' worth of sinks. Beyond it the call that waited longest goes: a session's own sinks wait for moments.
+inline constexpr size_t kMaxParkedCalls = 256;
 
 class SessionRegistry : public std::enable_shared_from_this<SessionRegistry> {
  public:
   explicit SessionRegistry(absl::Duration patience) : patience_(patience) {}
 
-  // From now on sinks with this token go to `session`, parked ones at once. ALREADY_EXISTS: the token is in use.
-  absl::Status Register(const std::string& token, std::shared_ptr<SourceSession> session);
-  void Unregister(const std::string& token);
+  // From now on sinks with one of these tokens go to `session`, parked ones at once. Each opens one rank's stream, or
+  // (rank 0) that of any. ALREADY_EXISTS: one of them is in use.
+  struct Key {
+    std::string token;
+    int32_t rank = 0;
+  };
+  absl::Status Register(std::vector<Key> keys, std::shared_ptr<SourceSession> session);
+  void Unregister(const std::shared_ptr<SourceSession>& session);
   // Hands a sink's stream to its session, now or when that is registered; ends it with the reason where that fails.
   void Admit(const std::string& token, int32_t rank, std::shared_ptr<SinkStream> stream);
 
  private:
   struct Entry {
-    std::string token;
+    std::vector<Key> keys;
     std::shared_ptr<SourceSession> session;
+  };
+  struct Found {
+    std::shared_ptr<SourceSession> session;  // null: none has this token
+    int32_t rank = 0;                        // that it opens; 0: any
+    absl::Status Admit(int32_t asked, const std::shared_ptr<SinkStream>& stream) const;
   };
   struct Parked {
     std::string token;
@@ -44,7 +55,7 @@ class SessionRegistry : public std::enable_shared_from_this<SessionRegistry> {
     std::shared_ptr<grpc::Alarm> alarm;  // ends the wait; the last reference cancels it
   };
 
-  std::shared_ptr<SourceSession> Find(const std::string& token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Found Find(const std::string& token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Park(const std::string& token, int32_t rank, std::shared_ptr<SinkStream> stream);
   void SetAlarm(const std::shared_ptr<grpc::Alarm>& alarm, const std::shared_ptr<SinkStream>& stream);
   void Expire(const std::shared_ptr<SinkStream>& stream);

@@ -206,6 +206,7 @@ void SourceSession::OnGone(int32_t rank) {
     Send* head = sink.writing ? SendAt(sink.at) : nullptr;
     if (head != nullptr && sink.offset == head->bytes) Pass(sink, *head);
     early = sink.at != next_sequence_;
+    sink.broke_off = early;
     if (!early) gone_.Update(gone);
     finished = TakeFinished();
   }
@@ -254,6 +255,13 @@ void SourceSession::FinishAll(const Finished& finished) {
 void SourceSession::WaitReleased() {
   MutexLock lock(&mu_);
   while (slices_ > 0) changed_.Wait(&mu_);
+}
+
+std::vector<PeerProgress> SourceSession::peers() {
+  MutexLock lock(&mu_);
+  std::vector<PeerProgress> peers;
+  for (const Sink& sink : sinks_) peers.push_back({sink.admitted, sink.broke_off, sink.moved_bytes});
+  return peers;
 }
 
 int64_t SourceSession::moved_bytes() {

@@ -17,6 +17,7 @@
 #include "server/backend/host/completion.h"
 #include "server/backend/host/sink_stream.h"
 #include "server/backend/host/worker_pool.h"
+#include "server/core/events.h"
 #include "server/core/sync.h"
 
 namespace wsync::host {
@@ -34,6 +35,7 @@ class SourceSession final : public SinkStreamListener, public std::enable_shared
   void Cancel(const absl::Status& why);
   void WaitReleased();  // until gRPC refers to no memory of any broadcast
   int64_t moved_bytes();
+  std::vector<PeerProgress> peers();  // of ranks 1, 2, ...
 
   void OnWritten(int32_t rank) override;
   void OnGone(int32_t rank) override;
@@ -53,6 +55,7 @@ class SourceSession final : public SinkStreamListener, public std::enable_shared
     std::shared_ptr<SinkStream> stream;
     bool admitted = false;
     bool gone = false;
+    bool broke_off = false;  // went before it had everything, and ended the session by that
     bool writing = false;
     uint64_t at = 0;  // sequence of the broadcast it is at
     int64_t offset = 0;
