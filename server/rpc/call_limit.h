@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -14,32 +15,39 @@
 namespace wsync {
 
 class CallLimit {
- public:
-  CallLimit(std::string call, int64_t most) : call_(std::move(call)), most_(most) {}
+ private:
+  struct State {
+    State(std::string c, int64_t m) : call(std::move(c)), most(m) {}
+    const std::string call;
+    const int64_t most;
+    std::atomic<int64_t> open = 0;
+  };
 
-  // One call's place, for as long as it lives. REQUIRES: the limit outlives it.
+ public:
+  CallLimit(std::string call, int64_t most) : state_(std::make_shared<State>(std::move(call), most)) {}
+
+  // One call's place, for as long as it lives, which may be longer than the limit does: a call is an object that others
+  // hold.
   class Place {
    public:
-    explicit Place(CallLimit* limit) : limit_(limit), number_(limit->open_.fetch_add(1) + 1) {}
-    ~Place() { limit_->open_.fetch_sub(1); }
+    explicit Place(CallLimit* limit) : state_(limit->state_), number_(state_->open.fetch_add(1) + 1) {}
+    ~Place() { state_->open.fetch_sub(1); }
     Place(const Place&) = delete;
     Place& operator=(const Place&) = delete;
     // RESOURCE_EXHAUSTED: there was none left, and the call has to end.
     absl::Status status() const {
-      if (number_ <= limit_->most_) return absl::OkStatus();
-      return absl::ResourceExhaustedError(absl::StrCat(limit_->most_, " calls of ", limit_->call_,
+      if (number_ <= state_->most) return absl::OkStatus();
+      return absl::ResourceExhaustedError(absl::StrCat(state_->most, " calls of ", state_->call,
                                                        " are open, and more are not taken: end some of them"));
     }
 
    private:
-    CallLimit* const limit_;
+    const std::shared_ptr<State> state_;
     const int64_t number_;
   };
 
  private:
-  const std::string call_;
-  const int64_t most_;
-  std::atomic<int64_t> open_ = 0;
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace wsync
