@@ -18,7 +18,7 @@ struct Model {
   std::vector<TensorView> tensors;  // in natural order; stacked experts apart (expert_stacks.h); into the checkpoint
   std::vector<std::string> modules_to_not_convert;  // the checkpoint's own list (source_scheme.h)
 
-  const Checkpoint* checkpoint = nullptr;           // where the tensors lie
+  const Checkpoint* checkpoint = nullptr;  // where the tensors lie
 
   std::vector<Tensor> TensorList() const;  // what a trainer registers
 };

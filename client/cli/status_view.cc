@@ -149,7 +149,8 @@ std::string RenderRows(Table table, std::vector<MemberRow> rows, size_t most, ui
       kinds.push_back(absl::StrCat(FormatCount(members), " ", Printable(kind, kMaxKindBytes)));
   }
   return absl::StrCat(out, "and ", FormatCount(count), " more: ", absl::StrJoin(kinds, ", "),
-                      left_out.size() > kMaxKinds ? ", and others" : "", " ('wsync status -o json' has them all)\n", unheard);
+                      left_out.size() > kMaxKinds ? ", and others" : "", " ('wsync status -o json' has them all)\n",
+                      unheard);
 }
 
 std::string Members(const v1::JobStatus& status, const StatusViewOptions& options) {
