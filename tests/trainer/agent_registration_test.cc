@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <sys/wait.h>
 
+#include "server/rpc/convert.h"
 #include "tests/trainer/agent_testing.h"
 #include "tests/trainer/testing.h"
 
@@ -74,6 +75,65 @@ TEST_F(AgentTest, RegisteringTwiceNamesTheOwnerAndTheWayOut) {
   const PublishOutcome outcome = PublishAndWait(first, 1);
   EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(outcome.status.error_message(), HasSubstr("register again"));
+}
+
+TEST_F(AgentTest, APlanThatIsOnlyAskedForIsToldAndChangesNothing) {
+  StartAgent();
+  const std::string id = RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  const RegistrationRequest other = TestRequest(*backend_, 3, "/other");
+  v1::RegisterRequest request;
+  request.mutable_header()->set_plan_only(true);
+  for (const Tensor& tensor : other.tensors) *request.add_tensors()->mutable_tensor() = ToProto(tensor);
+  v1::RegisterReply reply;
+  grpc::ClientContext context;
+  auto stream = trainer_->Register(&context, &reply);
+  stream->Write(request);
+  stream->WritesDone();
+  const grpc::Status status = stream->Finish();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+
+  EXPECT_EQ(reply.registration_id(), "");
+  EXPECT_EQ(reply.tensors(), 3);
+  EXPECT_EQ(Status().catalog().tensors(), 2);
+  EXPECT_EQ(member->Count(Message::kCatalog), 1u);
+  v1::UnregisterReply unregistered;
+  EXPECT_TRUE(Unregister(id, &unregistered).ok()) << "the registration holds";
+  v1::RegisterReply registered;
+  EXPECT_TRUE(Register(3, &registered, /*replace=*/false, "/other").ok());
+  EXPECT_EQ(reply.plan_hash().low(), registered.plan_hash().low());
+}
+
+TEST_F(AgentTest, APlanThatCannotBeMadeNamesTheTensor) {
+  StartAgent();
+  v1::RegisterRequest request;
+  request.mutable_header()->set_plan_only(true);
+  const Tensor twice = TestRequest(*backend_, 1, "/weights").tensors[0];
+  for (int i = 0; i < 2; ++i) *request.add_tensors()->mutable_tensor() = ToProto(twice);
+  v1::RegisterReply reply;
+  grpc::ClientContext context;
+  auto stream = trainer_->Register(&context, &reply);
+  stream->Write(request);
+  stream->WritesDone();
+  const grpc::Status status = stream->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr(twice.name));
+}
+
+TEST_F(AgentTest, TheTrainingProcessIsToldOfTheJobOnItsOwnSocket) {
+  StartAgent();
+  RegisterOk(2);
+  auto member = NewMember();
+  member->JoinAndGetReady("a");
+  v1::JobStatus status;
+  ASSERT_TRUE(Eventually([&] {
+    grpc::ClientContext context;
+    return trainer_->GetStatus(&context, v1::GetStatusRequest(), &status).ok() && status.members_size() == 2 &&
+           status.members(1).state() == "ready";
+  }));
+  EXPECT_EQ(status.members(1).replica(), Status().members(1).replica());
+  EXPECT_EQ(status.members(1).replica_size(), 1);
 }
 
 TEST_F(AgentTest, RegistrationOfAnotherPlanReachesTheMembers) {

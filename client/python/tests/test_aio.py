@@ -299,7 +299,7 @@ def test_an_apply_that_is_cancelled_before_it_told_the_agent_never_does(
             say(script, "apply", 1)
             update = await anext(rollout.updates(timeout=30))
             apply = update.sync.apply
-            monkeypatch.setattr(update.sync, "apply", lambda left: (entered.set(), gate.wait(30), apply(left))[2])
+            monkeypatch.setattr(update.sync, "apply", lambda left, **how: (entered.set(), gate.wait(30), apply(left, **how))[2])
             applying = asyncio.create_task(update.apply(30))
             await asyncio.to_thread(entered.wait, 30)
             applying.cancel()

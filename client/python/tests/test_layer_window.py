@@ -280,7 +280,7 @@ def test_what_cannot_be_windowed_is_refused_in_words(pair: Pair, cluster: Cluste
     trainer, rollout, _ = pair
     pool = Pool()
     for bad in ({"allocate": pool.allocate}, {"layer_window": 2}, {"allocate": pool.allocate, "layer_window": -1}):
-        with pytest.raises(ValueError, match="go together"):
+        with pytest.raises(ValueError, match="layer_window"):
             rollout.attach({}, **bad)  # type: ignore[arg-type]
     with pytest.raises(wsync.CatalogMismatch, match="lm_head.weight': no destination takes it"):
         rollout.attach({}, allocate=pool.allocate, layer_window=1)

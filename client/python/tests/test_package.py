@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -54,3 +55,21 @@ def test_errors_carry_names_and_a_next_step() -> None:
         assert getattr(wsync, kind.__name__) is kind
         error = kind("text", next_version=3) if kind is wsync.StaleVersion else kind("text", names=["a"], next_step="do")
         assert error.next_step and error.next_step in str(error)
+
+
+def test_asyncios_calls_have_the_signatures_of_those_they_wrap_and_say_what_they_do() -> None:
+    pairs = [
+        (wsync.aio.Trainer, wsync.Trainer, ()),
+        (wsync.aio.Publication, wsync.Publication, ("free_for",)),
+        (wsync.aio.Rollout, wsync.Rollout, ("events", "paused")),
+        (wsync.aio.Update, wsync.Update, ()),
+    ]
+    for ours, theirs, bare in pairs:
+        calls = {n for n, call in vars(theirs).items() if not n.startswith("_") and callable(call)} - set(bare)
+        assert calls <= vars(ours).keys(), ours
+        made_by_user = ["__init__"] if ours in (wsync.aio.Trainer, wsync.aio.Rollout) else []
+        for name in [*calls, *made_by_user]:
+            want, have = (inspect.signature(getattr(kind, name)).parameters for kind in (theirs, ours))
+            assert [str(p) for p in have.values()] == [str(p) for p in want.values()], (ours, name)
+        for name in vars(ours):
+            assert name.startswith("_") or getattr(ours, name).__doc__, (ours, name)

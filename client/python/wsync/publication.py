@@ -185,7 +185,8 @@ class Publication(OfOneProcess):
 
     def _error(self, error: grpc.RpcError) -> WsyncError:
         code, text = _rpc.code_and_text(error)
-        if self._changed and code == grpc.StatusCode.CANCELLED and not self._silent:
+        called_off = code == grpc.StatusCode.CANCELLED and not self._silent
+        if self._changed and (called_off or self._agent_forgot(error)):
             return self._change()
         lost = code == grpc.StatusCode.UNAVAILABLE and self._accepted and not _rpc.is_agents_verdict(text, self.version)
         if not self._silent and not lost:
@@ -223,7 +224,10 @@ class Publication(OfOneProcess):
 
     def _may_retry(self, error: grpc.RpcError) -> bool:
         """Whether the agent forgot us, and the weights still hold what this publish is about."""
-        if self.released_future.done() or self._silent or self._changed:
+        return not self._changed and self._agent_forgot(error)
+
+    def _agent_forgot(self, error: grpc.RpcError) -> bool:
+        if self.released_future.done() or self._silent:
             return False
         code, text = _rpc.code_and_text(error)
         if self._called_off(error):
