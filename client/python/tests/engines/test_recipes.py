@@ -22,6 +22,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import wsync  # noqa: E402
 from conftest import REPO, Cluster, beside  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.errors import UnsupportedLayout  # noqa: E402
@@ -234,3 +235,16 @@ def test_slimes_updater_publishes_and_asks_every_engine_in_a_session(cluster: Cl
     ]  # fmt: skip
     assert engine.calls == one * 2
     receiver.close()
+
+
+def test_slimes_other_ranks_are_not_left_at_the_barrier_by_a_version_that_failed(
+    cluster: Cluster, slime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[str] = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda group: reached.append(group))
+    options = {"model_name": "qwen2", "quantization_config": {}, "socket": cluster.socket("trainer")}
+    updater = slime.UpdateWeightFromWsync(SimpleNamespace(), [], lambda: {"step": 1.0}, **options)
+    updater._sender.trainer._timeout = 0.2
+    with pytest.raises(wsync.AgentUnavailable):
+        updater.update_weights()
+    assert reached == ["gloo"]

@@ -148,5 +148,6 @@ def test_the_calls_that_the_adapter_and_its_documentation_make_exist() -> None:
     inspect.signature(LLM.reset_prefix_cache).bind(None)
     inspect.signature(Worker.get_model).bind(None)
     inspect.signature(AsyncLLM.collective_rpc).bind(None, "wsync_apply", args=(60.0,))
+    inspect.signature(AsyncLLM.collective_rpc).bind(None, "wsync_call", args=("wsync_apply", 60.0))
     inspect.signature(AsyncLLM.pause_generation).bind(None, mode="keep")
     inspect.signature(AsyncLLM.resume_generation).bind(None)
