@@ -85,6 +85,16 @@ def test_parts_are_read_from_where_their_stack_lies_when_it_is_copied() -> None:
     assert_helpful(error, EXPERT)
 
 
+def test_copies_are_filled_from_a_model_by_its_checkpoints_names(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
+    trainer, rollout = pair
+    trainer.register(families.build("qwen3_moe", seed=1), copy="always", modules_to_not_convert=["model", "lm_head"])
+    engine, other = (families.build("qwen3_moe", seed) for seed in (2, 3))
+    wsync.engines.transformers.attach(rollout, engine)
+    trainer.publish(1, weights=other)
+    assert next(rollout.updates(timeout=30)).apply().applied
+    assert all(torch.equal(tensor, other.get_parameter(name)) for name, tensor in engine.named_parameters())
+
+
 def test_a_stack_that_moved_or_was_replaced_is_found_before_a_byte_is_read(
     pair: tuple[wsync.Trainer, wsync.Rollout],
 ) -> None:

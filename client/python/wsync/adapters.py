@@ -111,6 +111,7 @@ class Merged:
     """The layers with adapters of one registered module, to be asked per version."""
 
     def __init__(self, module: Any, choice: Choice) -> None:
+        self.choice = choice
         layers = _layers(module) if choice == "merged" and hasattr(module, "named_modules") else []
         self._layers = [(path, one) for path, one in layers if _is(one, "peft.tuners.tuners_utils", "BaseTunerLayer")]
         self._models = [(path, one) for path, one in layers if _is_peft_model(one)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import adapters, conversions
 from .conversions import Part
+from .errors import CatalogMismatch
 from .tensors import Tensor, Tensors, named, plain
 
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
@@ -71,6 +72,15 @@ def live(tensors: Tensors, choice: adapters.Choice = "merged") -> list[Live]:
                 found[name].append(Live(outside + inner, own[name], name, problem=one.problem))
     clean = unwrapped if adapters.inside(tensors) else str
     return [entry for name, target in kept.items() for entry in found.get(name, [Live(clean(target), own[name], name)])]
+
+
+def pairs(tensors: Tensors, choice: adapters.Choice = "merged") -> list[tuple[str, Tensor]]:
+    """`live` as (name, tensor) pairs. CatalogMismatch names what the checkpoint has in no such form."""
+    entries = live(tensors, choice)
+    odd = [entry for entry in entries if entry.problem]
+    if odd:
+        raise CatalogMismatch(odd[0].problem, names=[entry.name for entry in odd], next_step="give (name, tensor) pairs")
+    return [(entry.name, entry.taken()) for entry in entries]
 
 
 def _models(module: Any) -> Iterator[tuple[str, Any]]:

@@ -40,12 +40,13 @@ from .errors import (
     WsyncError,
 )
 from .held import Held
+from .names import pairs
 from .ownership import OfOneProcess
 from .publication import Publication
 from .registration import Registration, chunked, entry_of, messages_of, registration_from
 from .replicas import ready_replicas, too_few
 from .stream_events import LentEvents, Stream, StreamOrder, check_stream
-from .tensors import Addresses, Tensor, Tensors, bf16_of, check_pair, garbage_free, named, once, plain, to_the_end, why_unreadable
+from .tensors import Addresses, Tensor, Tensors, bf16_of, check_pair, garbage_free, once, plain, to_the_end, why_unreadable
 from .weights import Cast, CopyPolicy, Weight, collect, copy_into, held_by, lend, refresh
 
 _log = logging.getLogger("wsync")
@@ -300,8 +301,8 @@ class Trainer(OfOneProcess):
         """Makes the present content of the registered weights version `version` (above 0, only grows).
 
         Returns at once; what comes of it is told by the publication. The weights must not change before `released`.
-        `weights`: (name, tensor) pairs to fill registered copies from, under the registered names: gathered shards. Names
-        that `registration.tied` left out are left out.
+        `weights`: (name, tensor) pairs to fill registered copies from, under the registered names: gathered shards; or a
+        module, by the names that `register` gives it. Names that `registration.tied` left out are left out.
         `synchronize`: wait for the GPU work queued so far first, which may still write the weights.
 
         `stream`: a torch.cuda.Stream; instead of waiting here, the agent reads the weights when everything that is in
@@ -324,6 +325,7 @@ class Trainer(OfOneProcess):
         if self._registration is None:
             raise NotRegistered(f"publish version {version}: no weights are registered")
         self._adapters.check(version)
+        Merged(weights, self._adapters.choice).check(version)
         self._check_addresses(version, given=weights is not None)
         if weights is not None or self._copies:
             self._check_released(version, stream)
@@ -375,14 +377,14 @@ class Trainer(OfOneProcess):
         """One after another: the tensors of an iterator may be there only until the next one is asked for."""
         by_name = {weight.name: weight for weight in self._weights}
         tied = self._registration.tied if self._registration else {}
-        pairs: Iterable[tuple[str, Tensor]]
+        entries: Iterable[tuple[str, Tensor]]
         if isinstance(weights, Iterator):
-            pairs = map(check_pair, weights)
+            entries = map(check_pair, weights)
         else:
-            pairs = named(weights)
-            self._check_given(by_name, [name for name, _ in pairs if name not in tied])
+            entries = pairs(weights, self._adapters.choice)
+            self._check_given(by_name, [name for name, _ in entries if name not in tied])
         given: list[str] = []
-        for name, tensor in pairs:
+        for name, tensor in entries:
             if name not in tied:
                 given.append(name)
                 if name in by_name:

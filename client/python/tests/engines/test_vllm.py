@@ -56,7 +56,7 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("rank, ranks", [(0, 1), (0, 2), (1, 2)])
-@pytest.mark.parametrize("kind", tiny.MAKERS)
+@pytest.mark.parametrize("kind", [*tiny.MAKERS, *tiny.WITH_OTHER_NAMES])
 def test_a_version_arrives_as_vllms_loader_makes_it_of_the_same_checkpoint(
     kind: str, rank: int, ranks: int, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,12 +77,16 @@ def test_a_version_arrives_as_vllms_loader_makes_it_of_the_same_checkpoint(
     with wsync.Trainer(cluster.socket("trainer")) as trainer:
         trainer.register(load_file(trained / "model.safetensors"))
         socket = cluster.start_rollout()
-        llm = SimpleNamespace(collective_rpc=lambda method, args=(): [run_method(worker, method, args, {})])
+        resets: list[int] = []
+        llm = SimpleNamespace(
+            collective_rpc=lambda method, args=(): [run_method(worker, method, args, {})],
+            reset_prefix_cache=lambda: resets.append(worker.worker.wsync_serving()),
+        )
         assert adapter.attach(llm, socket) > 0
         addresses = {name: parameter.data_ptr() for name, parameter in live.named_parameters()}
         sync = trainer.publish(1)
         eventually(lambda: adapter.update(llm) == 1, "the version waits for every worker")
-        assert sync.committed().applied
+        assert sync.committed().applied and resets == [1], "once, when the version is there"
         llm.collective_rpc("wsync_detach")
 
     expected = dict(want.named_parameters())
@@ -139,6 +143,23 @@ def test_the_settings_that_refusals_name_exist() -> None:
     assert {"cutlass", "triton"} <= set(get_args(LinearBackend)) and "triton" in get_args(MoEBackend)
 
 
+def test_the_models_whose_loader_computes_are_refused_by_name() -> None:
+    from vllm.model_executor.models.falcon_h1 import FalconH1ForCausalLM
+
+    model = SimpleNamespace(named_modules=lambda: [("", SimpleNamespace(hf_to_vllm_mapper=FalconH1ForCausalLM.hf_to_vllm_mapper))])
+    rename = adapter.renaming(model)
+    assert rename("model.layers.0.mamba.in_proj.weight") == "model.layers.0.mamba.mamba.in_proj.weight"
+    with pytest.raises(wsync.UnsupportedLayout, match="computes") as error:
+        rename("model.layers.0.mamba.A_log")
+    assert error.value.names == ("model.layers.0.mamba.A_log",)
+
+
+def test_sleep_mode_is_a_setting_of_vllms_model() -> None:
+    from vllm.config import ModelConfig
+
+    assert "enable_sleep_mode" in inspect.signature(ModelConfig).parameters
+
+
 def test_the_calls_that_the_adapter_and_its_documentation_make_exist() -> None:
     from vllm import LLM
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -151,3 +172,4 @@ def test_the_calls_that_the_adapter_and_its_documentation_make_exist() -> None:
     inspect.signature(AsyncLLM.collective_rpc).bind(None, "wsync_call", args=("wsync_apply", 60.0))
     inspect.signature(AsyncLLM.pause_generation).bind(None, mode="keep")
     inspect.signature(AsyncLLM.resume_generation).bind(None)
+    inspect.signature(AsyncLLM.reset_prefix_cache).bind(None, reset_running_requests=True)

@@ -40,13 +40,22 @@ def _deepseek_v3() -> transformers.PreTrainedModel:
     return transformers.DeepseekV3ForCausalLM(config)
 
 
+def _mixtral() -> transformers.PreTrainedModel:
+    config = transformers.MixtralConfig(
+        **_COMMON, intermediate_size=256, num_attention_heads=2, num_key_value_heads=2, head_dim=128, num_local_experts=4,
+        num_experts_per_tok=2,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config)
+
+
 MAKERS = {"qwen2": _qwen2, "qwen3_moe": _qwen3_moe, "deepseek_v3": _deepseek_v3}
+WITH_OTHER_NAMES = {"mixtral": _mixtral}
 
 
 def write(kind: str, seed: int, folder: Path, cluster: Cluster) -> tuple[Path, Path]:
     """(BF16 checkpoint, FP8 checkpoint) of a random model."""
     torch.manual_seed(seed)
-    model = MAKERS[kind]().to(torch.bfloat16)
+    model = (MAKERS | WITH_OTHER_NAMES)[kind]().to(torch.bfloat16)
     for module in model.modules():
         bias = getattr(module, "e_score_correction_bias", None)
         if bias is not None:  # float32 in DeepSeek's checkpoints, and not zero after training

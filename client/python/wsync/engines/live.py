@@ -16,6 +16,13 @@ from .bind import bind
 from .mapping import Naming, Placement, Sharding, check, place
 
 
+def socket_of(given: str, rank: int, ranks: int) -> str:
+    """The rollout agent's for this worker: `given` with its {rank}; else an agent's default, one per rank of several."""
+    if given:
+        return given.format(rank=rank)
+    return "unix:///run/wsync/rollout.sock" if ranks == 1 else f"unix:///run/wsync/rollout-{rank}.sock"
+
+
 def canonical(name: str) -> str:
     """A parameter's name without the containers that newer versions put between a layer and its experts' weights."""
     return name.replace(".experts.routed_experts.", ".experts.")
@@ -59,7 +66,8 @@ def not_in(model: Any) -> Callable[[str], bool]:
 
     def skip(name: str) -> bool:
         layer = re.search(r"\.layers\.(\d+)\.", name)
-        return bool(layer and layers and int(layer[1]) not in layers) or (name == "lm_head.weight" and name not in names)
+        tied = name.rpartition(".lm_head.")[1] or name.startswith("lm_head.")
+        return bool(layer and layers and int(layer[1]) not in layers) or bool(tied and name not in names)
 
     return skip
 
@@ -103,11 +111,15 @@ class Live:
         *,
         derived: Callable[[str], bool] = lambda name: False,
         skip: Callable[[str], bool] = lambda name: False,
+        rename: Callable[[str], str | None] = str,
         timeout: float = 60.0,
     ) -> int:
-        """Maps, checks and attaches; bytes per version. `derived`: parameters that the engine computes itself."""
+        """Maps, checks and attaches; bytes per version. `derived`: parameters that the engine computes itself.
+
+        `skip`, `rename`: as `mapping.place` takes them.
+        """
         outputs = self.rollout.plan(timeout).outputs
-        placements = place(outputs, naming, sharding, skip)
+        placements = place(outputs, naming, sharding, skip, rename)
         parameters = parameters_of(model, placements)
         check(placements, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, derived)
         check_scales(parameters)

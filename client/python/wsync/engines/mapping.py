@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..catalog import BLOCK, Output, blocks, matrix
 from ..errors import CatalogMismatch, UnsupportedLayout
@@ -83,6 +83,7 @@ _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_
           "q_a_proj": "qkv_a", "kv_a_proj_with_mqa": "qkv_a"}  # fmt: skip
 _ROWS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "q_b_proj", "kv_b_proj"}
 _COLS = {"o_proj", "down_proj"}
+_OF_EXPERTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # Mixtral's names, and those of its heirs
 _VOCAB = {"embed_tokens", "lm_head"}
 
 
@@ -209,6 +210,7 @@ class _Mapper:
         tp_rank, tp_size = (sharding.tp_rank, sharding.tp_size) if sharding.experts is None else (0, 1)
         all_rows, all_cols = self.weight_shape(f"{experts}.{index}.", projection, output)
         target: str | None
+        projection = _OF_EXPERTS.get(projection, projection)
         if projection == "down_proj":
             target, rows = self.naming.w2, _Cut(0, all_rows)
             cols = _share(all_cols, tp_rank, tp_size, output.name, "columns")
@@ -220,7 +222,7 @@ class _Mapper:
             rows = rows.shifted(height // 2 if projection == "up_proj" else 0)
         else:
             raise UnsupportedLayout(
-                f"'{output.name}': experts are known with gate_proj, up_proj and down_proj", names=[output.name]
+                f"'{output.name}': experts are known with gate_proj, up_proj and down_proj, or w1, w3 and w2", names=[output.name]
             )
         parameter = f"{experts}.{target}{kind.removeprefix('weight')}"
         if kind == "weight_scale_inv":
@@ -254,16 +256,20 @@ def place(
     naming: Naming = VLLM,
     sharding: Sharding = Sharding(),
     skip: Callable[[str], bool] = lambda name: False,
+    rename: Callable[[str], str | None] = str,
 ) -> list[Placement]:
     """Placements of every output that this worker holds a part of; `skip(name)` leaves outputs out.
 
+    `rename`: the engine's own way from a checkpoint's names to those of its modules, before any are fused; None leaves out.
+    `skip` is given those.
+
     UnsupportedLayout where a cut is not at a block's end or does not divide; CatalogMismatch where a part is missing.
     """
-    taken = {output.name: output for output in outputs if not skip(output.name)}
-    mapper = _Mapper(taken, naming, sharding)
-    for output in taken.values():
+    taken = {name: output for output in outputs if (name := rename(output.name)) is not None and not skip(name)}
+    mapper = _Mapper({name: replace(output, name=name) for name, output in taken.items()}, naming, sharding)
+    for output in mapper.outputs.values():
         mapper.add(output)
-    return mapper.placements
+    return [replace(placement, output=taken[placement.output.name]) for placement in mapper.placements]
 
 
 def check(

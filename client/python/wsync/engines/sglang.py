@@ -5,12 +5,14 @@
     engine.update_weights_from_tensor(wsync.engines.sglang.wanted(version), load_format="wsync.engines.sglang.load")
     engine.end_weight_update()
 
-The scheduler runs it between forward passes, so nothing reads the weights meanwhile. It flushes the cache as asked, and
-reports failure where requests still run then: pause_generation() first, or flush_cache=False. Versions without
+The scheduler runs it between forward passes, so nothing reads the weights meanwhile. It flushes the cache of what older
+weights computed, which is SGLang's default, and reports failure where requests still run then: pause_generation() first, or
+flush_cache=False. Versions without
 begin_weight_update need no session. `selector="target"` (update_weights_from_tensor has it too, not on every entry point)
 leaves a draft model alone: there is one agent per worker, and the draft's weights are not in the plan.
 An error of `load` ends the server, as SGLang has it for any loader's: its log has the text, with names and the next step.
-WSYNC_ROLLOUT_SOCKET names one rollout agent per worker: "unix:///run/wsync/rollout-{rank}.sock".
+WSYNC_ROLLOUT_SOCKET names one rollout agent per worker; by default "unix:///run/wsync/rollout.sock" of a single worker, and
+"unix:///run/wsync/rollout-{rank}.sock" of several.
 
 Checked against SGLang 0.5.23 (tests/engines, on a CPU that SGLang takes for an H100): Qwen2, Qwen3-MoE and DeepSeek-V3
 models of its own, whole and as a rank of two, a version delivered into them by its WeightUpdater byte-equal to what its
@@ -25,7 +27,7 @@ import time
 from typing import Any
 
 from ..errors import DeadlineExceeded, UnsupportedLayout
-from .live import Live, check_stage, not_in
+from .live import Live, check_stage, not_in, socket_of
 from .mapping import SGLANG, Sharding
 
 _TIMEOUT = 120.0  # seconds that one update may take; SGLang's own request has no limit
@@ -181,8 +183,7 @@ def _attached(model: Any) -> Live:
     check_experts(_server_args())
     check_parallel(model, size, _server_args())
     check_layout(model, _moe_backend())
-    socket = os.environ.get("WSYNC_ROLLOUT_SOCKET", "unix:///run/wsync/rollout-{rank}.sock")
-    with Live.opened(socket.format(rank=rank)) as live:
+    with Live.opened(socket_of(os.environ.get("WSYNC_ROLLOUT_SOCKET", ""), rank, size)) as live:
         sharding = Sharding(rank, size, model.config.num_key_value_heads, local_experts(model))
         engine = f"sglang {sglang.__version__} rank {rank}"
         live.attach(model, SGLANG, sharding, engine, derived=is_derived, skip=not_in(model))

@@ -1,15 +1,15 @@
 """vLLM: `--worker-extension-cls wsync.engines.vllm.WorkerExtension`, then `collective_rpc`.
 
     llm = LLM(model, worker_extension_cls="wsync.engines.vllm.WorkerExtension", tensor_parallel_size=2)
-    wsync.engines.vllm.attach(llm, "unix:///run/wsync/rollout-{rank}.sock")
+    wsync.engines.vllm.attach(llm)                # a rollout agent per worker: rollout.sock, of several rollout-{rank}.sock
     ...
     version = wsync.engines.vllm.update(llm)      # between steps; 0: nothing new
 
-One rollout agent per worker. A worker runs either a forward pass or an RPC, never both: inside `wsync_apply` nothing
-reads the weights. The KV cache keeps what older weights computed: reset_prefix_cache() is the caller's decision. With
-AsyncLLM, whose collective_rpc is awaited, call "wsync_attach", "wsync_poll" and "wsync_apply" yourself, the last between
-pause_generation(mode="keep") and resume_generation(): `remote_errors.values(await llm.collective_rpc("wsync_call",
-args=("wsync_apply", 120.0)))` keeps the type of an error, and its names, which vLLM makes a text of.
+A worker runs either a forward pass or an RPC, never both: inside `wsync_apply` nothing reads the weights. What older weights
+left in the prefix cache is dropped after each version, unless `update` is told not to. The package's README has the same for
+AsyncLLM (`attach_async`, `update_async`) and for `vllm serve`: "wsync_attach", "wsync_poll", and "wsync_apply" between
+pause_generation(mode="keep") and resume_generation(). These raise what a worker raised, with its type and names, of which
+vLLM's engine process makes a text (`remote_errors`).
 
 vLLM prefers DeepGEMM on Hopper and rounds scales for it: VLLM_USE_DEEP_GEMM_E8M0=0 before it loads, or recipe.scale: pow2
 on the trainer agent; else attaching is refused.
@@ -21,13 +21,18 @@ its worker class, its choice of kernels. Names of older versions are from the so
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import UnsupportedLayout
-from .live import Live, check_stage, dequantized, not_in
+from .live import Live, check_stage, dequantized, not_in, socket_of
 from .mapping import VLLM, Sharding
 from .remote_errors import answer, values
+
+_log = logging.getLogger("wsync")
 
 # Backends whose live weights are the checkpoint's bytes, and what to set instead of the others.
 _PLAIN_LINEAR = {
@@ -102,6 +107,56 @@ def check_layout(model: Any, e8m0: bool = False, pow2_scales: bool = False) -> N
             )
 
 
+def check_memory(config: Any) -> None:
+    """UnsupportedLayout under sleep mode, whose pool of GPU memory (CuMem) has no handle for another process."""
+    if getattr(config, "enable_sleep_mode", False):
+        raise UnsupportedLayout(
+            "vLLM's sleep mode (enable_sleep_mode) keeps the weights in a memory pool that cannot be lent by CUDA IPC",
+            next_step="start the engine without enable_sleep_mode=True (--enable-sleep-mode)",
+        )
+
+
+def renaming(model: Any) -> Callable[[str], str | None]:
+    """From a checkpoint's names to those of the model's modules, by the models' own `hf_to_vllm_mapper`; None: not loaded.
+
+    A model within has one for what is below it. What these tell of fused modules is left to `mapping`.
+    """
+    own: dict[int, tuple[str, Any]] = {}  # each once, where it is first: a model and its body share one
+    for path, module in model.named_modules():
+        mapper = getattr(module, "hf_to_vllm_mapper", None)
+        if mapper is not None:
+            own.setdefault(id(mapper), (f"{path}." if path else "", mapper))
+    fused: dict[str, Any] = {"orig_to_new_stacked": {}}
+    mappers = [
+        (prefix, dataclasses.replace(mapper, **fused) if hasattr(mapper, "orig_to_new_stacked") else mapper)
+        for prefix, mapper in own.values()
+    ]
+
+    def rename(name: str) -> str | None:
+        for prefix, mapper in mappers:
+            if name.startswith(prefix):
+                inner = mapper._map_name(name.removeprefix(prefix))
+                if inner is None:
+                    return None
+                name = _moved(name, prefix + inner)
+        return name
+
+    return rename
+
+
+def _moved(name: str, inner: str) -> str:
+    """A tensor in another module is the same tensor. Under another name of its own it is what vLLM's loader makes of it:
+    Mamba's `A` is minus the exponential of `A_log`.
+    """
+    if name.rpartition(".")[2] != inner.rpartition(".")[2]:
+        raise UnsupportedLayout(
+            f"'{name}' is '{inner}' in vLLM, which it computes on loading",
+            names=[name],
+            next_step="take the versions with wsync.streams.Receiver, and give them to the model's load_weights",
+        )
+    return inner
+
+
 def _backend(method: Any) -> str:
     for attribute in ("fp8_backend", "w8a8_block_fp8_linear", "fp8_linear", "kernel"):
         value = getattr(method, attribute, None)
@@ -156,17 +211,21 @@ class WorkerExtension:
 
     get_model: Any  # of vLLM's worker, as these are
     model_config: Any
+    parallel_config: Any
     rank: int
 
-    def wsync_attach(self, socket: str, timeout: float = 60.0) -> int:
-        """`socket` with {rank}; bytes per version. Refuses layouts that are not the checkpoint's."""
+    def wsync_attach(self, socket: str = "", timeout: float = 60.0) -> int:
+        """`socket` with {rank}, by default as `live.socket_of`; bytes per version. Refuses layouts that are not the
+        checkpoint's, and sleep mode.
+        """
         model = self.get_model()
-        with Live.opened(socket.format(rank=self.rank)) as live:
+        with Live.opened(socket_of(socket, self.rank, self.parallel_config.world_size)) as live:
+            check_memory(self.model_config)
             check_layout(model, *_deep_gemm_scales(live, timeout))
-            skip = not_in(model)
+            skip, rename = not_in(model), renaming(model)
             engine = f"vllm {_version()} rank {self.rank}"
             sharding = _sharding(model, self.model_config)
-            size = live.attach(model, VLLM, sharding, engine, derived=is_derived, skip=skip, timeout=timeout)
+            size = live.attach(model, VLLM, sharding, engine, derived=is_derived, skip=skip, rename=rename, timeout=timeout)
         self._wsync = live
         return size
 
@@ -203,22 +262,66 @@ def call(llm: Any, method: str, *arguments: Any) -> list[Any]:
     return values(llm.collective_rpc("wsync_call", args=(method, *arguments)))
 
 
-def attach(llm: Any, socket: str = "unix:///run/wsync/rollout-{rank}.sock", timeout: float = 60.0) -> int:
-    """Attaches every worker of an `LLM` (or engine with `collective_rpc`); bytes per version of all of them."""
+async def call_async(engine: Any, method: str, *arguments: Any) -> list[Any]:
+    """`call` for an `AsyncLLM`."""
+    return values(await engine.collective_rpc("wsync_call", args=(method, *arguments)))
+
+
+def attach(llm: Any, socket: str = "", timeout: float = 60.0) -> int:
+    """Attaches every worker of an `LLM` (or engine with `collective_rpc`); bytes per version of all of them.
+
+    `socket`: of the rollout agents, with {rank}; by default "unix:///run/wsync/rollout.sock" of a single worker, and
+    "unix:///run/wsync/rollout-{rank}.sock" of several.
+    """
     return sum(call(llm, "wsync_attach", socket, timeout))
 
 
-def update(llm: Any, timeout: float = 120.0) -> int:
-    """If a version waits for all workers, applies it on all of them; the version, or 0 for none."""
+async def attach_async(engine: Any, socket: str = "", timeout: float = 60.0) -> int:
+    """`attach` for an `AsyncLLM`."""
+    return sum(await call_async(engine, "wsync_attach", socket, timeout))
+
+
+def update(llm: Any, timeout: float = 120.0, *, reset_prefix_cache: bool = True) -> int:
+    """If a version waits for all workers, applies it on all of them; the version, or 0 for none.
+
+    `reset_prefix_cache`: prompts that begin alike would else go on from what older weights computed.
+    """
     if not all(call(llm, "wsync_poll")):
         return 0
-    versions = set(call(llm, "wsync_apply", timeout))
+    version = _one_version(call(llm, "wsync_apply", timeout))
+    if reset_prefix_cache:
+        _check_reset(llm.reset_prefix_cache(), version)
+    return version
+
+
+async def update_async(engine: Any, timeout: float = 120.0, *, reset_prefix_cache: bool = True) -> int:
+    """`update` for an `AsyncLLM`, whose requests wait meanwhile and go on. Where it raises, the engine stays paused.
+
+    With the prefix cache goes what those requests have computed so far, with older weights: it is computed anew.
+    """
+    if not all(await call_async(engine, "wsync_poll")):
+        return 0
+    await engine.pause_generation(mode="keep")
+    version = _one_version(await call_async(engine, "wsync_apply", timeout))
+    if reset_prefix_cache:
+        _check_reset(await engine.reset_prefix_cache(reset_running_requests=True), version)
+    await engine.resume_generation()
+    return version
+
+
+def _one_version(served: list[int]) -> int:
+    versions = set(served)
     if len(versions) != 1:
         raise UnsupportedLayout(
             f"workers of one engine serve versions {sorted(versions)}",
             next_step="give the agents of one engine the same `replica` and a `replica_size` of all its ranks",
         )
     return int(versions.pop())
+
+
+def _check_reset(done: Any, version: int) -> None:
+    if done is False:  # older ones say nothing
+        _log.warning("version %d: vLLM did not reset its prefix cache, which keeps what older weights computed", version)
 
 
 # ---- asked of vLLM itself
