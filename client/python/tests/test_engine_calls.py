@@ -13,6 +13,7 @@ from wsync.catalog import Dtype, Output
 from wsync.engines import vllm
 from wsync.engines.live import socket_of
 from wsync.engines.mapping import VLLM, place
+from wsync.engines.remote_errors import answer
 
 
 def test_vllms_sleep_mode_is_refused_by_its_own_name() -> None:
@@ -79,9 +80,10 @@ def test_outputs_go_where_their_renamed_names_belong_and_keep_their_own() -> Non
 def test_the_prefix_cache_is_reset_after_a_version_unless_told_not_to(done: bool, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
 
-    def rpc(method: str, args: tuple[object, ...] = ()) -> list[int]:
-        calls.append(method)
-        return [7, 7]
+    def rpc(method: str, args: tuple[object, ...] = ()) -> list[dict[str, object]]:
+        assert method == "wsync_call"
+        calls.append(str(args[0]))
+        return [answer(lambda: 7), answer(lambda: 7)]
 
     llm = SimpleNamespace(collective_rpc=rpc, reset_prefix_cache=lambda: calls.append("reset") or done)
     assert vllm.update(llm) == 7 and calls == ["wsync_poll", "wsync_apply", "reset"]
@@ -94,9 +96,10 @@ def test_an_async_engine_is_paused_for_a_version_and_left_paused_where_that_fail
         def __init__(self, served: list[int]) -> None:
             self.served, self.calls = served, []
 
-        async def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> list[int]:
-            self.calls.append(method)
-            return self.served
+        async def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> list[dict[str, object]]:
+            assert method == "wsync_call"
+            self.calls.append(str(args[0]))
+            return [answer(lambda: version) for version in self.served]
 
         async def pause_generation(self, *, mode: str) -> None:
             self.calls.append(mode)
@@ -115,3 +118,5 @@ def test_an_async_engine_is_paused_for_a_version_and_left_paused_where_that_fail
         asyncio.run(vllm.update_async(two))
     assert two.calls == ["wsync_poll", "keep", "wsync_apply"]
     assert asyncio.run(vllm.update_async(Engine([0]))) == 0
+    attached = Engine([5, 6])
+    assert asyncio.run(vllm.attach_async(attached)) == 11 and attached.calls == ["wsync_attach"]
