@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/recipe_notes.h"
 
 namespace wsync {
 namespace {
@@ -54,7 +55,7 @@ TEST(AllowInfinities, IsForNamedTensorsThatAreMovedAsTheyAre) {
   EXPECT_TRUE(choices[1].recipe.fp8);
   EXPECT_FALSE(choices[1].recipe.allow_infinities);
   EXPECT_FALSE(choices[2].recipe.allow_infinities);
-  EXPECT_THAT(GlobsWithoutMatch(*catalog, rules), ElementsAre(HasSubstr("'*.nothing' in 'allow_infinities'")));
+  EXPECT_THAT(RecipeNotes(*catalog, rules, choices), ElementsAre(HasSubstr("'*.nothing' in 'allow_infinities'")));
   rules.allow_infinities = {"a["};
   EXPECT_THAT(std::string(ValidateRules(rules).message()), HasSubstr("'allow_infinities'"));
 }
