@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import BIN, Cluster
 
 import wsync
-from conftest import BIN, Cluster
 from wsync.tensors import torch_dtype
 
 WARM_UP = 3

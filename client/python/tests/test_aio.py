@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
-import wsync
 from conftest import Cluster, eventually
 from fake_agents import Script, rollout_agent
 from models import SHAPES, assert_same_weights, memory_for, randomize, shared_arrays
+
+import wsync
 from wsync import _wire, aio
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import REPO, Cluster
+from models import memory_for, shared_arrays
 from safetensors.numpy import load_file
 
 import wsync
-from conftest import REPO, Cluster
-from models import memory_for, shared_arrays
 
 Encode = Callable[..., tuple[np.ndarray, np.ndarray]]
 NAME = "model.layers.0.mlp.up_proj.weight"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-
-import wsync
 from conftest import Cluster, assert_helpful, eventually
 from models import SHAPES, EngineThread, memory_for, randomize, shared_arrays
+
+import wsync
 
 
 def test_an_address_that_is_no_local_socket_is_refused_at_once() -> None:
@@ -152,8 +152,8 @@ def test_memory_that_is_too_large_is_refused_before_a_byte_is_written() -> None:
 def test_a_cuda_handle_at_a_host_agent_is_the_wrong_device(trainer: wsync.Trainer, cluster: Cluster) -> None:
     from wsync import _wire
     from wsync.registration import messages_of
-    from wsync.weights import Weight
     from wsync.tensors import view_of
+    from wsync.weights import Weight
 
     class OneIpcHandle:
         def messages(self) -> list[object]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-
-import wsync
 from conftest import Cluster, assert_helpful
 from models import SHAPES, EngineThread, memory_for, randomize, shared_arrays
+
+import wsync
 
 QUANTIZED = {name for name in SHAPES if "proj.weight" in name}
 

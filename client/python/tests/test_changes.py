@@ -14,8 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fake_agents  # noqa: E402
-import wsync  # noqa: E402
 from conftest import Cluster, assert_helpful, eventually  # noqa: E402
+
+import wsync  # noqa: E402
 from wsync import _wire, stream_events  # noqa: E402
 from wsync import trainer as trainer_module  # noqa: E402
 

@@ -16,8 +16,9 @@ torch = pytest.importorskip("torch")
 if torch.cuda.device_count() < 2:
     pytest.skip("needs two CUDA devices", allow_module_level=True)
 
-import wsync  # noqa: E402
 from conftest import Cluster, beside, eventually  # noqa: E402
+
+import wsync  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
 from wsync.tensors import torch_dtype  # noqa: E402

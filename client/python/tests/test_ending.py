@@ -16,11 +16,11 @@ from typing import Any
 
 import grpc
 import pytest
-
-import wsync
 from conftest import Cluster, beside, eventually
 from fake_agents import FakeAgent, Script, handler, rollout_agent, trainer_agent
 from models import SHAPES, memory_for, shared_arrays
+
+import wsync
 from wsync import _rpc, _wire
 
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-import wsync
 from conftest import Cluster
 from models import shared_arrays
+
+import wsync
 from wsync.catalog import Dtype, Output
 from wsync.engines import sglang, vllm
 from wsync.engines.live import Live, check_scales, not_in, parameters_of

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import BIN, REPO
 
 EXAMPLES = REPO / "client" / "python" / "examples"

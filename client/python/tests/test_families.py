@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 import families  # noqa: E402
+from conftest import Cluster  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 import wsync  # noqa: E402
-from conftest import Cluster  # noqa: E402
 
 transformers.logging.disable_progress_bar()
 

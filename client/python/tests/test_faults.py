@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-import wsync
 from conftest import PATIENCE, Cluster, assert_helpful, eventually
 from models import SHAPES, EngineThread, assert_same_weights, memory_for, randomize, shared_arrays
 
+import wsync
 
 SLACK = 0.5  # what two busy cores take
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-
 from conftest import eventually
+
 from wsync import heartbeat
 from wsync.heartbeat import Heartbeat
 

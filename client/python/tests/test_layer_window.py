@@ -11,10 +11,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-
-import wsync
 from conftest import BIN, Cluster, beside
 from models import NUMPY, assert_same_weights, randomize, shared_arrays
+
+import wsync
 from wsync.memory import Blank, empty_shared
 
 LAYERS = 4

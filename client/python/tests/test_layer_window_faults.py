@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import wsync
 from conftest import BIN, Cluster, eventually
 from models import EngineThread, assert_same_weights, randomize, shared_arrays
 from test_layer_window import SHAPES, Pool, rest_of
+
+import wsync
 
 STEPS = ["wanted", "first", "middle", "last"]
 # What the fault may cost the trainer, in seconds (tests/faults/README.md), and what two busy cores take to tell us.

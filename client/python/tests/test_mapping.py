@@ -8,8 +8,7 @@ import pytest
 
 import wsync
 from wsync.catalog import Dtype, Output, blocks, matrix
-from wsync.engines.mapping import SGLANG, UNFUSED, VLLM, Naming, Placement, Sharding, check
-from wsync.engines.mapping import expert_parallel, place
+from wsync.engines.mapping import SGLANG, UNFUSED, VLLM, Naming, Placement, Sharding, check, expert_parallel, place
 
 Shapes = dict[str, tuple[int, ...]]
 

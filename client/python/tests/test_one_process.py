@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-import wsync
 from conftest import Cluster, assert_helpful
 from models import SHAPES, memory_for, randomize, shared_arrays
+
+import wsync
 
 
 def test_what_belongs_to_a_process_is_neither_pickled_nor_copied(cluster: Cluster) -> None:

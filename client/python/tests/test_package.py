@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import wsync
 from conftest import REPO
+
+import wsync
 from wsync import _wire, catalog
 
 PACKAGE = REPO / "client" / "python"

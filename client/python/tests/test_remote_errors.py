@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import Cluster, assert_helpful
 
 import wsync
-from conftest import Cluster, assert_helpful
 from wsync.engines import vllm
 from wsync.engines.remote_errors import answer, values
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
-
-import wsync
 from conftest import Cluster
 from models import memory_for, shared_arrays
+
+import wsync
 from wsync.tensors import garbage_free
 
 TENSORS = 18_867

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-
-import wsync
 from conftest import Cluster, eventually
 from fake_agents import FakeAgent, FakeCuda, FakeStream, Script, rollout_agent, trainer_agent
 from models import SHAPES, memory_for, shared_arrays
+
+import wsync
 from wsync import _rpc, _wire, stream_events
 from wsync import trainer as trainer_module
 

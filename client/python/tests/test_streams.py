@@ -14,8 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import wsync  # noqa: E402
 from conftest import Cluster, beside, eventually  # noqa: E402
+
+import wsync  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.streams import Receiver, Sender  # noqa: E402
 

@@ -9,10 +9,10 @@ import time
 import ml_dtypes
 import numpy as np
 import pytest
-
-import wsync
 from conftest import PATIENCE, Cluster, beside, eventually
 from models import SHAPES, EngineThread, assert_same_weights, memory_for, randomize, shared_arrays
+
+import wsync
 
 
 def test_a_version_arrives_with_every_byte_and_its_number(trainer: wsync.Trainer, rollout: wsync.Rollout) -> None:

@@ -8,15 +8,16 @@ from typing import Literal
 import pytest
 
 torch = pytest.importorskip("torch")
+from conftest import Cluster, assert_helpful  # noqa: E402
 from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
+from torch_models import HIDDEN, Fp8Linear, Net, carry, served_net  # noqa: E402
 
 import wsync  # noqa: E402
-from conftest import Cluster, assert_helpful  # noqa: E402
-from torch_models import HIDDEN, Fp8Linear, Net, carry, served_net  # noqa: E402
 from wsync.engines import torch_nn  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.engines.vllm import refresh_mla  # noqa: E402
 from wsync.streams import Sender  # noqa: E402
+
 
 def test_a_module_trains_in_shared_memory_and_another_serves_it(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
     trainer, rollout = pair

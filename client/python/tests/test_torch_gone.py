@@ -9,9 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import wsync  # noqa: E402
 from conftest import Cluster, assert_helpful  # noqa: E402
 from torch_models import Net  # noqa: E402
+
+import wsync  # noqa: E402
 
 
 def test_memory_that_was_freed_since_register_is_told_before_anything_is_read(trainer: wsync.Trainer) -> None:

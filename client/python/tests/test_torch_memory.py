@@ -10,10 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import wsync  # noqa: E402
 from conftest import assert_helpful  # noqa: E402
 from torch_models import HIDDEN, Net, carry, served_net  # noqa: E402
+
+import wsync  # noqa: E402
 from wsync.engines import torch_nn  # noqa: E402
+
 
 def test_parameters_that_moved_are_found_before_a_byte_is_read(pair: tuple[wsync.Trainer, wsync.Rollout]) -> None:
     trainer, rollout = pair

@@ -10,8 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import wsync  # noqa: E402
 from conftest import Cluster  # noqa: E402
+
+import wsync  # noqa: E402
 
 
 def qwen3_moe(seed: int) -> transformers.PreTrainedModel:

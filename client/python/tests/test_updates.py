@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
-import wsync
 from conftest import Cluster, eventually
 from models import memory_for, randomize, shared_arrays
+
+import wsync
 
 SHAPES: dict[str, tuple[int, ...]] = {f"model.layers.{i}.mlp.up_proj.weight": (512, 256) for i in range(4)}
 Pair = tuple[wsync.Trainer, wsync.Rollout, dict[str, np.ndarray]]

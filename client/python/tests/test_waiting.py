@@ -6,10 +6,10 @@ import asyncio
 import logging
 
 import pytest
-
-import wsync
 from conftest import Cluster, assert_helpful, beside, eventually
 from models import SHAPES, EngineThread, memory_for, randomize, shared_arrays
+
+import wsync
 
 
 def test_a_trainer_waits_until_enough_engines_are_attached(cluster: Cluster) -> None:

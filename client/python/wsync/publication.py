@@ -83,7 +83,7 @@ class Publication(OfOneProcess):
                 if not self._called_off(error):
                     self._registration_id = self._register_again(error)
                 elif self._era != self._trainer._era:
-                    raise self._taken_back()
+                    raise self._taken_back() from None
                 self._start_again()
                 report = self._read()
         except grpc.RpcError as error:

@@ -44,7 +44,6 @@ from .stream_events import LentEvents, Stream, StreamOrder, check_stream
 from .tensors import Tensor, garbage_free
 from .updates import Detached, Event, Outcome, Update, UpdateStream
 
-
 _PLAN_TIMEOUT = 5.0  # of an agent that has just refused destinations by it
 
 _log = logging.getLogger("wsync")

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from . import memory
 from .adapters import Choice
-from .conversions import Part
 from .catalog import Dtype
+from .conversions import Part
 from .errors import CatalogMismatch, MemoryNotShareable
 from .held import Held
 from .names import Live, live

@@ -22,8 +22,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import wsync  # noqa: E402
 from conftest import REPO, Cluster, beside  # noqa: E402
+
+import wsync  # noqa: E402
 from wsync.engines.live import dequantized  # noqa: E402
 from wsync.errors import UnsupportedLayout  # noqa: E402
 from wsync.streams import Receiver  # noqa: E402

@@ -13,16 +13,16 @@ import pytest
 
 pytest.importorskip("sglang", exc_type=ImportError)
 
-import hopper  # noqa: E402
+import hopper
 
 hopper.be_sglangs_h100()
 
 import tiny  # noqa: E402
 import torch  # noqa: E402
+from conftest import Cluster  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 import wsync  # noqa: E402
-from conftest import Cluster  # noqa: E402
 from wsync.engines import sglang as adapter  # noqa: E402
 
 OPTIONS: dict[str, dict[str, Any]] = {"qwen2": {}, "qwen3_moe": {}, "deepseek_v3": {"disable_shared_experts_fusion": True}}

@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("vllm", exc_type=ImportError)
 
-import hopper  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import hopper
+import tiny
+import torch
+from conftest import Cluster, eventually
+from safetensors.torch import load_file
 
-import wsync  # noqa: E402
-from conftest import Cluster, eventually  # noqa: E402
-from wsync.engines import vllm as adapter  # noqa: E402
+import wsync
+from wsync.engines import vllm as adapter
 
 hopper.be_an_h100()
 

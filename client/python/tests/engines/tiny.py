@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformers
-
 from conftest import Cluster
 
 _COMMON = {"vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 512}
