@@ -28,7 +28,7 @@ struct SessionSpec {
   int32_t rank = 0;
   int32_t world = 1;
   std::string root_address;  // host:port of rank 0's data plane, where the backend needs one
-  bool wide = false;  // may take many multiprocessors of every rank's GPU; the same for all ranks
+  bool wide = false;         // may take many multiprocessors of every rank's GPU; the same for all ranks
   // Rank 0: the tokens of ranks 1, 2, ..., each of its rank alone. Empty: all have this rank's.
   std::vector<std::string> peer_tokens;
 };

@@ -29,7 +29,7 @@
 namespace wsync {
 
 inline constexpr int64_t kPieceAlign = 128;  // bytes; vector loads and GPU sectors never straddle
-inline constexpr int64_t kDefaultBucketBytes = int64_t{256} << 20;  // NCCL reaches its plateau here (DESIGN §8)
+inline constexpr int64_t kDefaultBucketBytes = int64_t{256} << 20;  // NCCL reaches its plateau here
 inline constexpr int64_t kMinBucketBytes = int64_t{64} << 10;
 inline constexpr int64_t kMaxBucketBytes = int64_t{8} << 30;
 inline constexpr uint64_t kPlanFormat = 1;  // part of the hash: bump when the layout changes

@@ -86,16 +86,16 @@ class MemberClient {
 
   State state_ = State::kStopped;
   std::unique_ptr<MemberStream> stream_;
-  std::map<uint64_t, std::unique_ptr<MemberStream>>
-      ending_;            // cancelled ones, by attempt, until gRPC is done with them
+  // Cancelled ones, by attempt, until gRPC is done with them.
+  std::map<uint64_t, std::unique_ptr<MemberStream>> ending_;
   uint64_t attempt_ = 0;  // callbacks of an older one are ignored
   CatalogAssembler assembler_;
   int failures_ = 0;      // since the last welcome
   bool refused_ = false;  // retrying cannot help: retry slowly, in case somebody mends it
   std::string last_error_ = "not dialled yet";
   std::string logged_error_;
-  absl::Time
-      deadline_;  // kWaiting: of the pause; kOpening, kLinked: of the coordinator's silence; kLeaving: of the goodbye
+  // kWaiting: of the pause; kOpening, kLinked: of the coordinator's silence; kLeaving: of the goodbye.
+  absl::Time deadline_;
   absl::Time next_beat_;
   absl::Duration heartbeat_;
   absl::Duration silence_timeout_;

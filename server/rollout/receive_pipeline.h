@@ -1,4 +1,4 @@
-// The buckets' way on the receiving side: broadcast -> digest check [-> apply], as DESIGN §4 draws it.
+// The buckets' way on the receiving side: broadcast -> digest check [-> apply].
 //
 // Everything is started first, each step ordered after the one before it by completions; the host waits only when all
 // of it is under way. Runs on the receiver's thread; progress may be read from any.

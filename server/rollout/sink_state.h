@@ -8,9 +8,9 @@
 //   kIdle -> kConnect [-> kPause] -> kReceive -> kStaged -> kIdle                      in_place: pause asked at begin
 //   any   -> kCancel -> kIdle            while the receiver still winds down; nothing new starts before it answered
 //
-// Rules it keeps (DESIGN §6): the engine is told `applied` only for bytes that were verified and committed; a failure
-// after the first byte of live memory was written is TORN, and only a complete version ends that; messages of an old
-// epoch change nothing; every wait it starts has a deadline.
+// Rules it keeps (proto/README.md): the engine is told `applied` only for bytes that were verified and committed; a
+// failure after the first byte of live memory was written is TORN, and only a complete version ends that; messages of
+// an old epoch change nothing; every wait it starts has a deadline.
 #ifndef WSYNC_SERVER_ROLLOUT_SINK_STATE_H_
 #define WSYNC_SERVER_ROLLOUT_SINK_STATE_H_
 

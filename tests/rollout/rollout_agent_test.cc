@@ -33,6 +33,20 @@ TEST_F(RolloutAgentTest, JoinSaysWhoIsThere) {
   EXPECT_EQ(join.serving().version(), 0u);
 }
 
+// By them a new connection is known to be of the same process, and only by them.
+TEST_F(RolloutAgentTest, EachProcessHasAnIncarnationOfItsOwnAndKeepsIt) {
+  StartAgent();
+  StartCoordinator();
+  const std::string first = coordinator_->AwaitJoin().incarnation();
+  EXPECT_EQ(first.size(), 16u);
+  coordinator_.reset();
+  StartCoordinator();
+  EXPECT_EQ(coordinator_->AwaitJoin().incarnation(), first);
+  agent_.reset();
+  StartAgent();
+  EXPECT_NE(coordinator_->AwaitJoin().incarnation(), first);
+}
+
 TEST_F(RolloutAgentTest, RestartedCoordinatorLearnsTheServingVersion) {
   MakeReady();
   Serve(5, 7);
