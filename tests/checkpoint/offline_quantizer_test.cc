@@ -279,25 +279,45 @@ TEST_F(SmallModel, NaNsOfRawTensorsPassNowhere) {
   EXPECT_THAT(message, testing::Not(HasSubstr("--allow-infinities")));
 }
 
-// Exponents as MX checkpoints hold them, FP8 of other makers, complex tables: as they are, though all is included.
-TEST_F(SmallModel, DtypesOfMxCheckpointsAndOtherMakersPassThrough) {
-  std::vector<TestTensor> odd;
-  for (const Dtype dtype : {Dtype::kF8E8M0, Dtype::kF8E4M3Fnuz, Dtype::kF8E5M2Fnuz, Dtype::kC64}) {
+std::vector<TestTensor> OfDtypes(const std::vector<Dtype>& dtypes) {
+  std::vector<TestTensor> tensors;
+  for (const Dtype dtype : dtypes) {
     TestTensor made{{"model.layers.0." + std::string(DtypeName(dtype)) + ".weight", dtype, {128, 128}}, {}};
     made.bytes = std::vector<std::byte>(BytesOf(made.tensor), std::byte{0x7e});
-    odd.push_back(made);
-    tensors_.push_back(made);
+    tensors.push_back(made);
   }
+  return tensors;
+}
+
+void ExpectAsTheyWere(const Checkpoint& out, const std::vector<TestTensor>& tensors) {
+  for (const TestTensor& made : tensors) {
+    ASSERT_NE(out.Find(made.tensor.name), nullptr);
+    EXPECT_EQ(out.Find(made.tensor.name)->tensor, made.tensor);
+    EXPECT_EQ(Copy(*out.Find(made.tensor.name)), made.bytes);
+  }
+}
+
+// Exponents as MX checkpoints hold them, complex tables: as they are, though all is included.
+TEST_F(SmallModel, DtypesThatAreNoWeightsPassThroughBesideQuantizedOnes) {
+  const std::vector<TestTensor> odd = OfDtypes({Dtype::kF8E8M0, Dtype::kC64});
+  tensors_.insert(tensors_.end(), odd.begin(), odd.end());
   WriteSafetensors(in_ + "/model.safetensors", tensors_);
   QuantizeOptions options;
   options.rules.include = {"*.layers.*"};
   QuantizeOrDie(in_, out_, options);
-  const auto out = OpenOrDie(out_);
-  for (const TestTensor& made : odd) {
-    ASSERT_NE(out->Find(made.tensor.name), nullptr);
-    EXPECT_EQ(out->Find(made.tensor.name)->tensor, made.tensor);
-    EXPECT_EQ(Copy(*out->Find(made.tensor.name)), made.bytes);
-  }
+  ExpectAsTheyWere(*OpenOrDie(out_), odd);
+}
+
+// FP8 of other makers is a scheme of its own: it is moved, and not mixed.
+TEST_F(SmallModel, Fp8OfOtherMakersPassesThroughWhereNothingElseIsQuantized) {
+  const std::vector<TestTensor> odd = OfDtypes({Dtype::kF8E4M3Fnuz, Dtype::kF8E5M2Fnuz});
+  tensors_.insert(tensors_.end(), odd.begin(), odd.end());
+  WriteSafetensors(in_ + "/model.safetensors", tensors_);
+  EXPECT_EQ(QuantizeCheckpoint(*OpenOrDie(in_), out_, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  QuantizeOptions options;
+  options.rules.fp8 = false;
+  QuantizeOrDie(in_, out_, options);
+  ExpectAsTheyWere(*OpenOrDie(out_), odd);
 }
 
 // A Mamba hybrid's config, as transformers writes it.

@@ -36,11 +36,11 @@ std::string ReadAll(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// "word.word" in `text`, but for names of files and what follows a path or a longer name.
+// "word.word" in `text`, but for names of files and tensors, and what follows a path or a longer name.
 std::set<std::string> DottedWords(const std::string& text) {
   static const std::regex kWord(R"((^|[^\w./-])([a-z][a-z_]*\.[a-z][a-z_0-9]*)(?![\w/.*]))");
-  static const std::set<std::string> kFiles = {"json", "h",    "yaml", "safetensors", "md",
-                                               "py",   "sock", "sh",   "cc",          "proto"};
+  static const std::set<std::string> kFiles = {"json", "h",  "yaml", "safetensors", "md",    "py",
+                                               "sock", "sh", "cc",   "proto",       "weight"};
   std::set<std::string> words;
   for (std::sregex_iterator it(text.begin(), text.end(), kWord), end; it != end; ++it) {
     const std::string word = (*it)[2];

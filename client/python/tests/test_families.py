@@ -23,13 +23,7 @@ transformers.logging.disable_progress_bar()
 # What transformers 5.24 does not load as FP8, or `wsync quantize` leaves in a form of its own.
 NOT_FP8 = {
     "gpt2": "its Conv1D modules are no Linear ones",
-    "granitemoe": "its checkpoints hold stacks of experts",
-    "granitemoehybrid": "its checkpoints hold stacks of experts",
-    "llama4": "its checkpoints hold stacks of experts, transposed",
-    "gpt_oss": "transformers' FP8Experts has no biases",
     "nemotron_h": "transformers' FP8Experts does not know its activation",
-    "qwen3_vl_moe": "its checkpoints hold stacks of experts, transposed",
-    "whisper": "its head is tied under a name of its own",
 }
 
 
