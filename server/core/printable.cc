@@ -50,7 +50,8 @@ std::string EscapeOf(char32_t c) {
   if (c == '\n') return "\\n";
   if (c == '\t') return "\\t";
   if (c == '\r') return "\\r";
-  return absl::StrFormat(c < 0x100 ? "\\x%02x" : "\\u%04x", static_cast<uint32_t>(c));
+  const auto number = static_cast<uint32_t>(c);
+  return c < 0x100 ? absl::StrFormat("\\x%02x", number) : absl::StrFormat("\\u%04x", number);
 }
 
 enum class Keep { kNothing, kLines, kLinesAndColors };

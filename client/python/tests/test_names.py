@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from pathlib import Path
@@ -33,7 +34,7 @@ def registered(module: Any, **options: Any) -> dict[str, Weight]:
 
 def sent(module: Any, copy: Any = "never", adapters: Any = "merged", rename: Any = None) -> tuple[list[Weight], list[Tie]]:
     weights, ties = collect(module, rename, "first", adapters)
-    lend(weights, ties, copy, None)
+    lend(weights, ties, copy, None, contextlib.ExitStack())
     return weights, ties
 
 

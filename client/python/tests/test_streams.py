@@ -280,10 +280,12 @@ def asked_to_the_end(names: tuple[str, ...] = ("a.weight", "b.bias")) -> Iterato
 
 
 def test_a_stream_is_asked_to_its_end_whatever_fails(cluster: Cluster) -> None:
-    sender = Sender(cluster.socket("trainer"), timeout=0.2)
+    absent = Sender(cluster.socket("trainer"), timeout=0.2)
     with asked_to_the_end() as weights, pytest.raises(wsync.AgentUnavailable):
-        sender.send(weights)
+        absent.send(weights)
+    absent.close()
     cluster.start_trainer(coordinator__min_replicas_wait_ms="10s")
+    sender = Sender(cluster.socket("trainer"))
     first = sender.send(gathered(1))  # waits for a replica, which does not come
     with asked_to_the_end() as weights, pytest.raises(wsync.PublishInProgress):
         sender.send(weights)

@@ -30,6 +30,7 @@ from . import publication as _publication
 from . import rollout as _rollout
 from . import trainer as _trainer
 from . import updates as _updates
+from .adapters import Choice as AdapterChoice
 from .arguments import check_choice, check_seconds, whole_number
 from .catalog import Plan, VersionReport
 from .destinations import Destination
@@ -114,6 +115,7 @@ class Trainer(OfOneProcess):
         copy: CopyPolicy = "never",
         cast: Cast | None = None,
         tied: Literal["first", "all"] = "first",
+        adapters: AdapterChoice = "merged",
         modules_to_not_convert: tuple[str, ...] | list[str] = (),
         replace: bool = False,
         timeout: float = 60.0,
@@ -129,6 +131,7 @@ class Trainer(OfOneProcess):
             copy=copy,
             cast=cast,
             tied=tied,
+            adapters=adapters,
             modules_to_not_convert=modules_to_not_convert,
             replace=replace,
             timeout=timeout,

@@ -158,13 +158,12 @@ def _torch_view(tensor: Tensor, name: str) -> View:
         else:
             why, step = f"a tensor of layout {tensor.layout} is not laid out in memory: {error}", "give a dense tensor"
         raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step) from error
-    if address == 0 and tensor.nbytes and (tensor.is_cpu or tensor.is_cuda) and hasattr(tensor, "__tensor_flatten__"):
-        raise MemoryNotShareable(
-            f"{_of(name)}a {type(tensor).__name__} wraps other tensors and has no memory of its own",
-            names=[name] if name else [],
-            next_step="give the tensors inside it, or a plain one (dequantized)",
-        )
     check_readable(tensor, name)
+    if address == 0 and tensor.nbytes and (tensor.is_cpu or tensor.is_cuda):
+        wraps = hasattr(tensor, "__tensor_flatten__")
+        why = f"a {type(tensor).__name__} " + ("wraps other tensors and has no memory of its own" if wraps else "has no memory")
+        step = "give the tensors inside it, or a plain one (dequantized)" if wraps else "give a tensor with values"
+        raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step=step)
     if tensor.is_neg():
         why = "a view whose sign torch turns when it is read: its memory holds the opposite"
         raise MemoryNotShareable(f"{_of(name)}{why}", names=[name] if name else [], next_step="give its resolve_neg()")
