@@ -32,11 +32,11 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   wsync::cli::AddStatus(app);
   wsync::cli::AddVerify(app);
-  wsync::cli::AddUnfence(app);
   wsync::cli::AddPublish(app);
   wsync::cli::AddExport(app);
   wsync::cli::AddQuantize(app);
   wsync::cli::AddPlan(app);
+  wsync::cli::AddUnfence(app);
   wsync::cli::AddConfig(app);
   wsync::cli::AddBench(app);
   wsync::cli::AddDoctor(app);
