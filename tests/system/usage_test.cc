@@ -23,7 +23,7 @@ const std::vector<Wrong>& Table() {
       // commands
       {"staus", {"wsync: there is no command 'staus'; did you mean 'wsync status'?"}},
       {"stat", {"did you mean 'wsync status'?"}},
-      {"frobnicate", {"no command 'frobnicate'", "status, verify, unfence, publish"}},
+      {"frobnicate", {"no command 'frobnicate'", "status, verify, publish"}},
       {"help", {"did you mean 'wsync --help'?"}},
       {"help stauts", {"did you mean 'wsync status --help'?"}},
       {"config", {"wsync config needs a command: show"}},
