@@ -20,37 +20,27 @@ struct EncodeArgs {
   uint32_t* amax;   // by slot, bits of a float
 };
 
-// Not 0: a number in these four bytes may be non-finite.
+// Not 0: a number in these four bytes may be non-finite; it is, where EncodePath is another than kSlowRaw.
 __device__ __forceinline__ uint32_t NonFiniteBits(const EncodeRecord& record, uint32_t bits) {
   return ((bits & record.finite_mask) + record.finite_add) & record.finite_top;
 }
 
-// The same for one number of `all` bits, exactly: whether it is an offender. `rest`: bits of it that are not in `bits`.
-__device__ inline bool IsOffender(const EncodeRecord& record, uint32_t bits, uint32_t all, uint32_t rest = 0) {
-  const uint32_t sum = ((bits & record.finite_mask) + record.finite_add) & all, top = record.finite_top & all;
-  if ((sum & top) == 0) return false;
-  if (record.kind.dtype == Dtype::kF8E8M0) return bits == 0xFF;
-  return !(record.kind.allow_infinities && sum == top && rest == 0);  // `top` alone: the magnitude is infinity's
-}
-
 __device__ inline bool IsNonFinite(const EncodeRecord& record, Word element) {
   const auto* source = reinterpret_cast<const uint8_t*>(record.source) + element * record.kind.element_bytes;
-  const auto* words = reinterpret_cast<const uint32_t*>(source);
   switch (record.kind.element_bytes) {
     case 1:
-      return IsOffender(record, *source, 0xFF);
+      return NonFiniteBits(record, *source) != 0;
     case 2:
-      return IsOffender(record, *reinterpret_cast<const uint16_t*>(source), 0xFFFF);
+      return NonFiniteBits(record, *reinterpret_cast<const uint16_t*>(source)) != 0;
     case 4:
-      return IsOffender(record, words[0], ~0u);
+      return NonFiniteBits(record, *reinterpret_cast<const uint32_t*>(source)) != 0;
     default:
-      if (record.kind.dtype == Dtype::kF64) return IsOffender(record, words[1], ~0u, words[0]);
-      return IsOffender(record, words[0], ~0u) || IsOffender(record, words[1], ~0u);
+      return NonFiniteBits(record, reinterpret_cast<const uint32_t*>(source)[1]) != 0;
   }
 }
 
-// Reports the first number of `count` elements that is not allowed, if there is one. Only called once something may be
-// wrong: it reads memory again.
+// Reports the first non-finite number of `count` elements, if there is one. Only called once something is wrong: it
+// reads memory again.
 __device__ inline void ReportNonFinite(const EncodeArgs& args, const EncodeRecord& record, Word element, Word count) {
   for (Word i = element; i < element + count; ++i) {
     if (!IsNonFinite(record, i)) continue;

@@ -79,8 +79,8 @@ __device__ __forceinline__ Word EncodeTile(const EncodeArgs& args, const EncodeR
 __device__ __forceinline__ Word CopyRaw(const EncodeArgs& args, const EncodeRecord& record, const Chunks& chunks,
                                         const uint4* v) {
   const uint32_t odd_mask = record.finite_mask, odd_add = record.finite_add;
-  const uint32_t even_mask = record.kind.dtype == Dtype::kF64 ? 0 : odd_mask;
-  const uint32_t even_add = record.kind.dtype == Dtype::kF64 ? 0 : odd_add;
+  const uint32_t even_mask = record.kind.element_bytes == 8 ? 0 : odd_mask;
+  const uint32_t even_add = record.kind.element_bytes == 8 ? 0 : odd_add;
   uint4* out = reinterpret_cast<uint4*>(args.wire + record.data_offset) + chunks.first;
   Word offset = DigestOffset(record.first_word + 2 * chunks.first), digest = 0;
   uint32_t carried = 0;

@@ -69,7 +69,8 @@ enum class EncodePath : uint8_t {
   kRaw = 2,      // bytes as they are, rows without gaps or padding; less than 16 bytes at the end are an odd item
   kRows = 3,     // FP8 of 16-bit elements in whole rows; channel granularity
   kSlowFp8 = 4,  // FP8, any dtype, shape and alignment; reads twice, the second time from cache
-  kSlowRaw = 5,  // bytes as they are, rows padded to digest words, any alignment
+  kSlowRaw = 5,  // bytes as they are, rows padded to digest words, any alignment; where infinities are allowed, and
+                 // E8M0 and C64, whatever their alignment
 };
 
 // What the kernel branches on: eight bytes, one load.
@@ -103,8 +104,8 @@ struct alignas(16) EncodeRecord {
   uint32_t piece = 0;
   uint32_t amax_slot = 0;
   uint32_t first_amax_item = 0;
-  // An element may be non-finite only where ((element & mask) + add) & top is not 0; of F64 the upper half decides.
-  // What it is then, IsNonFinite (encode_cuda.cuh) says.
+  // An element is non-finite where ((element & mask) + add) & top is not 0; of F64 the upper half decides. For kSlowRaw
+  // it only may be: quantize_odd_cuda.cu looks closer.
   uint32_t finite_mask = 0;
   uint32_t finite_add = 0;
   uint32_t finite_top = 0;

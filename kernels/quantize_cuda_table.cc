@@ -12,11 +12,22 @@ constexpr int64_t kMaxTileCols = int64_t{1} << 30;  // the kernel counts 16 rows
 
 bool IsHalfWidth(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
 
+bool AllowsInfinities(const EncodePiece& piece) {
+  const bool has_some = piece.dtype != Dtype::kF8E4M3 && piece.dtype != Dtype::kF8E8M0;
+  return !piece.recipe.fp8 && piece.recipe.allow_infinities && has_some;  // asked only where SetFiniteRule knows a rule
+}
+
+// Whether the finite rule alone says that a number is an offender; else each that it suspects is looked at, by
+// kSlowRaw.
+bool RuleIsExact(const EncodePiece& piece) {
+  return !AllowsInfinities(piece) && piece.dtype != Dtype::kF8E8M0 && piece.dtype != Dtype::kC64;
+}
+
 EncodePath PathOf(const EncodePiece& piece) {
   const bool aligned = reinterpret_cast<uintptr_t>(piece.source) % kChunkBytes == 0;
   if (!piece.recipe.fp8) {
     const bool flat = piece.rows == 1 || piece.cols * DtypeBytes(piece.dtype) % 8 == 0;
-    return aligned && flat ? EncodePath::kRaw : EncodePath::kSlowRaw;
+    return aligned && flat && RuleIsExact(piece) ? EncodePath::kRaw : EncodePath::kSlowRaw;
   }
   if (!aligned || !IsHalfWidth(piece.dtype) || piece.cols % kChunkElements != 0 || piece.cols > kMaxTileCols) {
     return EncodePath::kSlowFp8;
@@ -64,10 +75,6 @@ void SetIndices(EncodeRecord& record, const EncodePiece& piece) {
   record.first_element = static_cast<uint64_t>(piece.row_begin * piece.cols);
 }
 
-bool HasInfinities(Dtype dtype) {
-  return dtype != Dtype::kF8E4M3 && dtype != Dtype::kF8E8M0;  // asked only of those that SetFiniteRule knows
-}
-
 int64_t RawBytes(const EncodeRecord& record) { return record.rows * record.cols * record.kind.element_bytes; }
 
 EncodeRecord RecordOf(const EncodePiece& piece) {
@@ -83,7 +90,7 @@ EncodeRecord RecordOf(const EncodePiece& piece) {
   record.kind.scale_format = piece.recipe.scale_format;
   record.kind.preset = piece.recipe.preset;
   record.kind.element_bytes = static_cast<uint8_t>(DtypeBytes(piece.dtype));
-  record.kind.allow_infinities = !piece.recipe.fp8 && piece.recipe.allow_infinities && HasInfinities(piece.dtype);
+  record.kind.allow_infinities = AllowsInfinities(piece);
   record.amax_slot = static_cast<uint32_t>(piece.amax_slot);
   if (record.kind.path == EncodePath::kTile || record.kind.path == EncodePath::kRows) {
     record.row_chunks = static_cast<uint32_t>(record.cols / kChunkElements);

@@ -169,6 +169,30 @@ __device__ inline Word EncodeRows(const EncodeArgs& args, Shared& shared, const 
   return digest;
 }
 
+// Whether a number of `all` bits is an offender, exactly. `rest`: bits of it that are not in `bits`.
+__device__ inline bool IsOffender(const EncodeRecord& record, uint32_t bits, uint32_t all, uint32_t rest = 0) {
+  const uint32_t sum = ((bits & record.finite_mask) + record.finite_add) & all, top = record.finite_top & all;
+  if ((sum & top) == 0) return false;
+  if (record.kind.dtype == Dtype::kF8E8M0) return bits == 0xFF;
+  return !(record.kind.allow_infinities && sum == top && rest == 0);  // `top` alone: the magnitude is infinity's
+}
+
+// The same for element `at` of the eight bytes that `word` holds.
+__device__ inline bool IsOffenderOf(const EncodeRecord& record, Word word, int at) {
+  const auto low = static_cast<uint32_t>(word), high = static_cast<uint32_t>(word >> 32);
+  switch (record.kind.element_bytes) {
+    case 1:
+      return IsOffender(record, static_cast<uint32_t>(word >> (8 * at)) & 0xFF, 0xFF);
+    case 2:
+      return IsOffender(record, static_cast<uint32_t>(word >> (16 * at)) & 0xFFFF, 0xFFFF);
+    case 4:
+      return IsOffender(record, at == 0 ? low : high, ~0u);
+    default:
+      if (record.kind.dtype == Dtype::kF64) return IsOffender(record, high, ~0u, low);
+      return IsOffender(record, low, ~0u) || IsOffender(record, high, ~0u);
+  }
+}
+
 // Words [first, end) of a raw piece, counted over its rows one after the other.
 __device__ inline Word CopyRawWords(const EncodeArgs& args, const EncodeRecord& record, Word first, Word end) {
   const Word row_bytes = static_cast<Word>(record.cols) * record.kind.element_bytes,
@@ -184,7 +208,11 @@ __device__ inline Word CopyRawWords(const EncodeArgs& args, const EncodeRecord& 
     digest += Mix(word + DigestOffset(record.first_word + i));
     const uint32_t low = record.kind.dtype == Dtype::kF64 ? 0 : NonFiniteBits(record, static_cast<uint32_t>(word));
     if ((low | NonFiniteBits(record, static_cast<uint32_t>(word >> 32))) == 0) continue;
-    ReportNonFinite(args, record, at / record.kind.element_bytes, static_cast<Word>(bytes) / record.kind.element_bytes);
+    for (int element = 0; element * record.kind.element_bytes < bytes; ++element) {
+      if (!IsOffenderOf(record, word, element)) continue;
+      atomicMax(args.nonfinite + record.piece, ~(record.first_element + at / record.kind.element_bytes + element));
+      break;
+    }
   }
   return digest;
 }
