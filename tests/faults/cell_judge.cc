@@ -34,7 +34,8 @@ Set OfRolloutAgent(const Cell& cell, const Variant& variant) {
     case Fault::kError:
       if (cell.step == "apply") return {Became::kBySurvivors};
       if (cell.argument == kInternal) return {variant.quorum ? Became::kBySurvivors : Became::kFailed};
-      return lossy ? Set{Became::kByAll, Became::kFailed} : Set{Became::kByAll};
+      if (!lossy) return {Became::kByAll};
+      return variant.quorum ? Set{Became::kByAll, Became::kBySurvivors} : Set{Became::kByAll, Became::kFailed};
     case Fault::kCorrupt:
       if (variant.quorum) return {Became::kBySurvivors};
       return lossy ? Set{Became::kByAll, Became::kFailed} : Set{Became::kByAll};
